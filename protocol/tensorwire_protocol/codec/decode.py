@@ -1,0 +1,416 @@
+"""Frames to typed messages, in plain msgpack."""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+
+from tensorwire_protocol.codec.checks import (
+    NUMBERS,
+    STR_ONLY,
+    byte_string,
+    column,
+    default,
+    integer,
+    optional_integer,
+    optional_string,
+    padded,
+    plain_map,
+    string,
+    tokens_column,
+)
+from tensorwire_protocol.errors import BadMeta, BadTensor, Executed, TensorwireError
+from tensorwire_protocol.frames import SEGMENT_KINDS, Flag, Frame
+from tensorwire_protocol.messages import (
+    Ack,
+    Auth,
+    Cancel,
+    Credit,
+    Data,
+    Drain,
+    End,
+    Event,
+    EventBatch,
+    Failure,
+    Finish,
+    Goaway,
+    Heartbeat,
+    Hello,
+    Kind,
+    Load,
+    Message,
+    Ping,
+    Pong,
+    Request,
+    Result,
+    Resume,
+    Shm,
+    Step,
+    Submit,
+    Welcome,
+)
+from tensorwire_protocol.tensors import TensorSource, unpack_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from tensorwire_protocol.limits import Limits
+
+_EXECUTED = {e.value: e for e in Executed}
+_FINISH = {f.value: f for f in Finish}
+_HARMLESS_BYTES = 512  # so small a meta cannot promise a megabyte
+_PROMISED_BYTES = 1024 * 1024
+_PROMISED_PER_BYTE = 80
+_LONG_HEADERS = (b"\xdc", b"\xdd", b"\xde", b"\xdf")  # arrays and maps of more than 15 items
+_LONG_HEADER = re.compile(rb"[\xdc-\xdf]")
+_U16, _U32 = struct.Struct(">H"), struct.Struct(">I")
+
+
+def decode(frame: Frame, limits: Limits) -> Message:
+    """Return the typed message of a frame of a known kind.
+
+    Raises:
+        BadMeta, BadTensor: the meta is not readable or not of the kind's shape.
+    """
+    meta = None
+    if frame.kind in SEGMENT_KINDS:
+        if frame.aux > limits.segments:
+            raise BadTensor(f"{frame.aux} segments; a message carries at most {limits.segments}")
+        meta = _unpack(frame.meta, limits, TensorSource(frame.segments, limits).ext_hook)
+    elif frame.kind != Kind.DATA:
+        meta = _unpack(frame.meta, limits, _no_ext)
+    return _DECODERS[frame.kind](frame, meta, limits)
+
+
+def _unpack(meta: memoryview, limits: Limits, ext_hook: Callable[[int, bytes], Any]) -> Any:
+    # No container has more items than the meta has bytes.
+    items = min(limits.container_items, len(meta))
+    if len(meta) > _HARMLESS_BYTES:
+        _check_promises(bytes(meta), items)
+    try:
+        return msgpack.unpackb(
+            meta,
+            max_array_len=items,
+            max_map_len=items,
+            object_pairs_hook=_unique_pairs,
+            ext_hook=ext_hook,
+        )
+    except TensorwireError:
+        raise
+    except Exception as error:
+        # msgpack raises a dozen types here; which one is no business of the peer.
+        raise BadMeta("the meta is not one readable msgpack object within the limits") from error
+
+
+def _check_promises(meta: bytes, items: int) -> None:
+    """Refuse a meta whose containers promise far more than came.
+
+    msgpack allocates a container when it reads its header and nests up to 1,024 of them, whatever
+    depth is allowed here: 3 KiB of `dc 10 00` would cost 32 MiB before the depth is looked at.
+    Bytes of texts that look like headers are counted too; almost all of them promise more than
+    `items`, which msgpack refuses by itself, and so count as nothing.
+    """
+    allowance = _PROMISED_BYTES + _PROMISED_PER_BYTE * len(meta)
+    if sum(map(meta.count, _LONG_HEADERS)) * 8 * items <= allowance:
+        return
+    promised = 0
+    for found in _LONG_HEADER.finditer(meta):
+        at = found.start()
+        length = _U16 if meta[at] in (0xDC, 0xDE) else _U32
+        if at + 1 + length.size <= len(meta):
+            (n,) = length.unpack_from(meta, at + 1)
+            promised += 8 * n if n <= items else 0
+        if promised > allowance:
+            raise BadMeta("the meta's containers promise more than came")
+
+
+def _no_ext(code: int, _: bytes) -> Any:
+    raise BadTensor(f"msgpack ext type {code} is not allowed here")
+
+
+def _unique_pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
+    listed = pairs if type(pairs) is list else list(pairs)  # a list from msgpack's C code
+    unique = dict(listed)
+    if len(unique) != len(listed):
+        raise BadMeta("a map has the same key twice")
+    return unique
+
+
+def _numbers(value: Any, name: str, limits: Limits) -> dict[str, Any]:
+    numbers = plain_map(value, name, limits)
+    if not NUMBERS.issuperset(map(type, numbers.values())):
+        raise BadMeta(f"{name} must hold numbers")
+    return numbers
+
+
+def _ids(value: Any, name: str) -> list[int]:
+    packed = byte_string(default(value, b""), name)
+    if len(packed) % 4:
+        raise BadMeta(f"{name} must be 4 bytes for each token")
+    return unpack_ids(packed)
+
+
+def _columns(
+    streams: Any, firsts: Any, counts: Any, tokens: Any, texts: Any
+) -> tuple[list[int], list[int], list[int] | None, list[int], list[str]]:
+    """Return the columns of a batch of events, proven to fit one another."""
+    streams, firsts, tokens = (
+        column(streams, "streams"),
+        column(firsts, "first_indexes"),
+        tokens_column(tokens),
+    )
+    texts = column(texts, "texts", STR_ONLY)
+    counts = None if counts is None else column(counts, "counts")
+    num_tokens = len(streams) if counts is None else sum(counts)
+    if counts is not None and (len(counts) != len(streams) or min(counts, default=0) < 0):
+        raise BadMeta("counts must hold one number >= 0 for each stream")
+    if not len(streams) == len(firsts) == len(texts) or len(tokens) != num_tokens:
+        raise BadMeta("the columns of a batch of events have different lengths")
+    return streams, firsts, counts, tokens, texts
+
+
+def _hello(_: Frame, meta: Any, limits: Limits) -> Hello:
+    version, features, announced, software, auth = padded(meta, 2, 5)
+    return Hello(
+        version=integer(version, "version"),
+        features=tuple(column(features, "features", STR_ONLY)),
+        limits=plain_map(announced, "limits", limits),
+        software=string(default(software, ""), "software"),
+        auth=plain_map(auth, "auth", limits) or None,
+    )
+
+
+def _welcome(_: Frame, meta: Any, limits: Limits) -> Welcome:
+    version, features, announced, software, session, auth = padded(meta, 2, 6)
+    return Welcome(
+        version=integer(version, "version"),
+        features=tuple(column(features, "features", STR_ONLY)),
+        limits=plain_map(announced, "limits", limits),
+        software=string(default(software, ""), "software"),
+        session=byte_string(default(session, b""), "session"),
+        auth=plain_map(auth, "auth", limits) or None,
+    )
+
+
+def _auth(_: Frame, meta: Any, limits: Limits) -> Auth:
+    return Auth(payload=plain_map(padded(meta, 1, 1)[0], "auth", limits))
+
+
+def _ping(_: Frame, meta: Any, limits: Limits) -> Ping:
+    return Ping(payload=byte_string(meta, "ping", 8))
+
+
+def _pong(_: Frame, meta: Any, limits: Limits) -> Pong:
+    return Pong(payload=byte_string(meta, "pong", 8))
+
+
+def _goaway(frame: Frame, meta: Any, limits: Limits) -> Goaway:
+    last, grace, alternatives = padded(meta, 1, 3)
+    return Goaway(
+        code=frame.aux,
+        last_stream=integer(last, "last_stream"),
+        grace_ms=integer(default(grace, 0), "grace_ms"),
+        alternatives=tuple(column(default(alternatives, []), "alternatives", STR_ONLY)),
+    )
+
+
+def _credit(frame: Frame, meta: Any, limits: Limits) -> Credit:
+    return Credit(stream=frame.stream, amount=integer(meta, "credit", 1))
+
+
+def _request(frame: Frame, meta: Any, limits: Limits) -> Request:
+    op, key, model, inputs, params, deadline, credit, priority, trace = padded(meta, 2, 9)
+    return Request(
+        stream=frame.stream,
+        op=string(op, "op"),
+        key=byte_string(key, "key", 16),
+        model=optional_string(model, "model"),
+        inputs=plain_map(inputs, "inputs", limits, arrays=True),
+        params=plain_map(params, "params", limits),
+        deadline_ms=optional_integer(deadline, "deadline_ms"),
+        credit=optional_integer(credit, "credit"),
+        priority=integer(default(priority, 0), "priority", -100, 100),
+        trace=optional_string(trace, "trace"),
+    )
+
+
+def _data(frame: Frame, _: Any, limits: Limits) -> Data:
+    return Data(
+        stream=frame.stream,
+        segment=frame.aux,
+        payload=frame.segments[0],
+        last=bool(frame.flags & Flag.END),
+    )
+
+
+def _cancel(frame: Frame, meta: Any, limits: Limits) -> Cancel:
+    return Cancel(stream=frame.stream, reason=string(padded(meta, 1, 1)[0], "reason"))
+
+
+def _resume(frame: Frame, meta: Any, limits: Limits) -> Resume:
+    key, next_index = padded(meta, 2, 2)
+    return Resume(
+        stream=frame.stream,
+        key=byte_string(key, "key", 16),
+        next_index=integer(next_index, "next_index"),
+    )
+
+
+def _result(frame: Frame, meta: Any, limits: Limits) -> Result:
+    outputs, usage, timings, extra = padded(meta, 1, 4)
+    return Result(
+        stream=frame.stream,
+        outputs=plain_map(outputs, "outputs", limits, arrays=True),
+        usage=_numbers(usage, "usage", limits),
+        timings=_numbers(timings, "timings", limits),
+        extra=plain_map(extra, "extra", limits),
+    )
+
+
+def _event(frame: Frame, meta: Any, limits: Limits) -> Event:
+    index, tokens, text, extra = padded(meta, 3, 4)
+    return Event(
+        stream=frame.stream,
+        index=integer(index, "index"),
+        tokens=tokens_column(tokens),
+        text=string(text, "text"),
+        extra=plain_map(extra, "extra", limits) or None,
+    )
+
+
+def _event_batch(_: Frame, meta: Any, limits: Limits) -> EventBatch:
+    streams, firsts, counts, tokens, texts, extra = padded(meta, 5, 6)
+    streams, firsts, counts, tokens, texts = _columns(streams, firsts, counts, tokens, texts)
+    return EventBatch(
+        streams=streams,
+        first_indexes=firsts,
+        counts=counts,
+        tokens=tokens,
+        texts=texts,
+        extra=plain_map(extra, "extra", limits) or None,
+    )
+
+
+def _failure(frame: Frame, meta: Any, limits: Limits) -> Failure:
+    text, retryable, executed, retry_after, log_id, detail = padded(meta, 3, 6)
+    if type(retryable) is not bool or type(executed) is not str or executed not in _EXECUTED:
+        raise BadMeta("an error must say if it is retryable and was executed (no, maybe, yes)")
+    return Failure(
+        stream=frame.stream,
+        code=frame.aux,
+        message=string(text, "message"),
+        retryable=retryable,
+        executed=_EXECUTED[executed],
+        retry_after_ms=optional_integer(retry_after, "retry_after_ms"),
+        log_id=optional_string(log_id, "log_id"),
+        detail=plain_map(detail, "detail", limits),
+    )
+
+
+def _ack(frame: Frame, meta: Any, limits: Limits) -> Ack:
+    num_tokens, ids = padded(meta, 0, 2)
+    return Ack(
+        stream=frame.stream,
+        prompt_tokens=optional_integer(num_tokens, "prompt_tokens"),
+        prompt_ids=None if ids is None else _ids(ids, "prompt_ids"),
+    )
+
+
+def _end(frame: Frame, meta: Any, limits: Limits) -> End:
+    finish, count, checksum, usage, timings, extra = padded(meta, 3, 6)
+    if type(finish) is not str or finish not in _FINISH:
+        raise BadMeta(f"the finish reason must be one of {', '.join(_FINISH)}")
+    return End(
+        stream=frame.stream,
+        finish=_FINISH[finish],
+        count=integer(count, "count"),
+        checksum=integer(checksum, "checksum"),
+        usage=_numbers(usage, "usage", limits),
+        timings=_numbers(timings, "timings", limits),
+        extra=plain_map(extra, "extra", limits),
+    )
+
+
+def _submit(frame: Frame, meta: Any, limits: Limits) -> Submit:
+    op, key, attempt, model, inputs, params, deadline, priority, so_far = padded(meta, 3, 9)
+    return Submit(
+        stream=frame.stream,
+        op=string(op, "op"),
+        key=byte_string(key, "key", 16),
+        attempt=integer(attempt, "attempt", 1),
+        model=optional_string(model, "model"),
+        inputs=plain_map(inputs, "inputs", limits, arrays=True),
+        params=plain_map(params, "params", limits),
+        deadline_ms=optional_integer(deadline, "deadline_ms"),
+        priority=integer(default(priority, 0), "priority", -100, 100),
+        so_far=_ids(so_far, "so_far"),
+    )
+
+
+def _step(_: Frame, meta: Any, limits: Limits) -> Step:
+    streams, attempts, firsts, counts, tokens, texts, extra = padded(meta, 6, 7)
+    streams, firsts, counts, tokens, texts = _columns(streams, firsts, counts, tokens, texts)
+    if len(column(attempts, "attempts")) != len(streams):
+        raise BadMeta("attempts must hold one number for each stream")
+    return Step(
+        streams=streams,
+        attempts=attempts,
+        first_indexes=firsts,
+        counts=counts,
+        tokens=tokens,
+        texts=texts,
+        extra=plain_map(extra, "extra", limits) or None,
+    )
+
+
+def _heartbeat(_: Frame, meta: Any, limits: Limits) -> Heartbeat:
+    state, steps, load, card, detail = padded(meta, 1, 5)
+    return Heartbeat(
+        state=string(state, "state"),
+        steps=integer(default(steps, 0), "steps"),
+        load=plain_map(load, "load", limits),
+        card=None if card is None else plain_map(card, "card", limits),
+        detail=optional_string(detail, "detail"),
+    )
+
+
+def _drain(_: Frame, meta: Any, limits: Limits) -> Drain:
+    return Drain(grace_ms=integer(padded(meta, 1, 1)[0], "grace_ms"))
+
+
+def _load(_: Frame, meta: Any, limits: Limits) -> Load:
+    return Load(payload=plain_map(padded(meta, 1, 1)[0], "load", limits))
+
+
+def _shm(_: Frame, meta: Any, limits: Limits) -> Shm:
+    return Shm(payload=plain_map(padded(meta, 1, 1)[0], "shm", limits))
+
+
+_DECODERS: dict[int, Callable[[Frame, Any, Limits], Message]] = {
+    Kind.HELLO: _hello,
+    Kind.WELCOME: _welcome,
+    Kind.AUTH: _auth,
+    Kind.PING: _ping,
+    Kind.PONG: _pong,
+    Kind.GOAWAY: _goaway,
+    Kind.CREDIT: _credit,
+    Kind.REQ: _request,
+    Kind.DATA: _data,
+    Kind.CANCEL: _cancel,
+    Kind.RESUME: _resume,
+    Kind.RES: _result,
+    Kind.EVT: _event,
+    Kind.EVB: _event_batch,
+    Kind.ERR: _failure,
+    Kind.ACK: _ack,
+    Kind.END: _end,
+    Kind.SUBMIT: _submit,
+    Kind.STEP: _step,
+    Kind.HEARTBEAT: _heartbeat,
+    Kind.DRAIN: _drain,
+    Kind.LOAD: _load,
+    Kind.SHM: _shm,
+}

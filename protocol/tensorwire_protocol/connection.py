@@ -1,0 +1,523 @@
+"""The state machine of one connection: bytes in, messages out, and the other way round.
+
+It does no I/O and knows no clock: a shell (`transports/`) moves the bytes and tells the time. Both
+directions pass one gate: `_admit` for what the peer sends, `send` for what this side does.
+
+             client side                              server side
+    CONNECTING   preface, HELLO sent        PREFACE   waiting for 8 bytes
+        | WELCOME                               | preface right
+        v                                       v
+      OPEN  <---- requests may be           HANDSHAKE  waiting for HELLO
+        |          sent before WELCOME          | HELLO: WELCOME queued
+        |                                       v
+        |  violation, ERR on stream 0,        OPEN
+        v  close                                v
+     CLOSED                                  CLOSED
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tensorwire_protocol.codec import decode, encode
+from tensorwire_protocol.errors import (
+    BadFraming,
+    BadPreface,
+    BadVersion,
+    Busy,
+    ConnectionFailed,
+    ConnectionLost,
+    Executed,
+    Flood,
+    HandshakeTimeout,
+    OutputTooLarge,
+    PeerSilent,
+    RequestRefused,
+    SequenceError,
+    TensorwireError,
+    TooLarge,
+    UnknownKind,
+    Unsupported,
+)
+from tensorwire_protocol.frames import (
+    FIRST_OPTIONAL_KIND,
+    HEADER,
+    HEADER_BYTES,
+    PREFACE,
+    Flag,
+    Frame,
+    FrameDecoder,
+)
+from tensorwire_protocol.limits import CLIENT_LINK, MIN_FRAME_BYTES, WORKER_LINK, Limits
+from tensorwire_protocol.messages import (
+    TERMINAL,
+    Ack,
+    Cancel,
+    End,
+    Event,
+    EventBatch,
+    Failure,
+    Goaway,
+    Hello,
+    Kind,
+    Message,
+    Ping,
+    Pong,
+    Request,
+    Result,
+    Step,
+    Submit,
+    Welcome,
+)
+from tensorwire_protocol.roles import ACCEPTS, OPENERS, PEER, Role, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+VERSION = 1
+NOT_OURS = b"tensorwire: this port speaks the Tensorwire protocol, version 1, not what was sent\n"
+# A peer with this feature reads only while one of its callers waits, so silence proves nothing.
+FEATURE_PASSIVE = "passive"
+
+_OPENINGS = frozenset({Kind.REQ, Kind.SUBMIT})
+_NOT_BUILT = frozenset({Kind.DATA, Kind.AUTH, Kind.RESUME, Kind.LOAD, Kind.SHM})
+# These speak of the connection, so their stream is 0.
+_STREAMLESS = frozenset(
+    {
+        Kind.HELLO, Kind.WELCOME, Kind.AUTH, Kind.PING, Kind.PONG, Kind.GOAWAY, Kind.EVB,
+        Kind.STEP, Kind.HEARTBEAT, Kind.DRAIN, Kind.LOAD, Kind.SHM,
+    }
+)  # fmt: skip
+_JOIN_BYTES = 128 * 1024  # frames up to this size are joined into one write
+
+
+class Connection:
+    """One end of a connection.
+
+    Args:
+        role: which end of which link.
+        limits: what this side accepts; the server side announces them.
+        scratch: receive memory that all connections of one thread may share.
+        software, features, session: what HELLO or WELCOME says of this side.
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        *,
+        limits: Limits | None = None,
+        scratch: memoryview | None = None,
+        software: str = "",
+        features: Iterable[str] = (),
+        session: bytes = b"",
+    ) -> None:
+        on_worker_link = role in (Role.DISPATCHER, Role.WORKER)
+        self.role = role
+        self.limits = limits or (WORKER_LINK if on_worker_link else CLIENT_LINK)
+        self.peer_limits = WORKER_LINK if on_worker_link else CLIENT_LINK
+        self.state = State.CONNECTING if role in OPENERS else State.PREFACE
+        self.error: TensorwireError | None = None  # why it was closed, when a side did wrong
+        self.peer_features: tuple[str, ...] = ()
+        self.peer_software = ""
+        self.last_stream = 0  # highest stream opened by the client side
+        self.peer_is_leaving = False  # GOAWAY was received
+        self._is_opener = role in OPENERS
+        self._accepts, self._may_send = ACCEPTS[role], ACCEPTS[PEER[role]]
+        self._software, self._features, self._session = software, tuple(features), session
+        self._decoder = FrameDecoder(
+            max_frame_bytes=min(self.limits.frame_bytes, self.limits.preauth_bytes)
+            if role not in OPENERS
+            else self.limits.frame_bytes,
+            max_segments=self.limits.segments,
+            scratch=scratch,
+        )
+        self._welcome_bytes = self._surely_welcome_bytes()
+        self._preface_seen = 0
+        self._next_index: dict[int, int] = {}  # of each open stream
+        self._out: list[bytes | memoryview] = []
+        self._held: list[bytes | memoryview] = []  # was sent before WELCOME
+        self._out_bytes = 0
+        self._born: float | None = None
+        self._heard = 0.0
+        self._pinged = 0.0
+        self._pings_allowed = float(self.limits.ping_burst)
+        self._ping_heard = 0.0
+        if self._is_opener:
+            self._queue([PREFACE])
+            self._emit(
+                Hello(
+                    version=VERSION,
+                    features=self._features,
+                    limits=self.limits.differing_from(self.peer_limits),
+                    software=software,
+                )
+            )
+
+    # -- what the driver asks -----------------------------------------------------------------
+
+    @property
+    def num_streams(self) -> int:
+        """How many streams are open."""
+        return len(self._next_index)
+
+    @property
+    def is_closed(self) -> bool:
+        """Say if nothing more may be sent or received."""
+        return self.state is State.CLOSED
+
+    @property
+    def is_mid_frame(self) -> bool:
+        """Say if the peer stopped inside a frame."""
+        return self._decoder.is_mid_frame
+
+    @property
+    def pending_bytes(self) -> int:
+        """How many bytes wait in `take_output`."""
+        return self._out_bytes
+
+    def is_open(self, stream: int) -> bool:
+        """Say if `stream` has begun and not ended."""
+        return stream in self._next_index
+
+    def open_streams(self) -> list[int]:
+        """Return the streams that have begun and not ended."""
+        return list(self._next_index)
+
+    # -- bytes in -----------------------------------------------------------------------------
+
+    def get_buffer(self) -> memoryview:
+        """Return memory for the next bytes from the peer."""
+        return self._decoder.get_buffer()
+
+    def received(self, num_bytes: int, now: float) -> list[Message]:
+        """Take `num_bytes` that were read into `get_buffer()`; return what they completed.
+
+        After a violation the list ends with what came before it, `is_closed` is true, `error`
+        says why, and `take_output` holds the last words for the peer. Messages may refer to
+        receive memory only through arrays, and those own their memory.
+        """
+        self._heard = now
+        messages: list[Message] = []
+        if self.is_closed:
+            return messages
+        self._decoder.received(num_bytes)
+        try:
+            if self.state is State.PREFACE:
+                self._take_preface()
+            while self.state not in (State.PREFACE, State.CLOSED):
+                frame = self._decoder.next_frame()
+                if frame is None:
+                    break
+                message = self._admit(frame, now)
+                if message is not None:
+                    messages.append(message)
+        except ConnectionFailed as error:
+            self.fail(error)
+        return messages
+
+    def feed(self, data: bytes, now: float = 0.0) -> list[Message]:
+        """Take bytes of any length, as `received` does; for tests and simple drivers."""
+        messages: list[Message] = []
+        view = memoryview(data)
+        while len(view) and not self.is_closed:
+            buffer = self.get_buffer()
+            part = view[: len(buffer)]
+            buffer[: len(part)] = part
+            messages += self.received(len(part), now)
+            view = view[len(part) :]
+        return messages
+
+    def _take_preface(self) -> None:
+        got = self._decoder.take(len(PREFACE) - self._preface_seen)
+        expected = PREFACE[self._preface_seen : self._preface_seen + len(got)]
+        if got != expected:
+            # Whatever speaks here is not ours: no frame would mean anything to it.
+            self._out.clear()
+            self._queue([NOT_OURS])
+            self.state = State.CLOSED
+            self.error = BadPreface("the first bytes are not the Tensorwire preface")
+            return
+        self._preface_seen += len(got)
+        if self._preface_seen == len(PREFACE):
+            self.state = State.HANDSHAKE
+
+    def _admit(self, frame: Frame, now: float) -> Message | None:
+        """The gate for everything the peer sends."""
+        kind = frame.kind
+        if kind not in self._accepts:
+            if kind >= FIRST_OPTIONAL_KIND and self.state is State.OPEN:
+                return None
+            raise UnknownKind(f"frames of kind {kind:#04x} are not accepted on this link (now)")
+        if frame.stream and kind in _STREAMLESS:
+            raise BadFraming(f"{Kind(kind).name} came on stream {frame.stream}; it belongs on 0")
+        if self.state is State.OPEN and kind in _OPENINGS:
+            return self._admit_opening(frame)
+        if len(frame.meta) > self._meta_limit():
+            raise BadFraming(f"a meta has {len(frame.meta)} bytes, {self._meta_limit()} allowed")
+        if self.state is not State.OPEN:
+            return self._admit_greeting(frame)
+        if kind in _NOT_BUILT:
+            raise UnknownKind(f"{Kind(kind).name} was not negotiated on this connection")
+        message = self._decode(frame)
+        return self._note(message, now)
+
+    def _meta_limit(self) -> int:
+        limits = self.limits
+        return limits.server_meta_bytes if self._is_opener else limits.client_meta_bytes
+
+    def _decode(self, frame: Frame) -> Message:
+        try:
+            return decode(frame, self.limits)
+        except RequestRefused as error:
+            raise BadFraming(f"{Kind(frame.kind).name}: {error.message}") from error
+
+    def _admit_greeting(self, frame: Frame) -> Message | None:
+        expected = Kind.WELCOME if self._is_opener else Kind.HELLO
+        if frame.kind == Kind.ERR and frame.stream == 0:
+            return self._note(self._decode(frame), 0.0)
+        if frame.kind != expected:
+            raise SequenceError(f"{Kind(frame.kind).name} came before {expected.name}")
+        greeting = self._decode(frame)
+        assert isinstance(greeting, Hello | Welcome)
+        if greeting.version != VERSION:
+            raise BadVersion(f"the peer speaks version {greeting.version}, this side {VERSION}")
+        self.peer_features, self.peer_software = greeting.features, greeting.software
+        self.peer_limits = self.peer_limits.announced(dict(greeting.limits))
+        self._welcome_bytes = self._surely_welcome_bytes()
+        if min(self.peer_limits.frame_bytes, self._peer_meta_bytes()) < MIN_FRAME_BYTES:
+            raise BadFraming(f"the peer must accept frames and metas of {MIN_FRAME_BYTES} bytes")
+        self.state = State.OPEN
+        self._decoder.max_frame_bytes = self.limits.frame_bytes
+        if isinstance(greeting, Hello):
+            both = tuple(f for f in greeting.features if f in self._features)
+            self._emit(
+                Welcome(
+                    version=VERSION,
+                    features=both,
+                    limits=self.limits.to_wire(),
+                    software=self._software,
+                    session=self._session,
+                )
+            )
+            self._queue(self._held)
+            self._held = []
+        return greeting
+
+    def _admit_opening(self, frame: Frame) -> Message | None:
+        """Take a REQ or SUBMIT: what is wrong inside it fails that request alone."""
+        stream = frame.stream
+        if stream <= self.last_stream:
+            raise SequenceError(f"stream {stream} was opened after stream {self.last_stream}")
+        self.last_stream = stream
+        self._next_index[stream] = 0
+        try:
+            if len(self._next_index) > self.limits.streams:
+                raise Busy(f"{self.limits.streams} streams are open on this connection; wait")
+            if frame.flags & Flag.BODY:
+                raise Unsupported("bodies in DATA frames were not negotiated")
+            if len(frame.meta) > self._meta_limit():
+                raise TooLarge(
+                    f"the meta has {len(frame.meta)} bytes; at most {self._meta_limit()} are"
+                    " accepted"
+                )
+            return decode(frame, self.limits)
+        except (RequestRefused, Busy) as error:
+            self.send(Failure.of(stream, error))
+            return None
+
+    def _note(self, message: Message, now: float) -> Message | None:
+        """Keep the books for a message of an open connection."""
+        if isinstance(message, Event):
+            self._advance(message.stream, message.index, len(message.tokens))
+        elif isinstance(message, EventBatch):
+            counts = message.counts
+            for i, stream in enumerate(message.streams):
+                self._advance(stream, message.first_indexes[i], 1 if counts is None else counts[i])
+        elif isinstance(message, TERMINAL):
+            return self._note_terminal(message)
+        elif isinstance(message, Ack):
+            if message.stream not in self._next_index and self.role is Role.CLIENT:
+                raise SequenceError(f"ACK for stream {message.stream}, which is not open")
+        elif isinstance(message, Cancel):
+            return message if message.stream in self._next_index else None
+        elif isinstance(message, Ping):
+            self._answer_ping(message, now)
+            return None
+        elif isinstance(message, Pong):
+            return None
+        elif isinstance(message, Goaway):
+            self.peer_is_leaving = True
+        elif isinstance(message, (Hello, Welcome)):
+            raise SequenceError(f"{message.KIND.name} came a second time")
+        return message
+
+    def _advance(self, stream: int, index: int, count: int) -> None:
+        expected = self._next_index.get(stream)
+        if expected is None:
+            raise SequenceError(f"an event for stream {stream}, which is not open")
+        if index != expected:
+            raise SequenceError(f"stream {stream} went on at token {index}, not {expected}")
+        self._next_index[stream] = index + count
+
+    def _note_terminal(self, message: End | Result | Failure) -> Message | None:
+        stream = message.stream
+        if isinstance(message, Failure) and stream == 0:
+            self.state, self.error = State.CLOSED, message.to_error()
+            return message
+        if not self._is_opener:
+            raise SequenceError(f"ERR for stream {stream} came from the side that asks")
+        expected = self._next_index.pop(stream, None)
+        if expected is None:
+            if self.role is Role.DISPATCHER:
+                return None  # of an attempt that was given up
+            raise SequenceError(f"stream {stream} ended, but it is not open")
+        if self.role is Role.CLIENT and isinstance(message, End) and message.count != expected:
+            raise SequenceError(
+                f"stream {stream} ended after {message.count} tokens, {expected} came"
+            )
+        return message
+
+    def _answer_ping(self, ping: Ping, now: float) -> None:
+        limits = self.limits
+        earned = (now - self._ping_heard) / limits.ping_interval_s
+        self._pings_allowed = min(self._pings_allowed + earned, limits.ping_burst)
+        self._ping_heard = now
+        if self._pings_allowed < 1:
+            raise Flood("PING came more often than once a second")
+        self._pings_allowed -= 1
+        self._emit(Pong(payload=ping.payload))
+
+    # -- messages out -------------------------------------------------------------------------
+
+    def next_stream(self) -> int:
+        """Return the id for the next request of this side."""
+        return self.last_stream + 1
+
+    def send(self, message: Message) -> None:
+        """Queue a message; the one gate for everything this side sends.
+
+        Raises:
+            TensorwireError: the connection is closed; `error` where that says why.
+            TooLarge, OutputTooLarge: the peer would not accept the message; nothing changed.
+            BadTensor, BadMeta: the message cannot be sent; nothing changed.
+        """
+        if self.state is State.CLOSED:
+            raise self.error or ConnectionLost("the connection is closed", executed=Executed.NO)
+        if message.KIND not in self._may_send:
+            raise AssertionError(f"{self.role.value} may not send {message.KIND.name}")
+        buffers = encode(message, self.limits)
+        size = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
+        if size > self._welcome_bytes:
+            self._check_size(message, buffers[0], size - HEADER_BYTES)
+        if isinstance(message, (Request, Submit)):
+            self._note_opening(message)
+        elif isinstance(message, TERMINAL) and message.stream:
+            self._note_ending(message.stream)
+        if self.state is not State.OPEN and not self._is_opener:
+            self._held += buffers  # a GOAWAY during the handshake: WELCOME has to come first
+            return
+        self._out += buffers
+        self._out_bytes += size
+
+    def _peer_meta_bytes(self) -> int:
+        limits = self.peer_limits
+        return limits.client_meta_bytes if self._is_opener else limits.server_meta_bytes
+
+    def _surely_welcome_bytes(self) -> int:
+        """Return up to which size no frame can break any limit of the peer."""
+        limits = self.peer_limits
+        return min(limits.frame_bytes, self._peer_meta_bytes(), limits.container_items)
+
+    def _check_size(self, message: Message, head: bytes | memoryview, body_bytes: int) -> None:
+        # The peer would cut the connection, and every other stream on it, for one frame of ours.
+        refusal = TooLarge if self._is_opener else OutputTooLarge
+        limits = self.peer_limits
+        if body_bytes > limits.frame_bytes:
+            raise refusal(
+                f"the message has {body_bytes} bytes; the peer accepts {limits.frame_bytes}"
+            )
+        meta_bytes = HEADER.unpack_from(head)[5]
+        if meta_bytes > self._peer_meta_bytes():
+            raise refusal(
+                f"the message's text and options have {meta_bytes} bytes beside its arrays; the"
+                f" peer accepts {self._peer_meta_bytes()}"
+            )
+        if (
+            isinstance(message, Event | EventBatch | Step)
+            and len(message.tokens) > limits.container_items
+        ):
+            raise refusal(
+                f"{len(message.tokens)} tokens in one event; the peer accepts"
+                f" {limits.container_items}"
+            )
+
+    def _note_ending(self, stream: int) -> None:
+        if self._next_index.pop(stream, None) is None:
+            raise AssertionError(f"stream {stream} ends, but it is not open")
+
+    def _note_opening(self, message: Request | Submit) -> None:
+        if message.stream <= self.last_stream:
+            raise AssertionError("stream ids must rise")
+        self.last_stream = message.stream
+        so_far = len(message.so_far) if isinstance(message, Submit) else 0
+        self._next_index[message.stream] = so_far
+
+    def fail(self, error: TensorwireError) -> None:
+        """Close the connection; the peer is told why in one ERR frame."""
+        if self.state is State.CLOSED:
+            return
+        self._emit(Failure.of(0, error))
+        self.state, self.error = State.CLOSED, error
+        self._decoder.clear()  # or its last buffer, filled up, would have no room for a next read
+
+    def close(self) -> None:
+        """Close from this side without a word; what is queued may still be sent."""
+        self.state = State.CLOSED
+
+    def _emit(self, message: Message) -> None:
+        self._queue(encode(message, self.limits))
+
+    def _queue(self, buffers: list[Any]) -> None:
+        self._out += buffers
+        self._out_bytes += sum(map(len, buffers))
+
+    def take_output(self) -> list[bytes | memoryview]:
+        """Return what is to be written, in order, small frames joined; the queue is empty then."""
+        out, self._out, self._out_bytes = self._out, [], 0
+        if len(out) <= 1:
+            return out
+        joined: list[bytes | memoryview] = []
+        run: list[bytes | memoryview] = []
+        for buffer in out:
+            if len(buffer) <= _JOIN_BYTES:
+                run.append(buffer)
+                continue
+            if run:
+                joined.append(b"".join(run))
+                run = []
+            joined.append(buffer)
+        if run:
+            joined.append(b"".join(run))
+        return joined
+
+    # -- time ---------------------------------------------------------------------------------
+
+    def on_timer(self, now: float) -> None:
+        """Let time pass: handshake deadline, PING after silence, end after longer silence."""
+        if self._born is None:
+            self._born = self._heard = now
+        if self.state is State.CLOSED:
+            return
+        limits = self.limits
+        if self.state is not State.OPEN:
+            if now - self._born >= limits.handshake_s:
+                self.fail(HandshakeTimeout(f"no greeting within {limits.handshake_s:g} s"))
+            return
+        if FEATURE_PASSIVE in self.peer_features:
+            return
+        silent_s = now - self._heard
+        if silent_s >= limits.dead_after_s:
+            self.fail(PeerSilent(f"nothing was heard for {silent_s:.0f} s"))
+        elif silent_s >= limits.ping_after_s and now - self._pinged >= limits.ping_after_s:
+            self._pinged = now
+            self._emit(Ping())

@@ -1,0 +1,72 @@
+"""Every bound of the wire in one table; WELCOME announces what the server enforces."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+KIB = 1024
+MIB = 1024 * KIB
+MIN_FRAME_BYTES = 4 * KIB  # whatever a side announces: its ERR and WELCOME must always fit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one side accepts. SPEC.md section "Limits" is this table."""
+
+    frame_bytes: int = MIB + 64 * KIB  # body of one frame
+    client_meta_bytes: int = 16 * KIB  # meta of a frame from a client
+    server_meta_bytes: int = 256 * KIB  # meta of a frame from a server or on a worker link
+    preauth_bytes: int = 4 * KIB  # everything a peer may send before its HELLO is accepted
+    preauth_frames: int = 4
+    meta_depth: int = 16
+    container_items: int = 4096
+    key_bytes: int = 64  # of one key in a map
+    segments: int = 64
+    inline_bytes: int = KIB  # a tensor this small may sit in the meta
+    tensor_dims: int = 16
+    streams: int = 512  # open at once on one connection
+    handshake_s: float = 5.0
+    ping_after_s: float = 20.0  # of silence
+    dead_after_s: float = 60.0  # of silence
+    ping_interval_s: float = 1.0  # a peer that pings more often (with a burst) is cut
+    ping_burst: int = 8
+    send_high_water_bytes: int = 256 * KIB  # events merge above this
+    send_hard_bytes: int = 4 * MIB  # the connection is closed above this
+
+    def to_wire(self) -> dict[str, int | float]:
+        """Return the table as WELCOME carries it."""
+        return asdict(self)
+
+    def differing_from(self, other: Limits) -> dict[str, int | float]:
+        """Return what of the table is not as in `other`: HELLO announces only that."""
+        theirs = asdict(other)
+        return {name: value for name, value in asdict(self).items() if value != theirs[name]}
+
+    def announced(self, wire: dict[str, Any]) -> Limits:
+        """Return these limits with a peer's announced values put in.
+
+        Unknown names are skipped, and so are values that are not finite numbers >= 0; where a whole
+        number is needed, only a whole number counts.
+        """
+        types = {f.name: (int,) if type(f.default) is int else (int, float) for f in fields(Limits)}
+        numbers = {
+            name: value
+            for name, value in wire.items()
+            if type(value) in types.get(name, ()) and 0 <= value < math.inf
+        }
+        return Limits(**{**asdict(self), **numbers})
+
+
+CLIENT_LINK = Limits()
+# A replica carries what many client connections bring: the bounds on streams and metas are wider,
+# and nobody else can reach the link.
+WORKER_LINK = Limits(
+    client_meta_bytes=MIB,
+    server_meta_bytes=MIB,
+    container_items=65536,
+    preauth_bytes=64 * KIB,
+    streams=8192,
+    send_hard_bytes=64 * MIB,
+)

@@ -1,0 +1,45 @@
+"""Which end of which link may send what, and the states of a connection."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from tensorwire_protocol.messages import Kind
+
+
+class Role(Enum):
+    """Which end of which link this is."""
+
+    CLIENT = "client"
+    SERVER = "server"  # a gateway towards its clients
+    DISPATCHER = "dispatcher"  # a gateway towards a worker
+    WORKER = "worker"
+
+
+class State(Enum):
+    """Where the connection is in its life."""
+
+    PREFACE = "preface"
+    HANDSHAKE = "handshake"
+    CONNECTING = "connecting"
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+_BOTH = {Kind.AUTH, Kind.PING, Kind.PONG, Kind.GOAWAY, Kind.ERR, Kind.DATA}
+_ANSWERS = {Kind.WELCOME, Kind.ACK, Kind.RES, Kind.END}
+ACCEPTS: dict[Role, frozenset[int]] = {
+    Role.CLIENT: frozenset(_BOTH | _ANSWERS | {Kind.CREDIT, Kind.EVT, Kind.EVB}),
+    Role.SERVER: frozenset(_BOTH | {Kind.HELLO, Kind.CREDIT, Kind.REQ, Kind.CANCEL, Kind.RESUME}),
+    Role.DISPATCHER: frozenset(_BOTH | _ANSWERS | {Kind.STEP, Kind.HEARTBEAT}),
+    Role.WORKER: frozenset(
+        _BOTH | {Kind.HELLO, Kind.SUBMIT, Kind.CANCEL, Kind.DRAIN, Kind.LOAD, Kind.SHM}
+    ),
+}
+PEER = {
+    Role.CLIENT: Role.SERVER,
+    Role.SERVER: Role.CLIENT,
+    Role.DISPATCHER: Role.WORKER,
+    Role.WORKER: Role.DISPATCHER,
+}
+OPENERS = frozenset({Role.CLIENT, Role.DISPATCHER})  # the side that connects and asks

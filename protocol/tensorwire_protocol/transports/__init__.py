@@ -1,0 +1,1 @@
+"""The two shells that move a connection's bytes: asyncio and a blocking socket."""

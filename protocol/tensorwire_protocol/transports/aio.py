@@ -1,0 +1,173 @@
+"""A connection on an asyncio event loop (uvloop or the standard one)."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING, Protocol, cast
+
+from tensorwire_protocol.errors import ConnectionLost, SlowConsumer, TensorwireError
+from tensorwire_protocol.frames import SCRATCH_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tensorwire_protocol.connection import Connection
+    from tensorwire_protocol.messages import Message
+
+_CLOSE_PATIENCE_S = 5.0  # for the last words to a peer that does not read
+_thread = threading.local()
+
+
+def shared_scratch() -> memoryview:
+    """Return this thread's receive buffer, which all its connections share.
+
+    A loop reads into the buffer and has it parsed before it turns to another connection, so
+    that ten thousand idle ones need one buffer between them.
+    """
+    scratch: memoryview | None = getattr(_thread, "scratch", None)
+    if scratch is None:
+        scratch = _thread.scratch = memoryview(bytearray(SCRATCH_BYTES))
+    return scratch
+
+
+class Driver(Protocol):
+    """What stands on top of a transport. All calls come from the event loop."""
+
+    def on_messages(self, messages: Sequence[Message]) -> None:
+        """Take what one read completed."""
+
+    def on_writable(self) -> None:
+        """The peer reads again: what was held back may be sent."""
+
+    def on_lost(self, error: TensorwireError | None) -> None:
+        """Nothing comes or goes any more; None after an orderly end without open streams."""
+
+
+class AioTransport(asyncio.BufferedProtocol):
+    """Moves bytes between a socket and a `Connection`; one flush per turn of the loop."""
+
+    def __init__(self, connection: Connection, driver: Driver) -> None:
+        self.connection = connection
+        self.is_paused = False  # the peer does not read; unsent bytes are above the high water
+        self._driver = driver
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._flush_is_due = False
+        self._lost = False
+        self._abort_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def peername(self) -> str:
+        """The peer's address, for logs."""
+        name = self._transport.get_extra_info("peername") if self._transport else None
+        return ":".join(map(str, name[:2])) if isinstance(name, tuple) else str(name or "local")
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes that are queued here or in the event loop."""
+        waiting = self._transport.get_write_buffer_size() if self._transport else 0
+        return waiting + self.connection.pending_bytes
+
+    # -- asyncio's side -----------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take over the socket."""
+        self._transport = cast("asyncio.Transport", transport)
+        high = self.connection.limits.send_high_water_bytes
+        self._transport.set_write_buffer_limits(high=high, low=high // 4)
+        self.connection.on_timer(self._loop.time())
+        self.flush()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Return where the next bytes go."""
+        return self.connection.get_buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what was read."""
+        messages = self.connection.received(nbytes, self._loop.time())
+        if messages:
+            self._driver.on_messages(messages)
+        if self.connection.pending_bytes or self.connection.is_closed:
+            self._schedule_flush()
+
+    def pause_writing(self) -> None:
+        """The loop holds more unsent bytes than the high-water mark."""
+        self.is_paused = True
+
+    def resume_writing(self) -> None:
+        """The loop's unsent bytes fell below the low-water mark."""
+        self.is_paused = False
+        self._driver.on_writable()
+
+    def eof_received(self) -> bool:
+        """The peer sends nothing more: without it no stream can go on."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The socket is gone."""
+        if self._lost:
+            return
+        self._lost = True
+        if self._abort_timer is not None:  # it would keep every closed connection for 5 s
+            self._abort_timer.cancel()
+        connection = self.connection
+        error: TensorwireError | None = connection.error
+        was_mid_frame = connection.is_mid_frame
+        if error is None and (exc or was_mid_frame or connection.num_streams):
+            where = " in the middle of a frame" if was_mid_frame else ""
+            error = ConnectionLost(f"the connection was lost{where}")
+        connection.close()
+        self._driver.on_lost(error)
+
+    # -- the driver's side --------------------------------------------------------------------
+
+    def send(self, message: Message) -> None:
+        """Queue a message; it leaves at the end of this turn of the loop.
+
+        Raises:
+            TensorwireError: as `Connection.send`.
+        """
+        self.connection.send(message)
+        self._schedule_flush()
+
+    def _schedule_flush(self) -> None:
+        if not self._flush_is_due:
+            self._flush_is_due = True
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Hand all queued bytes to the loop; close the socket if the connection has ended."""
+        self._flush_is_due = False
+        if self._transport is None or self._lost:
+            return
+        output = self.connection.take_output()
+        if len(output) == 1:
+            self._transport.write(output[0])
+        elif output:
+            self._transport.writelines(output)
+        if self.connection.is_closed:
+            self._close_socket()
+        elif self.unsent_bytes > self.connection.limits.send_hard_bytes:
+            # close() would keep every unsent byte in memory until the peer reads; abort frees them.
+            limit = self.connection.limits.send_hard_bytes
+            self.connection.fail(SlowConsumer(f"the peer left more than {limit} bytes unread"))
+            self._transport.abort()
+
+    def _close_socket(self) -> None:
+        assert self._transport is not None
+        if self._transport.is_closing():
+            return
+        self._transport.close()
+        self._abort_timer = self._loop.call_later(_CLOSE_PATIENCE_S, self._transport.abort)
+
+    def close(self) -> None:
+        """End the connection; what was sent before still leaves."""
+        self.connection.close()
+        self.flush()
+
+    def on_timer(self) -> None:
+        """Let time pass; the owner calls this about once a second."""
+        self.connection.on_timer(self._loop.time())
+        if self.connection.pending_bytes or self.connection.is_closed:
+            self._schedule_flush()

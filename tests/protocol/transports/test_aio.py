@@ -1,0 +1,388 @@
+"""The asyncio transport, on the standard loop and on uvloop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from protocol.samples import cut, end, event, plain, request, wire
+from protocol.transports.driving import PATIENCE_S, Recorder
+from tensorwire_protocol.codec import decode
+from tensorwire_protocol.connection import NOT_OURS, Connection
+from tensorwire_protocol.errors import (
+    BadPreface,
+    ConnectionLost,
+    FrameTooLarge,
+    HandshakeTimeout,
+    SequenceError,
+    SlowConsumer,
+)
+from tensorwire_protocol.frames import HEADER, PREFACE
+from tensorwire_protocol.limits import CLIENT_LINK, Limits
+from tensorwire_protocol.messages import (
+    Failure,
+    Hello,
+    Kind,
+    Message,
+    Ping,
+    Pong,
+    Request,
+    Result,
+    Welcome,
+)
+from tensorwire_protocol.roles import Role
+from tensorwire_protocol.transports.aio import AioTransport, shared_scratch
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
+
+    Test = Callable[[], Coroutine[Any, Any, None]]
+    Run = Callable[[Test], None]
+
+GREETING = PREFACE + wire(Hello())
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Run:
+    """Run a coroutine on one kind of loop; errors that the loop would only log fail the test."""
+    factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.SelectorEventLoop
+    if request.param == "uvloop":
+        factory = pytest.importorskip("uvloop").new_event_loop
+
+    def run_on_loop(test: Test) -> None:
+        unhandled: list[dict[str, Any]] = []
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.get_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+            runner.run(test())
+        assert unhandled == []
+
+    return run_on_loop
+
+
+async def attach(
+    role: Role, sock: socket.socket, limits: Limits | None = None
+) -> tuple[AioTransport, Recorder]:
+    recorder = Recorder()
+    connection = Connection(role, limits=limits, scratch=shared_scratch())
+    _, transport = await asyncio.get_running_loop().create_connection(
+        lambda: AioTransport(connection, recorder), sock=sock
+    )
+    return transport, recorder
+
+
+@contextlib.asynccontextmanager
+async def server_and_socket(
+    limits: Limits | None = None,
+) -> AsyncIterator[tuple[AioTransport, Recorder, socket.socket]]:
+    """Yield a server's transport and, as its client, a bare socket."""
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    far.setblocking(False)
+    transport, recorder = await attach(Role.SERVER, near, limits)
+    try:
+        yield transport, recorder, far
+    finally:
+        far.close()
+        transport.close()
+        await recorder.until_lost()
+
+
+@contextlib.asynccontextmanager
+async def two_ends() -> AsyncIterator[tuple[AioTransport, Recorder, AioTransport, Recorder]]:
+    near, far = socket.socketpair()
+    server, on_server = await attach(Role.SERVER, far)
+    client, on_client = await attach(Role.CLIENT, near)
+    try:
+        yield client, on_client, server, on_server
+    finally:
+        client.close()
+        await on_client.until_lost()
+        await on_server.until_lost()
+
+
+async def push(sock: socket.socket, data: bytes) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        await asyncio.get_running_loop().sock_sendall(sock, data)
+
+
+async def pull_all(sock: socket.socket) -> bytes:
+    """Return everything until the peer closes."""
+    data = b""
+    async with asyncio.timeout(PATIENCE_S):
+        while chunk := await asyncio.get_running_loop().sock_recv(sock, 65536):
+            data += chunk
+    return data
+
+
+async def pull_messages(sock: socket.socket, count: int) -> list[Message]:
+    data = b""
+    async with asyncio.timeout(PATIENCE_S):
+        while len(frames := cut(data)) < count:
+            data += await asyncio.get_running_loop().sock_recv(sock, 65536)
+    return [decode(frame, CLIENT_LINK) for frame in frames]
+
+
+def test_two_ends_greet_ask_and_answer(run: Run) -> None:
+    async def test() -> None:
+        async with two_ends() as (client, on_client, server, on_server):
+            array = np.arange(200_000, dtype=np.int32)
+            client.send(request(1, inputs={"x": array}))
+            await on_server.until(lambda r: len(r.messages) == 2)
+            hello, asked = on_server.messages
+            assert isinstance(hello, Hello)
+            assert plain(asked) == plain(request(1, inputs={"x": array}))
+            server.send(event(1, 0, [4, 5]))
+            server.send(end(1, 2))
+            await on_client.until(lambda r: len(r.messages) == 3)
+            assert isinstance(on_client.messages[0], Welcome)
+            assert client.connection.num_streams == server.connection.num_streams == 0
+
+    run(test)
+
+
+def test_messages_come_out_of_single_bytes(run: Run) -> None:
+    async def test() -> None:
+        async with server_and_socket() as (_, recorder, sock):
+            for byte in GREETING + wire(request(1)):
+                await push(sock, bytes([byte]))
+                await asyncio.sleep(0)
+            await recorder.until(lambda r: len(r.messages) == 2)
+            assert plain(recorder.messages[1]) == plain(request(1))
+
+    run(test)
+
+
+def test_idle_connections_share_their_receive_buffer(run: Run) -> None:
+    async def test() -> None:
+        async with server_and_socket() as (_, one, first), server_and_socket() as (_, two, second):
+            data = GREETING + wire(request(1, inputs={"texts": ["x" * 5000]}))
+            for at in range(0, len(data), 700):
+                await push(first, data[at : at + 700])
+                await push(second, data[at : at + 700])
+                await asyncio.sleep(0)
+            await one.until(lambda r: len(r.messages) == 2)
+            await two.until(lambda r: len(r.messages) == 2)
+            assert plain(one.messages[1]) == plain(two.messages[1])
+
+    run(test)
+
+
+def test_a_peer_that_closes_in_the_middle_of_a_frame_is_reported_so(run: Run) -> None:
+    async def test() -> None:
+        async with server_and_socket() as (_, recorder, sock):
+            await push(sock, GREETING + wire(request(1))[:-1])
+            sock.close()
+            error = await recorder.until_lost()
+            assert isinstance(error, ConnectionLost)
+            assert "in the middle of a frame" in error.message
+
+    run(test)
+
+
+def test_a_peer_that_closes_with_an_open_stream_is_lost(run: Run) -> None:
+    async def test() -> None:
+        async with server_and_socket() as (transport, recorder, sock):
+            await push(sock, GREETING + wire(request(1)))
+            await recorder.until(lambda r: len(r.messages) == 2)
+            sock.close()
+            error = await recorder.until_lost()
+            assert isinstance(error, ConnectionLost)
+            assert "frame" not in error.message
+            with pytest.raises(ConnectionLost):
+                transport.send(end(1, 0))
+            transport.flush()
+
+    run(test)
+
+
+def test_a_peer_that_closes_with_nothing_open_is_no_error(run: Run) -> None:
+    async def test() -> None:
+        async with server_and_socket() as (_, recorder, sock):
+            await push(sock, GREETING)
+            await recorder.until(lambda r: len(r.messages) == 1)
+            sock.shutdown(socket.SHUT_WR)
+            assert await recorder.until_lost() is None
+
+    run(test)
+
+
+def test_closing_lets_what_was_sent_leave_first(run: Run) -> None:
+    async def test() -> None:
+        async with server_and_socket() as (transport, recorder, sock):
+            await push(sock, GREETING + wire(request(1)))
+            await recorder.until(lambda r: len(r.messages) == 2)
+            result = Result(stream=1, outputs={"x": np.zeros(500_000, np.uint8)})
+            transport.send(result)
+            transport.close()
+            frames = cut(await pull_all(sock))
+            assert [frame.kind for frame in frames] == [Kind.WELCOME, Kind.RES]
+            assert await recorder.until_lost() is None
+
+    run(test)
+
+
+def test_a_peer_that_does_not_read_is_cut_at_the_hard_limit(run: Run) -> None:
+    async def test() -> None:
+        limits = Limits(send_high_water_bytes=64 * 1024, send_hard_bytes=2 * 2**20)
+        async with server_and_socket(limits) as (transport, recorder, sock):
+            await push(sock, GREETING + b"".join(wire(request(i)) for i in range(1, 9)))
+            await recorder.until(lambda r: len(r.messages) == 9)
+            for stream in range(1, 9):
+                assert transport.unsent_bytes <= limits.send_hard_bytes
+                array = np.zeros(1_000_000, np.uint8)
+                transport.send(Result(stream=stream, outputs={"x": array}))
+                transport.flush()
+                if transport.connection.is_closed:
+                    break
+            assert isinstance(await recorder.until_lost(), SlowConsumer)
+            assert stream >= 3  # not before two MiB waited
+
+    run(test)
+
+
+def test_a_peer_that_reads_again_makes_the_driver_writable(run: Run) -> None:
+    async def test() -> None:
+        limits = Limits(send_high_water_bytes=64 * 1024)
+        async with server_and_socket(limits) as (transport, recorder, sock):
+            await push(sock, GREETING + wire(request(1)))
+            await recorder.until(lambda r: len(r.messages) == 2)
+            transport.send(Result(stream=1, outputs={"x": np.zeros(1_000_000, np.uint8)}))
+            transport.flush()
+            await asyncio.sleep(0)
+            assert transport.is_paused
+            await pull_messages(sock, 2)
+            await recorder.until(lambda r: r.num_writable == 1)
+            assert not transport.is_paused
+
+    run(test)
+
+
+def test_a_violation_is_told_and_the_socket_closed(run: Run) -> None:
+    async def test() -> None:
+        async with server_and_socket() as (_, recorder, sock):
+            # The header alone in a read of its own: the buffer for it is full when it is refused.
+            await push(sock, GREETING + b"\xff" * 15)
+            await recorder.until(lambda r: len(r.messages) == 1)
+            await push(sock, b"\xff" + bytes(100_000))
+            frames = cut(await pull_all(sock))
+            failure = decode(frames[-1], CLIENT_LINK)
+            assert isinstance(failure, Failure)
+            assert isinstance(failure.to_error(), FrameTooLarge)
+            assert isinstance(await recorder.until_lost(), FrameTooLarge)
+
+    run(test)
+
+
+def test_four_gibibytes_are_refused_on_the_header(run: Run) -> None:
+    async def test() -> None:
+        async with server_and_socket() as (_, recorder, sock):
+            await push(sock, GREETING + HEADER.pack(2**32 - 1, Kind.REQ, 0, 0, 1, 4))
+            assert isinstance(await recorder.until_lost(), FrameTooLarge)
+
+    run(test)
+
+
+def test_what_came_before_a_violation_reaches_the_driver(run: Run) -> None:
+    async def test() -> None:
+        async with server_and_socket() as (_, recorder, sock):
+            await push(sock, GREETING + wire(request(1)) + wire(request(1)))
+            assert isinstance(await recorder.until_lost(), SequenceError)
+            assert [type(m) for m in recorder.messages] == [Hello, Request]
+
+    run(test)
+
+
+@pytest.mark.parametrize("data", [b"GET / HTTP/1.1\r\n\r\n", bytes.fromhex("1603010200010001fc")])
+def test_a_stranger_gets_one_line_and_the_end(run: Run, data: bytes) -> None:
+    async def test() -> None:
+        async with server_and_socket() as (_, recorder, sock):
+            await push(sock, data)
+            assert await pull_all(sock) == NOT_OURS
+            assert isinstance(await recorder.until_lost(), BadPreface)
+
+    run(test)
+
+
+def test_a_peer_that_never_greets_is_cut_by_the_timer(run: Run) -> None:
+    async def test() -> None:
+        async with server_and_socket(Limits(handshake_s=0.0)) as (transport, recorder, _):
+            transport.on_timer()
+            assert isinstance(await recorder.until_lost(), HandshakeTimeout)
+
+    run(test)
+
+
+def test_a_ping_is_answered_without_the_driver(run: Run) -> None:
+    async def test() -> None:
+        async with server_and_socket() as (_, recorder, sock):
+            await push(sock, GREETING + wire(Ping(payload=b"abcdefgh")))
+            _, pong = await pull_messages(sock, 2)
+            assert plain(pong) == plain(Pong(payload=b"abcdefgh"))
+            assert [type(m) for m in recorder.messages] == [Hello]
+
+    run(test)
+
+
+class FakeTransport(asyncio.Transport):
+    """Keeps what is written to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+        self.is_closed = False
+
+    def write(self, data: Any) -> None:
+        self.writes.append(bytes(data))
+
+    def writelines(self, list_of_data: Any) -> None:
+        self.writes.append(b"".join(list_of_data))
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def abort(self) -> None:
+        self.is_closed = True
+
+
+def test_one_turn_of_the_loop_makes_one_write(run: Run) -> None:
+    async def test() -> None:
+        transport, below = AioTransport(Connection(Role.CLIENT), Recorder()), FakeTransport()
+        transport.connection_made(below)
+        for stream in range(1, 11):
+            transport.send(request(stream))
+        assert below.writes == [GREETING]
+        await asyncio.sleep(0)
+        assert below.writes == [GREETING, b"".join(wire(request(i)) for i in range(1, 11))]
+        transport.send(request(11))
+        await asyncio.sleep(0)
+        assert len(below.writes) == 3
+
+    run(test)
+
+
+def test_the_patience_for_last_words_ends_with_the_socket(run: Run) -> None:
+    async def test() -> None:
+        transport, below = AioTransport(Connection(Role.CLIENT), Recorder()), FakeTransport()
+        transport.connection_made(below)
+        transport.close()
+        assert below.is_closed
+        assert transport._abort_timer is not None
+        assert not transport._abort_timer.cancelled()
+        transport.connection_lost(None)
+        assert transport._abort_timer.cancelled()
+
+    run(test)
