@@ -1,0 +1,112 @@
+"""The text engine that works with every architecture: transformers' modules on one ragged row.
+
+All sequences of a step, decodes and prompt chunks alike, stand on one row of shape (1, T); what
+keeps them apart is their position ids and our attention (`attention.py`) over our cache
+(`kv_cache.py`). Only the rows to sample go through the vocabulary projection.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tensorwire_server.engine.attention import StepLayout
+from tensorwire_server.engine.sampling import choose_tokens
+from tensorwire_server.scheduling.work import StepResult
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tensorwire_server.engine.kv_cache import KVGeometry, SlotCache
+    from tensorwire_server.engine.tokenizing import TextTokenizer
+    from tensorwire_server.scheduling.work import ModelCard, Row, StepPlan
+
+NOT_FINITE = "non-finite logits"
+
+
+class RaggedModel:
+    """A causal model of transformers behind one call: rows in, logits of the sampled rows out."""
+
+    def __init__(self, model: Any, cache: SlotCache) -> None:
+        self._model = model
+        self.cache = cache
+
+    def forward(self, rows: Sequence[Row]) -> tuple[list[Row], torch.Tensor]:
+        """Run one forward pass.
+
+        Returns:
+            The rows that asked for a sample, and their logits in that order: (R, V), float32.
+        """
+        device = self.cache.geometry.device
+        layout = StepLayout(self.cache, rows)
+        ids: list[int] = []
+        sampled: list[Row] = []
+        last_tokens: list[int] = []
+        for row in layout.rows:
+            ids.extend(row.token_ids)
+            if row.sample:
+                sampled.append(row)
+                last_tokens.append(len(ids) - 1)
+        positions = self.positions(layout.rows)
+        output = self._model(
+            input_ids=torch.tensor(ids, device=device)[None],
+            position_ids=torch.tensor(positions, device=device)[None],
+            use_cache=False,
+            logits_to_keep=torch.tensor(last_tokens, dtype=torch.long, device=device),
+            step=layout,
+        )
+        return sampled, output.logits[0].float()
+
+    def positions(self, rows: Sequence[Row]) -> list[int]:
+        """Return the position of each token of the ragged row in its own sequence."""
+        return [row.start + i for row in rows for i in range(len(row.token_ids))]
+
+
+class Generator:
+    """A text model that continues many sequences at once; implements `GenerateEngine`."""
+
+    def __init__(self, model: RaggedModel, tokenizer: TextTokenizer, card: ModelCard) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._card = card
+
+    @property
+    def card(self) -> ModelCard:
+        """What this model is."""
+        return self._card
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """Text and token ids; safe to use from another thread."""
+        return self._tokenizer
+
+    @property
+    def kv_geometry(self) -> KVGeometry:
+        """What one token takes in the cache, for whoever sizes the page pool."""
+        return self._model.cache.geometry
+
+    def step(self, plan: StepPlan) -> StepResult:
+        """Run one step. An exception here is the engine's failure, not a request's."""
+        with torch.inference_mode():
+            for sequence_id in plan.released:
+                self._model.cache.release(sequence_id)
+            if not plan.rows:
+                return StepResult(tokens={}, failed={})
+            rows, logits_RV = self._model.forward(plan.rows)
+            samplings = [row.sampling for row in rows]
+            chosen = choose_tokens(
+                logits_RV, samplings, [row.start + len(row.token_ids) for row in rows]
+            )
+        tokens: dict[int, int] = {}
+        failed: dict[int, str] = {}
+        for row, token in zip(rows, chosen, strict=True):
+            if token is None:
+                failed[row.sequence_id] = NOT_FINITE
+            else:
+                tokens[row.sequence_id] = token
+        return StepResult(tokens=tokens, failed=failed)
+
+    def stats(self) -> Mapping[str, int]:
+        """Return `kv_sequences`, `kv_tokens` and `kv_bytes`."""
+        return self._model.cache.stats()

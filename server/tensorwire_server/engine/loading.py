@@ -1,0 +1,223 @@
+"""From a folder or hub name to a running engine, or to one sentence that says why not.
+
+What is read: config.json, tokenizer files, safetensors. What is never run: code that comes with a
+model (`auto_map`, pickled weights). For a local folder nothing touches the network.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from tensorwire_server.engine import probe
+from tensorwire_server.engine.attention import ATTENTION_NAME
+from tensorwire_server.engine.device import pick_device, pick_dtype
+from tensorwire_server.engine.encoder import Encoder
+from tensorwire_server.engine.errors import ModelLoadError as ModelLoadError
+from tensorwire_server.engine.folder import (
+    architecture_of,
+    checked_config,
+    find_folder,
+    first_line,
+    read_sentence_folder,
+)
+from tensorwire_server.engine.generator import Generator, RaggedModel
+from tensorwire_server.engine.kv_cache import SlotCache
+from tensorwire_server.engine.tokenizing import TextTokenizer, load_wrapper
+from tensorwire_server.scheduling.work import ModelCard
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Their frequencies depend on the longest sequence of the forward pass, that is on the company.
+_BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+# Where a model states no context at all.
+_DEFAULT_CONTEXT_TOKENS = 2048
+
+
+def load(
+    path_or_hub_name: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    revision: str | None = None,
+    context_tokens: int | None = None,
+) -> Generator | Encoder:
+    """Load a model and prove that it runs.
+
+    Args:
+        path_or_hub_name: an existing folder, else a name on the Hugging Face hub.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        revision: of a hub name.
+        context_tokens: an upper bound, where the model could do more.
+
+    Returns:
+        An `ArrayEngine` for a sentence-transformers folder, else a `GenerateEngine`.
+
+    Raises:
+        ModelLoadError: with one sentence fit for the person who named the model.
+    """
+    chatter: Any = transformers.utils.logging
+    chatter.set_verbosity_error()
+    chatter.disable_progress_bar()
+    name = os.fspath(path_or_hub_name)
+    try:
+        folder = find_folder(name, revision)
+        place = pick_device(device)
+        if (folder / "modules.json").is_file():
+            return _load_encoder(folder, place, context_tokens)
+        return _load_generator(folder, place, context_tokens)
+    except ModelLoadError as error:
+        raise ModelLoadError(f"cannot serve {name!r}: {error}") from error.__cause__
+    except Exception as error:  # the room's edge: whatever transformers makes of a bad folder
+        raise ModelLoadError(f"cannot serve {name!r}: {first_line(error)}") from error
+
+
+def _load_generator(folder: Path, device: torch.device, context_tokens: int | None) -> Generator:
+    config = checked_config(folder)
+    architecture = architecture_of(config)
+    if architecture not in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
+        raise ModelLoadError(
+            f"its architecture {architecture} neither continues text nor is it a "
+            "sentence-transformers folder (no modules.json)"
+        )
+    if not getattr(getattr(transformers, architecture, None), "_supports_attention_backend", False):
+        raise ModelLoadError(
+            f"its architecture {architecture} has attention of its own, outside of "
+            "transformers' attention interface, which is what this engine serves"
+        )
+    wrapper = load_wrapper(folder)
+    tokenizer = TextTokenizer(wrapper)
+    model = _load_weights(AutoModelForCausalLM, folder, device, attn_implementation=ATTENTION_NAME)
+    _refuse_batch_dependent_rope(model.config)
+    vocab_size = int(model.get_input_embeddings().num_embeddings)
+    text_config = model.config.get_text_config()
+    context = _context(text_config, wrapper, context_tokens)
+    geometry = probe.inspect(
+        model, num_layers=int(text_config.num_hidden_layers), vocab_size=vocab_size
+    )
+    ragged = RaggedModel(model, SlotCache(geometry, context_tokens=context))
+    probe.prove(ragged, model, vocab_size=vocab_size)
+    tasks = {"generate", "tokenize"} | ({"chat"} if tokenizer.has_chat_template else set())
+    card = ModelCard(
+        tasks=frozenset(tasks),
+        architecture=architecture,
+        parameters=_num_parameters(model),
+        context_tokens=context,
+        vocab_size=vocab_size,
+        eos_ids=_eos_ids(model.generation_config, wrapper),
+        defaults=sampling_defaults(model.generation_config),
+    )
+    return Generator(ragged, tokenizer, card)
+
+
+def _load_encoder(folder: Path, device: torch.device, context_tokens: int | None) -> Encoder:
+    said = read_sentence_folder(folder)
+    config = checked_config(said.encoder)
+    wrapper = load_wrapper(said.encoder)
+    model = _load_weights(AutoModel, said.encoder, device)
+    positions = _stated_context(model.config) - _first_position(model)
+    context = _context(model.config, wrapper, positions, said.max_tokens, context_tokens)
+    tokenizer = TextTokenizer(
+        wrapper, max_tokens=context, prefix=said.prefix, lower_case=said.lower_case
+    )
+    card = ModelCard(
+        tasks=frozenset({"embed", "tokenize"}),
+        architecture=architecture_of(config),
+        parameters=_num_parameters(model),
+        context_tokens=context,
+        vocab_size=int(model.get_input_embeddings().num_embeddings),
+        embedding_size=int(model.config.hidden_size) * len(said.recipe.pooling),
+    )
+    return Encoder(model, tokenizer, card, said.recipe)
+
+
+def sampling_defaults(config: GenerationConfig) -> dict[str, Any]:
+    """Return what unset sampling options mean: the model's own, greedy unless it samples."""
+    temperature = getattr(config, "temperature", None)
+    sampled = bool(getattr(config, "do_sample", None))
+    top_p = getattr(config, "top_p", None)
+    return {
+        "temperature": (1.0 if temperature is None else float(temperature)) if sampled else 0.0,
+        "top_k": getattr(config, "top_k", None) or None,
+        "top_p": 1.0 if top_p is None else float(top_p),
+    }
+
+
+def _load_weights(
+    auto_class: Any, folder: Path, device: torch.device, *, attn_implementation: str | None = None
+) -> Any:
+    config = transformers.AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
+    model, info = auto_class.from_pretrained(
+        folder,
+        config=config,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        dtype=pick_dtype(device, config.dtype),
+        attn_implementation=attn_implementation,
+        ignore_mismatched_sizes=True,  # they are refused below, with a name
+        output_loading_info=True,
+    )
+    # transformers would fill the gaps with random numbers. Poolers are never used here.
+    missing = sorted(key for key in info["missing_keys"] if "pooler." not in key)
+    if missing:
+        raise ModelLoadError(f"its files lack {len(missing)} weights, for example {missing[0]}")
+    if info["mismatched_keys"]:
+        key, stored, wanted = min(info["mismatched_keys"])
+        raise ModelLoadError(
+            f"its weight {key} has shape {[*stored]}, its config.json says {[*wanted]}"
+        )
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _refuse_batch_dependent_rope(config: Any) -> None:
+    settings = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [settings, *(value for value in settings.values() if isinstance(value, dict))]
+    for kind in kinds:
+        if kind.get("rope_type") in _BATCH_DEPENDENT_ROPE:
+            raise ModelLoadError(
+                f"its rope type {kind['rope_type']} depends on the batch, which is not supported"
+            )
+
+
+def _stated_context(config: Any) -> int:
+    stated = getattr(config, "max_position_embeddings", None)
+    return stated if isinstance(stated, int) and stated > 0 else _DEFAULT_CONTEXT_TOKENS
+
+
+def _context(config: Any, wrapper: Any, *limits: int | None) -> int:
+    known = [limit for limit in (_stated_context(config), *limits) if limit is not None]
+    # Without a limit of its own, transformers' tokenizer says 1e30.
+    if wrapper.model_max_length < 1 << 30:
+        known.append(int(wrapper.model_max_length))
+    return int(min(known))
+
+
+def _first_position(model: Any) -> int:
+    """Return where an encoder's positions begin: RoBERTa's family counts from its padding id."""
+    for module in model.modules():
+        padding_id = getattr(module, "padding_idx", None)
+        table = getattr(module, "position_embeddings", None)
+        if isinstance(padding_id, int) and isinstance(table, torch.nn.Embedding):
+            return padding_id + 1
+    return 0
+
+
+def _eos_ids(config: GenerationConfig, wrapper: Any) -> frozenset[int]:
+    eos = config.eos_token_id
+    if eos is None:
+        eos = wrapper.eos_token_id
+    if eos is None:
+        return frozenset()
+    return frozenset([eos] if isinstance(eos, int) else eos)
+
+
+def _num_parameters(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

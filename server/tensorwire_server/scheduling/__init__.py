@@ -1,0 +1,1 @@
+"""Who runs when: sequences, pages, continuous batching and micro-batching, all pure."""

@@ -1,0 +1,125 @@
+"""The seam between pure scheduling and the engines: what a step is, and what comes back.
+
+Everything here is plain data from the standard library, so that the scheduler, the torch engines
+and the torch-free fakes (`oracle`, `echo`) can be exchanged for one another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the next token of one sequence is chosen, fully resolved (no unset values)."""
+
+    temperature: float  # 0 is greedy
+    top_k: int | None  # None: all tokens
+    top_p: float  # in (0, 1]
+    seed: int  # noise is a pure function of (seed, position)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """What an engine says of its model once it is loaded."""
+
+    tasks: frozenset[str]  # of "generate", "chat", "embed", "infer", "tokenize"
+    architecture: str
+    parameters: int = 0
+    context_tokens: int = 0  # prompt + new tokens of one sequence; 0: no text
+    vocab_size: int = 0  # ids a client may send are 0 .. vocab_size - 1
+    eos_ids: frozenset[int] = frozenset()
+    embedding_size: int = 0
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # temperature, top_k, top_p
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One sequence's share of a step: feed `token_ids` at positions `start`, `start + 1`, …"""
+
+    sequence_id: int
+    token_ids: tuple[int, ...]  # (n,), n >= 1: a chunk of the prompt, or the last sampled token
+    start: int  # tokens of this sequence already in the cache
+    pages: tuple[int, ...]  # cover positions 0 .. start + n - 1
+    sample: bool  # False while more of the prompt is to come
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPlan:
+    """One forward pass over a ragged batch; no sequence stands in it twice."""
+
+    rows: tuple[Row, ...]  # may be empty when there is only something to release
+    released: tuple[int, ...]  # sequence ids whose cache is free from now on; handled before rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What a step made: each row with `sample` is in exactly one of the two maps."""
+
+    tokens: Mapping[int, int]  # sequence id -> sampled token id
+    failed: Mapping[int, str]  # sequence id -> why (for example non-finite logits)
+
+
+class Detokenizer(Protocol):
+    """Turns one sequence's tokens into text, never splitting a character."""
+
+    def push(self, token_id: int) -> str:
+        """Return the text that became certain with this token; often empty."""
+
+    def flush(self) -> str:
+        """Return what is left at the end; an unfinished character becomes U+FFFD."""
+
+
+class Tokenizer(Protocol):
+    """Text and token ids; safe to call from another thread than the engine's."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the prompt's ids, special tokens added as the model wants them."""
+
+    def render_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Return the ids of a conversation, ready for the assistant's turn.
+
+        Raises:
+            BadParams: the model has no chat template, or refuses these roles.
+        """
+
+    def detokenizer(self, prompt_ids: Sequence[int]) -> Detokenizer:
+        """Return a fresh incremental decoder for text that follows `prompt_ids`."""
+
+
+class GenerateEngine(Protocol):
+    """A text model that continues many sequences at once. One thread calls `step`."""
+
+    @property
+    def card(self) -> ModelCard: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    def step(self, plan: StepPlan) -> StepResult:
+        """Run one step. An exception here is the engine's failure, not a request's."""
+
+    def stats(self) -> Mapping[str, int]:
+        """Return counters for `stats`, for example `kv_sequences` (0 when nothing runs)."""
+
+
+class ArrayEngine(Protocol):
+    """A model that answers each item of a batch once: encoders and plain modules."""
+
+    @property
+    def card(self) -> ModelCard: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+
+    def run(self, items: Sequence[Any]) -> list[Any]:
+        """Return one outcome per item, in order; an Exception as outcome fails that item alone.
+
+        For `embed` an item is a list of token ids and an outcome a float32 (d,) array; for
+        `infer` both are dicts of named arrays.
+        """

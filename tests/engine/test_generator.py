@@ -1,0 +1,230 @@
+"""Tokens of the running batch equal transformers' own, and the comparison would notice if not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import models_zoo
+import pytest
+import torch
+from tensorwire_server.engine.generator import Generator, RaggedModel
+from tensorwire_server.engine.loading import load
+from tensorwire_server.scheduling.work import Row, Sampling, StepPlan, StepResult
+
+from .driving import GREEDY, Request, compare, mixed_requests, references, run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+ALLOWED_EXCUSES = 0.001
+
+
+@cache
+def engine_of(family: str) -> Generator:
+    engine = load(models_zoo.tiny_model(family), device="cpu")
+    assert isinstance(engine, Generator)
+    return engine
+
+
+@cache
+def requests_and_references(
+    family: str, count: int
+) -> tuple[list[Request], list[tuple[list[int], list[float]]]]:
+    requests = mixed_requests(count, seed=1)
+    return requests, references(models_zoo.tiny_model(family), requests)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", models_zoo.FAMILIES)
+def test_64_requests_joining_at_random_steps_equal_generate(family: str) -> None:
+    requests, expected = requests_and_references(family, 64)
+    made = run(engine_of(family), requests)
+    comparison = compare(made.tokens, expected)
+    assert comparison.wrong == {}
+    assert comparison.excused <= ALLOWED_EXCUSES * comparison.compared
+    assert made.largest_batch >= 24
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step_tokens", [16, 40, 4096])
+def test_the_size_of_prompt_chunks_changes_nothing(step_tokens: int) -> None:
+    requests, expected = requests_and_references("llama", 16)
+    made = run(engine_of("llama"), requests, max_running=16, step_tokens=step_tokens)
+    assert compare(made.tokens, expected).wrong == {}
+
+
+class Wrapped:
+    """An engine that meddles before each step."""
+
+    def __init__(self, engine: Generator, meddle: Callable[[Generator, int], None]) -> None:
+        self._engine = engine
+        self._meddle = meddle
+        self._num_steps = 0
+        self.card, self.tokenizer = engine.card, engine.tokenizer
+
+    def step(self, plan: StepPlan) -> StepResult:
+        self._num_steps += 1
+        with torch.inference_mode():
+            self._meddle(self._engine, self._num_steps)
+        return self._engine.step(plan)
+
+    def stats(self) -> Mapping[str, int]:
+        return self._engine.stats()
+
+
+class ShiftedPositions(RaggedModel):
+    """Continues every sequence one position too late (for rotary models all shifted is none)."""
+
+    def positions(self, rows: Sequence[Row]) -> list[int]:
+        return [row.start + i + (row.start > 0) for row in rows for i in range(len(row.token_ids))]
+
+
+def swap_two_slots_once(engine: Generator, num_steps: int) -> None:
+    if num_steps == 12:
+        arena = engine._model.cache.arenas[0]
+        assert len(arena.owners) >= 2
+        arena.kv_L2SHPD[:, :, [0, 1]] = arena.kv_L2SHPD[:, :, [1, 0]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", models_zoo.FAMILIES)
+def test_a_position_too_far_turns_the_comparison_red(family: str) -> None:
+    requests, expected = requests_and_references(family, 8)
+    engine = engine_of(family)
+    shifted = ShiftedPositions(engine._model._model, engine._model.cache)
+    made = run(Generator(shifted, engine.tokenizer, engine.card), requests)
+    assert len(compare(made.tokens, expected).wrong) >= 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", models_zoo.FAMILIES)
+def test_two_swapped_sequences_turn_the_comparison_red(family: str) -> None:
+    requests, expected = requests_and_references(family, 8)
+    requests = [replace(request, joins_at_step=0) for request in requests]
+    untouched = run(engine_of(family), requests)
+    assert compare(untouched.tokens, expected).wrong == {}
+    made = run(Wrapped(engine_of(family), swap_two_slots_once), requests)
+    assert compare(made.tokens, expected).wrong
+
+
+def sampled_requests(count: int) -> list[Request]:
+    settings = [(0.7, None, 1.0), (1.0, 20, 1.0), (1.3, None, 0.8), (1.0, 40, 0.9)]
+    return [
+        replace(
+            request,
+            max_new_tokens=20,
+            sampling=Sampling(
+                temperature=settings[i % 4][0],
+                top_k=settings[i % 4][1],
+                top_p=settings[i % 4][2],
+                seed=1000 + i,
+            ),
+        )
+        for i, request in enumerate(mixed_requests(count, seed=5, last_join=8))
+    ]
+
+
+@pytest.mark.slow
+def test_a_seed_gives_the_same_tokens_alone_and_among_31_others() -> None:
+    requests = sampled_requests(32)
+    together = run(engine_of("llama"), requests)
+    assert together.largest_batch >= 24
+    for number in range(0, 32, 5):
+        alone = run(engine_of("llama"), [replace(requests[number], joins_at_step=0)])
+        assert alone.tokens[0] == together.tokens[number]
+    assert len({tuple(tokens) for tokens in together.tokens}) == 32
+
+
+def test_a_seed_gives_the_same_tokens_when_another_worker_goes_on() -> None:
+    request = sampled_requests(4)[3]
+    (whole,) = run(engine_of("llama"), [request], stop_ids=frozenset()).tokens
+    resumed = replace(
+        request,
+        prompt_ids=request.prompt_ids + tuple(whole[:7]),
+        max_new_tokens=request.max_new_tokens - 7,
+        joins_at_step=0,
+    )
+    (rest,) = run(engine_of("llama"), [resumed], stop_ids=frozenset()).tokens
+    assert whole[:7] + rest == whole
+
+
+def test_different_seeds_give_different_tokens() -> None:
+    request = replace(sampled_requests(1)[0], joins_at_step=0)
+    other = replace(request, sampling=replace(request.sampling, seed=7))
+    made = run(engine_of("llama"), [request, other])
+    assert made.tokens[0] != made.tokens[1]
+
+
+def row(number: int, ids: Sequence[int], start: int = 0, *, sample: bool = True) -> Row:
+    return Row(
+        sequence_id=number,
+        token_ids=tuple(ids),
+        start=start,
+        pages=(),
+        sample=sample,
+        sampling=GREEDY,
+    )
+
+
+@pytest.fixture
+def fresh() -> Any:
+    """An engine whose weights a test may break."""
+    return load(models_zoo.tiny_model("llama"), device="cpu")
+
+
+def test_non_finite_logits_fail_their_row_alone_and_leave_no_trace(fresh: Generator) -> None:
+    poison = 300
+    with torch.inference_mode():
+        fresh._model._model.get_input_embeddings().weight[poison] = float("nan")
+    expected = fresh.step(StepPlan(rows=(row(1, [5, 6, 7]),), released=())).tokens[1]
+    made = fresh.step(
+        StepPlan(rows=(row(1, [5, 6, 7]), row(2, [5, poison, 7]), row(3, [5, 6, 7])), released=(1,))
+    )
+    assert made.failed == {2: "non-finite logits"}
+    assert made.tokens == {1: expected, 3: expected}
+    # The next owner of the failed sequence's slot must find it clean.
+    made = fresh.step(StepPlan(rows=(row(4, [5, 6, 7]),), released=(1, 2, 3)))
+    assert made.tokens == {4: expected}
+    made = fresh.step(
+        StepPlan(rows=(row(4, [expected], 3), row(5, [expected]), row(6, [9] * 20)), released=())
+    )
+    assert not made.failed
+    fresh.step(StepPlan(rows=(), released=(4, 5, 6)))
+    fresh._model.cache.check_invariants()
+
+
+def test_a_plan_that_only_releases_runs_no_forward_pass(fresh: Generator) -> None:
+    fresh.step(StepPlan(rows=(row(1, [5, 6]),), released=()))
+    assert fresh.stats()["kv_sequences"] == 1
+    made = fresh.step(StepPlan(rows=(), released=(1, 77)))
+    assert (made.tokens, made.failed) == ({}, {})
+    assert fresh.stats() == {"kv_sequences": 0, "kv_tokens": 0, "kv_bytes": 0}
+
+
+def test_a_chunk_that_ends_inside_the_prompt_gives_no_token(fresh: Generator) -> None:
+    made = fresh.step(StepPlan(rows=(row(1, [5, 6], sample=False), row(2, [5, 6, 7])), released=()))
+    assert made.tokens.keys() == {2}
+    rest = fresh.step(StepPlan(rows=(row(1, [7], 2),), released=()))
+    assert rest.tokens[1] == made.tokens[2]
+
+
+def test_a_step_that_is_run_again_gives_the_same(fresh: Generator) -> None:
+    first = fresh.step(StepPlan(rows=(row(1, [5, 6, 7, 8]),), released=()))
+    again = fresh.step(StepPlan(rows=(row(1, [5, 6], sample=False),), released=()))
+    assert again.tokens == {}
+    assert fresh.step(StepPlan(rows=(row(1, [7, 8], 2),), released=())) == first
+
+
+def test_decodes_beside_a_prompt_that_holds_an_earlier_slot_stay_right(fresh: Generator) -> None:
+    """The slots that decode are then no dense prefix."""
+    alone = fresh.step(StepPlan(rows=(row(9, [3, 4, 5, 6, 7, 8]),), released=())).tokens[9]
+    fresh.step(StepPlan(rows=(row(1, [11, 12], sample=False),), released=(9,)))
+    fresh.step(StepPlan(rows=(row(2, [3, 4, 5, 6, 7], sample=False),), released=()))
+    fresh.step(StepPlan(rows=(row(3, [3, 4, 5, 6], sample=False),), released=()))
+    made = fresh.step(
+        StepPlan(rows=(row(1, [13, 14], 2), row(2, [8], 5), row(3, [7], 4)), released=())
+    )
+    assert made.tokens[2] == alone
+    assert fresh.step(StepPlan(rows=(row(3, [8], 5),), released=())).tokens[3] == alone

@@ -1,0 +1,457 @@
+"""What the scheduler decides, with a torch-free engine that answers at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from tensorwire_server.scheduling.continuous import (
+    ContinuousScheduler,
+    Emission,
+    NeverFits,
+    WaitingFull,
+)
+from tensorwire_server.scheduling.pages import PagePool
+from tensorwire_server.scheduling.sequences import Sequence
+from tensorwire_server.scheduling.work import Sampling, StepPlan, StepResult
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+GREEDY = Sampling(temperature=0.0, top_k=None, top_p=1.0, seed=0)
+PAGE_TOKENS = 4
+STOP = 99
+
+
+def sequence(
+    number: int,
+    *,
+    prompt: int = 3,
+    max_new_tokens: int = 4,
+    so_far: tuple[int, ...] = (),
+    deadline: float | None = None,
+    priority: int = 0,
+    arrived_at: float = 0.0,
+) -> Sequence:
+    return Sequence(
+        id=number,
+        prompt_ids=tuple(range(1, prompt + 1)),
+        so_far=so_far,
+        max_new_tokens=max_new_tokens,
+        sampling=GREEDY,
+        stop_ids=frozenset({STOP}),
+        deadline=deadline,
+        priority=priority,
+        arrived_at=arrived_at,
+    )
+
+
+def scheduler(
+    *, num_pages: int = 64, max_running: int = 4, step_tokens: int = 16, max_waiting: int = 16
+) -> ContinuousScheduler:
+    pool = PagePool(num_pages, PAGE_TOKENS)
+    return ContinuousScheduler(
+        pool, max_running=max_running, step_tokens=step_tokens, max_waiting=max_waiting
+    )
+
+
+def answer(plan: StepPlan, token_id: int = 50) -> StepResult:
+    return StepResult(
+        tokens={row.sequence_id: token_id for row in plan.rows if row.sample}, failed={}
+    )
+
+
+def steps(subject: ContinuousScheduler) -> Iterator[tuple[StepPlan, list[Emission]]]:
+    """Run to the end."""
+    while (plan := subject.plan(0.0)) is not None:
+        emissions = subject.commit(plan, answer(plan))
+        subject.check_invariants()
+        yield plan, emissions
+
+
+def fed(plan: StepPlan) -> dict[int, tuple[int, ...]]:
+    return {row.sequence_id: row.token_ids for row in plan.rows}
+
+
+def test_a_sequence_is_read_then_continued_then_released() -> None:
+    subject = scheduler()
+    subject.submit(sequence(7, max_new_tokens=2))
+    seen = list(steps(subject))
+    assert [fed(plan) for plan, _ in seen] == [{7: (1, 2, 3)}, {7: (50,)}, {}]
+    assert [plan.released for plan, _ in seen] == [(), (), (7,)]
+    assert [row.start for plan, _ in seen for row in plan.rows] == [0, 3]
+    assert [emission for _, emissions in seen for emission in emissions] == [
+        Emission(sequence_id=7, index=0, token_id=50, finish=None),
+        Emission(sequence_id=7, index=1, token_id=50, finish="length"),
+    ]
+
+
+def test_nothing_to_do_is_no_plan() -> None:
+    assert scheduler().plan(0.0) is None
+
+
+def test_a_stop_token_is_emitted_and_ends_the_sequence() -> None:
+    subject = scheduler()
+    subject.submit(sequence(1))
+    plan = subject.plan(0.0)
+    assert plan is not None
+    (emission,) = subject.commit(plan, answer(plan, STOP))
+    assert (emission.token_id, emission.finish) == (STOP, "stop")
+    assert subject.num_running == 0
+
+
+def test_a_stop_token_as_the_last_allowed_token_is_a_stop() -> None:
+    subject = scheduler()
+    subject.submit(sequence(1, max_new_tokens=1))
+    plan = subject.plan(0.0)
+    assert plan is not None
+    assert subject.commit(plan, answer(plan, STOP))[0].finish == "stop"
+
+
+def test_a_long_prompt_is_read_in_chunks_and_sampled_once() -> None:
+    subject = scheduler(step_tokens=5)
+    subject.submit(sequence(1, prompt=12, max_new_tokens=1))
+    seen = [plan for plan, _ in steps(subject)]
+    assert [fed(plan).get(1) for plan in seen] == [
+        (1, 2, 3, 4, 5),
+        (6, 7, 8, 9, 10),
+        (11, 12),
+        None,
+    ]
+    assert [row.sample for plan in seen for row in plan.rows] == [False, False, True]
+    assert [len(row.pages) for plan in seen for row in plan.rows] == [2, 3, 3]
+
+
+def test_decodes_go_first_and_a_long_prompt_takes_what_is_left() -> None:
+    subject = scheduler(max_running=3, step_tokens=6)
+    subject.submit(sequence(1, prompt=2))
+    subject.submit(sequence(2, prompt=2))
+    first = subject.plan(0.0)
+    assert first is not None
+    subject.commit(first, answer(first))
+    subject.submit(sequence(3, prompt=10))
+    second = subject.plan(0.0)
+    assert second is not None
+    assert fed(second) == {1: (50,), 2: (50,), 3: (1, 2, 3, 4)}
+
+
+def test_tokens_of_an_earlier_attempt_are_fed_and_numbering_goes_on() -> None:
+    subject = scheduler()
+    subject.submit(sequence(1, prompt=2, so_far=(30, 31), max_new_tokens=4))
+    seen = list(steps(subject))
+    assert fed(seen[0][0]) == {1: (1, 2, 30, 31)}
+    emitted = [(e.index, e.finish) for _, emissions in seen for e in emissions]
+    assert emitted == [(2, None), (3, "length")]
+
+
+def test_the_higher_priority_goes_first_then_the_earlier_arrival() -> None:
+    subject = scheduler(max_running=1)
+    for number, priority, arrived_at in [(1, 0, 2.0), (2, 0, 1.0), (3, 5, 3.0), (4, 0, 2.0)]:
+        subject.submit(sequence(number, priority=priority, arrived_at=arrived_at))
+    order = [e.sequence_id for _, emissions in steps(subject) for e in emissions if e.finish]
+    assert order == [3, 2, 1, 4]
+
+
+def test_a_full_queue_refuses_with_the_numbers() -> None:
+    subject = scheduler(max_waiting=2)
+    subject.submit(sequence(1))
+    subject.submit(sequence(2))
+    with pytest.raises(WaitingFull) as caught:
+        subject.submit(sequence(3))
+    assert (caught.value.queued, caught.value.limit) == (2, 2)
+
+
+def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
+    with pytest.raises(NeverFits) as caught:
+        scheduler(num_pages=2).submit(sequence(1, prompt=5, max_new_tokens=4))
+    assert (caught.value.needed_tokens, caught.value.limit_tokens) == (9, 8)
+
+
+def test_an_id_in_use_is_refused() -> None:
+    subject = scheduler()
+    subject.submit(sequence(1))
+    with pytest.raises(ValueError, match="already known"):
+        subject.submit(sequence(1))
+
+
+def test_a_short_sequence_does_not_overtake_a_long_one_that_waits_for_pages() -> None:
+    subject = scheduler(num_pages=4, max_running=4)
+    subject.submit(sequence(1, prompt=6, max_new_tokens=2))  # 2 pages
+    subject.submit(sequence(2, prompt=10, max_new_tokens=2))  # 3 pages: must wait
+    subject.submit(sequence(3, prompt=2, max_new_tokens=2))  # 1 page: would fit
+    plan = subject.plan(0.0)
+    assert plan is not None
+    assert fed(plan).keys() == {1}
+
+
+def test_a_cancelled_sequence_is_released_before_the_next_step_and_frees_its_pages() -> None:
+    subject = scheduler(num_pages=2, max_running=4)
+    subject.submit(sequence(1))
+    subject.submit(sequence(2))
+    plan = subject.plan(0.0)
+    assert plan is not None
+    assert fed(plan).keys() == {1}
+    subject.commit(plan, answer(plan))
+    assert subject.cancel(1)
+    plan = subject.plan(0.0)
+    assert plan is not None
+    assert plan.released == (1,)
+    assert fed(plan).keys() == {2}
+
+
+def test_a_cancel_while_the_step_runs_swallows_its_token() -> None:
+    subject = scheduler()
+    subject.submit(sequence(1))
+    plan = subject.plan(0.0)
+    assert plan is not None
+    assert subject.cancel(1)
+    assert subject.commit(plan, answer(plan)) == []
+    plan = subject.plan(0.0)
+    assert plan is not None
+    assert (plan.rows, plan.released) == ((), (1,))
+
+
+def test_an_id_used_again_while_the_old_step_runs_gets_no_old_token() -> None:
+    subject = scheduler()
+    subject.submit(sequence(1))
+    plan = subject.plan(0.0)
+    assert plan is not None
+    subject.cancel(1)
+    subject.submit(sequence(1, prompt=2))
+    assert subject.commit(plan, answer(plan)) == []
+    plan = subject.plan(0.0)
+    assert plan is not None
+    assert (fed(plan), plan.released) == ({1: (1, 2)}, (1,))
+
+
+def test_a_waiting_sequence_that_is_cancelled_leaves_no_trace() -> None:
+    subject = scheduler()
+    subject.submit(sequence(1))
+    assert subject.cancel(1)
+    assert subject.plan(0.0) is None
+    subject.check_invariants()
+
+
+def test_cancelling_the_unknown_is_false() -> None:
+    assert not scheduler().cancel(5)
+
+
+def test_submits_and_cancels_behind_a_blocked_head_do_not_grow_the_queue() -> None:
+    subject = scheduler(num_pages=2, max_waiting=4)
+    subject.submit(sequence(1))
+    subject.plan(0.0)
+    subject.submit(sequence(2))
+    for number in range(3, 1000):
+        subject.submit(sequence(number))
+        subject.cancel(number)
+    subject.check_invariants()
+    assert len(subject._queue) <= 32
+
+
+def test_expired_sequences_leave_before_the_step_waiting_or_running() -> None:
+    subject = scheduler(max_running=1)
+    subject.submit(sequence(1, deadline=10.0))
+    subject.submit(sequence(2, deadline=10.0))
+    subject.submit(sequence(3, deadline=20.0))
+    plan = subject.plan(9.0)
+    assert plan is not None
+    subject.commit(plan, answer(plan))
+    plan = subject.plan(10.0)
+    assert plan is not None
+    assert (set(fed(plan)), plan.released) == ({3}, (1,))
+    assert subject.take_expired() == [1, 2]
+    assert subject.take_expired() == []
+
+
+def test_a_failed_sequence_leaves_and_says_why_while_the_others_go_on() -> None:
+    subject = scheduler()
+    subject.submit(sequence(1))
+    subject.submit(sequence(2))
+    plan = subject.plan(0.0)
+    assert plan is not None
+    emissions = subject.commit(plan, StepResult(tokens={2: 50}, failed={1: "non-finite logits"}))
+    assert [emission.sequence_id for emission in emissions] == [2]
+    assert subject.take_failed() == {1: "non-finite logits"}
+    assert subject.take_failed() == {}
+    plan = subject.plan(0.0)
+    assert plan is not None
+    assert (set(fed(plan)), plan.released) == ({2}, (1,))
+
+
+def test_a_plan_that_was_not_committed_is_planned_again() -> None:
+    subject = scheduler()
+    subject.submit(sequence(1))
+    lost = subject.plan(0.0)
+    again = subject.plan(0.0)
+    assert lost == again
+    assert again is not None
+    with pytest.raises(AssertionError, match="latest plan"):
+        subject.commit(StepPlan(rows=(), released=()), answer(again))
+    assert len(subject.commit(again, answer(again))) == 1
+
+
+def test_counts_say_who_waits_who_runs_and_how_large_the_step_was() -> None:
+    subject = scheduler(max_running=2)
+    for number in range(3):
+        subject.submit(sequence(number))
+    assert (subject.num_waiting, subject.num_running) == (3, 0)
+    subject.plan(0.0)
+    assert (subject.num_waiting, subject.num_running) == (1, 2)
+    assert subject.last_batch_size == 2
+
+
+def test_a_budget_below_the_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="step_tokens"):
+        scheduler(max_running=8, step_tokens=7)
+
+
+class AnyHistory(RuleBasedStateMachine):
+    """Arrivals, cancels, expiries, failures and lost plans in any order."""
+
+    @initialize(
+        num_pages=st.integers(4, 24), max_running=st.integers(1, 5), slack=st.integers(0, 6)
+    )
+    def start(self, num_pages: int, max_running: int, slack: int) -> None:
+        self.pool = PagePool(num_pages, PAGE_TOKENS)
+        self.step_tokens = max_running + slack
+        self.subject = ContinuousScheduler(
+            self.pool, max_running=max_running, step_tokens=self.step_tokens, max_waiting=6
+        )
+        self.now = 0.0
+        self.next_id = 0
+        self.live: dict[int, Sequence] = {}
+        self.ended: set[int] = set()
+        self.cache: dict[int, int] = {}  # what an engine holds: sequence id -> tokens
+
+    @rule(
+        prompt=st.integers(1, 20),
+        new=st.integers(1, 8),
+        so_far=st.integers(0, 3),
+        wait=st.none() | st.integers(1, 30),
+        priority=st.integers(0, 1),
+    )
+    def submit(self, prompt: int, new: int, so_far: int, wait: int | None, priority: int) -> None:
+        candidate = sequence(
+            self.next_id,
+            prompt=prompt,
+            so_far=tuple(range(60, 60 + so_far)),
+            max_new_tokens=new + so_far,
+            deadline=None if wait is None else self.now + wait,
+            priority=priority,
+            arrived_at=self.now,
+        )
+        is_full = self.subject.num_waiting == 6
+        never_fits = self.pool.pages_for(candidate.num_tokens_at_most) > self.pool.num_pages
+        refused: type[Exception] | None = None
+        try:
+            self.subject.submit(candidate)
+        except (WaitingFull, NeverFits) as refusal:
+            refused = type(refusal)
+        else:
+            self.live[self.next_id] = candidate
+        assert refused is (WaitingFull if is_full else NeverFits if never_fits else None)
+        self.next_id += 1
+
+    @rule(pick=st.integers(0, 100))
+    def cancel(self, pick: int) -> None:
+        if self.live:
+            number = sorted(self.live)[pick % len(self.live)]
+            assert self.subject.cancel(number)
+            self.end(number)
+
+    @rule()
+    def lose_a_plan(self) -> None:
+        self.plan()
+
+    @rule(token=st.sampled_from([50, 51, STOP]), fails=st.booleans(), cancels=st.booleans())
+    def step(self, token: int, fails: bool, cancels: bool) -> None:
+        plan = self.plan()
+        if plan is None:
+            return
+        self.run_engine(plan)
+        if cancels and plan.rows:
+            number = plan.rows[0].sequence_id
+            assert self.subject.cancel(number)
+            self.end(number)
+        failing = {plan.rows[-1].sequence_id: "broken"} if fails and plan.rows else {}
+        sampled = {row.sequence_id: token for row in plan.rows if row.sample}
+        tokens = {number: token for number, token in sampled.items() if number not in failing}
+        before = {number: live.num_new for number, live in self.live.items()}
+        for emission in self.subject.commit(plan, StepResult(tokens=tokens, failed=failing)):
+            assert emission.index == before[emission.sequence_id]
+            if emission.finish is not None:
+                self.end(emission.sequence_id)
+        for number in self.subject.take_failed():
+            self.end(number)
+
+    def plan(self) -> StepPlan | None:
+        self.now += 1.0
+        plan = self.subject.plan(self.now)
+        for number in self.subject.take_expired():
+            deadline = self.live[number].deadline
+            assert deadline is not None
+            assert deadline <= self.now
+            self.end(number)
+        return plan
+
+    def run_engine(self, plan: StepPlan) -> None:
+        for number in plan.released:
+            assert number in self.ended
+            self.cache.pop(number, None)
+        assert sum(len(row.token_ids) for row in plan.rows) <= self.step_tokens
+        for row in plan.rows:
+            assert row.start <= self.cache.get(row.sequence_id, 0), "a gap in the cache"
+            end = row.start + len(row.token_ids)
+            assert len(row.pages) == self.pool.pages_for(end)
+            assert row.token_ids == tuple(self.live[row.sequence_id].tokens[row.start : end])
+            self.cache[row.sequence_id] = end
+        decoding = {
+            number for number, live in self.live.items() if live.pages and live.num_to_feed == 1
+        }
+        assert decoding <= {row.sequence_id for row in plan.rows}, "a decode was left out"
+
+    def end(self, number: int) -> None:
+        del self.live[number]
+        self.ended.add(number)
+
+    @invariant()
+    def nothing_leaks(self) -> None:
+        if hasattr(self, "subject"):
+            self.subject.check_invariants()
+            assert self.subject.num_waiting + self.subject.num_running == len(self.live)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "subject"):
+            return
+        for _ in range(2000):
+            plan = self.plan()
+            if plan is None:
+                break
+            self.run_engine(plan)
+            for emission in self.subject.commit(plan, answer(plan)):
+                if emission.finish is not None:
+                    self.end(emission.sequence_id)
+        assert not self.live, "some never finished"
+        assert not self.cache, "some were never released"
+        assert self.pool.used == 0
+
+
+TestAnyHistory = AnyHistory.TestCase
+TestAnyHistory.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+@given(st.lists(st.tuples(st.integers(2, 12), st.integers(1, 5)), min_size=1, max_size=12))
+@settings(deadline=None)
+def test_equal_priorities_are_admitted_in_the_order_of_arrival(
+    shapes: list[tuple[int, int]],
+) -> None:
+    subject = scheduler(num_pages=6, max_running=3, step_tokens=8)
+    for number, (prompt, new) in enumerate(shapes):
+        subject.submit(sequence(number, prompt=prompt, max_new_tokens=new))
+    admitted: list[int] = []
+    for plan, _ in steps(subject):
+        admitted += sorted({row.sequence_id for row in plan.rows} - set(admitted))
+    assert admitted == list(range(len(shapes)))
