@@ -1,0 +1,177 @@
+"""A worker process: its links, its compute thread, and what it says of itself.
+
+loading --computed once--> ready --last link closed, drained--> exit 0
+   |                         |
+   |                         +--a link broke (local), compute died--> exit 1
+   +--load failed--> failed: told to every link, then exit 3
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tensorwire_protocol.messages import Heartbeat
+
+from tensorwire_server.workers.arrays import ArrayLoop, InlineArrays
+from tensorwire_server.workers.engines import card_map, load_engine, prove, reason_of
+from tensorwire_server.workers.link import Link
+from tensorwire_server.workers.loop import GenerateLoop
+from tensorwire_server.workers.service import Service
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tensorwire_server.workers.compute import Compute
+    from tensorwire_server.workers.spec import WorkerSpec
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+EXIT_DRAINED = 0
+EXIT_LOST = 1  # the link or the compute thread broke
+EXIT_FAILED = 3  # the model cannot be loaded, and a restart would not help
+BEAT_S = 1.0
+_LAST_WORDS_S = 5.0  # for a gateway that has not greeted yet to hear why the load failed
+
+
+class WorkerHost:
+    """Owns the process.
+
+    Args:
+        is_local: lives and dies with its one link.
+        on_ready: called once when the model has computed.
+    """
+
+    def __init__(
+        self, spec: WorkerSpec, *, is_local: bool, on_ready: Callable[[], None] | None = None
+    ) -> None:
+        self._spec = spec
+        self._is_local = is_local
+        self._on_ready = on_ready
+        self._loop = asyncio.get_running_loop()
+        self._service = Service(spec)
+        self._links: set[Link] = set()
+        self._is_draining = False
+        self._state, self._detail = "loading", "starting"
+        self._card: dict[str, Any] | None = None
+        self.exit_code: asyncio.Future[int] = self._loop.create_future()
+
+    def start(self) -> None:
+        """Begin to load, and to beat."""
+        threading.Thread(target=self._compute, name="compute", daemon=True).start()
+        self._beat_regularly()
+
+    def build_link(self) -> Link:
+        """Return a link for a fresh connection from a gateway."""
+        link = Link(self._service, on_greeted=self._greeted, on_lost=self._lost)
+        link.is_draining = self._is_draining
+        self._links.add(link)
+        return link
+
+    def drain(self) -> None:
+        """Take nothing new and end when all links are idle."""
+        self._is_draining = True
+        for link in [*self._links]:
+            link.drain(0.0)
+        if not self._links or self._state != "ready":
+            self._exit(EXIT_DRAINED)
+
+    # -- the compute thread ---------------------------------------------------------------------
+
+    def _compute(self) -> None:
+        """Load, prove, then run for ever: one thread, so that torch's own pools are its own."""
+        tell = self._loop.call_soon_threadsafe
+        spec, answers = self._spec, self._service.answers
+        try:
+            engine = load_engine(spec, self._handed_over(self._on_phase))
+            tell(self._on_phase, "first forward")
+            prove(engine)
+        except BaseException as error:
+            reason = reason_of(error)
+            log.error("worker_failed model=%s reason=%r", spec.model, reason)
+            log.debug("worker_failed", exc_info=error)
+            tell(self._on_failed, reason)
+            return
+        compute: Compute
+        if "generate" in engine.card.tasks:
+            compute = GenerateLoop(engine, spec, post=self._handed_over(answers.on_step))
+        elif getattr(engine, "inline", False):
+            compute = InlineArrays(engine, spec, take=answers.on_batch)
+        else:
+            compute = ArrayLoop(engine, spec, post=self._handed_over(answers.on_batch))
+        tell(self._on_computed, compute)
+        try:
+            compute.run()
+        except BaseException as error:
+            log.critical("compute_died model=%s", spec.model, exc_info=error)
+            os._exit(EXIT_LOST)
+
+    def _handed_over(self, callback: Callable[[T], None]) -> Callable[[T], None]:
+        """Return what has the asyncio side call `callback`; the compute thread calls it."""
+
+        def hand_over(value: T) -> None:
+            self._loop.call_soon_threadsafe(callback, value)
+
+        return hand_over
+
+    def _on_phase(self, phase: str) -> None:
+        self._detail = phase
+        self._beat()
+
+    def _on_computed(self, compute: Compute) -> None:
+        self._service.start(compute)
+        self._state, self._detail = "ready", ""
+        self._card = {"model": self._spec.model, **card_map(compute.engine.card)}
+        self._beat(with_card=True)
+        if self._on_ready is not None:
+            self._on_ready()
+
+    def _on_failed(self, reason: str) -> None:
+        self._state, self._detail = "failed", reason
+        self._service.fail(reason)
+        waits = self._is_local or self._links
+        self._loop.call_later(_LAST_WORDS_S if waits else 0.0, self._exit, EXIT_FAILED)
+        self._beat()
+
+    # -- links ----------------------------------------------------------------------------------
+
+    def _greeted(self, link: Link) -> None:
+        self._tell(link, with_card=True)
+
+    def _lost(self, link: Link) -> None:
+        self._links.discard(link)
+        if self._links or not (self._is_local or self._is_draining or self._state == "failed"):
+            return
+        if self._state == "failed":
+            self._exit(EXIT_FAILED)
+        else:
+            self._exit(EXIT_DRAINED if link.is_draining else EXIT_LOST)
+
+    def _exit(self, code: int) -> None:
+        if not self.exit_code.done():
+            self.exit_code.set_result(code)
+
+    def _beat_regularly(self) -> None:
+        self._beat()
+        self._loop.call_later(BEAT_S, self._beat_regularly)
+
+    def _beat(self, *, with_card: bool = False) -> None:
+        for link in [*self._links]:
+            self._tell(link, with_card=with_card)
+
+    def _tell(self, link: Link, *, with_card: bool) -> None:
+        link.beat(
+            Heartbeat(
+                state=self._state,
+                steps=self._service.num_steps,
+                load=self._service.load(),
+                card=self._card if with_card else None,
+                detail=self._detail or None,
+            )
+        )
+        if self._state == "failed" and link.is_greeted:
+            self._loop.call_soon(link.transport.close)

@@ -1,0 +1,179 @@
+"""Requests on their way in: check, tokenize, validate, ACK, hand over."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from tensorwire_protocol.errors import Draining, ModelError, ModelLoading
+from tensorwire_protocol.messages import Ack, Failure, Finish
+from tensorwire_protocol.operations import read_texts
+
+from tensorwire_server.workers.arrays import ArrayItem
+from tensorwire_server.workers.faults import as_internal_error
+from tensorwire_server.workers.registry import log
+from tensorwire_server.workers.requests import build_sequence, check_operation, read_prompt
+from tensorwire_server.workers.streams import ArrayStream, TextStream
+from tensorwire_server.workers.text import StopMatcher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tensorwire_protocol.messages import Submit
+
+    from tensorwire_server.workers.compute import Compute
+    from tensorwire_server.workers.link import Link
+    from tensorwire_server.workers.registry import Registry
+
+T = TypeVar("T")
+
+# Tokenizing this much takes as long as a trip to another thread and back (measured: 70 us).
+INLINE_CHARS = 256
+# More ids than this do not fit into the meta of an ACK; the journal does without them.
+_MAX_ACK_IDS = 250_000
+
+
+class Intake:
+    """Turns each SUBMIT into a stream with commands for the compute side, or into an ERR."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.load_failure: str | None = None
+        self._registry = registry
+        self._ids = count(1)
+        self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
+
+    def submit(self, link: Link, submit: Submit, now: float) -> None:
+        """Take one request that arrived at `now` (monotonic s)."""
+        registry = self._registry
+        try:
+            compute = self._check_admission(link, submit)
+        except Exception as error:
+            link.send(Failure.of(submit.stream, as_internal_error(error, registry.model, log)))
+            return
+        kind = TextStream if submit.op in ("generate", "chat") else ArrayStream
+        stream = kind(link, submit.stream, submit.attempt, next(self._ids), now)
+        registry.add(stream, submit.deadline_ms)
+        try:
+            if isinstance(stream, TextStream):
+                self._begin_text(stream, submit, compute)
+            elif submit.op == "infer":
+                self._join_items(stream, [submit.inputs], [1], compute)
+            elif submit.op == "embed":
+                self._begin_embed(stream, submit, compute)
+            else:
+                self._begin_tokenize(stream, submit, compute)
+        except Exception as error:
+            registry.fail(stream, error)
+
+    def _check_admission(self, link: Link, submit: Submit) -> Compute:
+        registry = self._registry
+        if self.load_failure is not None:
+            raise ModelError(f"{registry.model!r} could not be loaded: {self.load_failure}")
+        if link.is_draining:
+            raise Draining(f"this worker of {registry.model!r} is shutting down")
+        if registry.compute is None:
+            raise ModelLoading(f"{registry.model!r} is loading")
+        check_operation(submit.op, registry.compute.engine.card, registry.model)
+        registry.check_room()
+        return registry.compute
+
+    # -- text: generate and chat ----------------------------------------------------------------
+
+    def _begin_text(self, stream: TextStream, submit: Submit, compute: Compute) -> None:
+        num_chars, encode = read_prompt(submit, compute.engine.tokenizer)
+
+        def join(prompt_ids: list[int]) -> None:
+            self._join_text(stream, submit, prompt_ids, compute)
+
+        self._tokenize(stream, num_chars, encode, join)
+
+    def _join_text(
+        self, stream: TextStream, submit: Submit, prompt_ids: list[int], compute: Compute
+    ) -> None:
+        engine = compute.engine
+        sequence = build_sequence(
+            submit,
+            prompt_ids,
+            id=stream.id,
+            card=engine.card,
+            model=self._registry.model,
+            arrived_at=stream.arrived_at,
+        )
+        stream.prompt_tokens = len(prompt_ids)
+        stops = submit.params.get("stop")
+        matcher = StopMatcher(stops) if stops else None
+        stream.begin(engine.tokenizer.detokenizer(prompt_ids), matcher)
+        was_stopped = stream.replay(submit.so_far)
+        shown_ids = prompt_ids if len(prompt_ids) <= _MAX_ACK_IDS else None
+        stream.link.send(
+            Ack(stream=stream.number, prompt_tokens=len(prompt_ids), prompt_ids=shown_ids)
+        )
+        if was_stopped:
+            sequence = Finish.STOP
+        if isinstance(sequence, Finish):
+            self._registry.finish(stream, stream.end(sequence))
+        else:
+            self._registry.commands.append(sequence)
+
+    # -- answered once: embed, infer, tokenize --------------------------------------------------
+
+    def _begin_embed(self, stream: ArrayStream, submit: Submit, compute: Compute) -> None:
+        texts = read_texts(submit.inputs["texts"])
+        encode = compute.engine.tokenizer.encode
+
+        def join(ids: list[list[int]]) -> None:
+            costs = [len(one) for one in ids]
+            stream.prompt_tokens = sum(costs)
+            self._join_items(stream, ids, costs, compute)
+
+        num_chars = sum(map(len, texts)) + len(texts)  # an empty text takes its time too
+        self._tokenize(stream, num_chars, lambda: [encode(text) for text in texts], join)
+
+    def _begin_tokenize(self, stream: ArrayStream, submit: Submit, compute: Compute) -> None:
+        num_chars, encode = read_prompt(submit, compute.engine.tokenizer)
+
+        def answer(ids: list[int]) -> None:
+            stream.prompt_tokens = len(ids)
+            outputs = {"ids": np.asarray(ids, dtype=np.int32)}
+            self._registry.finish(stream, stream.result(outputs))
+
+        self._tokenize(stream, num_chars, encode, answer)
+
+    def _join_items(
+        self, stream: ArrayStream, payloads: list[Any], costs: list[int], compute: Compute
+    ) -> None:
+        self._registry.add_items(stream, len(payloads))
+        if not compute.is_inline:  # else the answer itself leaves in the same write
+            stream.link.send(Ack(stream=stream.number, prompt_tokens=stream.prompt_tokens))
+        self._registry.commands += [
+            ArrayItem(stream.id, index, payload, cost)
+            for index, (payload, cost) in enumerate(zip(payloads, costs, strict=True))
+        ]
+
+    # -- the tokenizer's thread -----------------------------------------------------------------
+
+    def _tokenize(
+        self,
+        stream: TextStream | ArrayStream,
+        num_chars: int,
+        encode: Callable[[], T],
+        then: Callable[[T], None],
+    ) -> None:
+        """Call `then` with what `encode` gives: at once, or from the loop after a while."""
+        if num_chars <= INLINE_CHARS:
+            then(encode())
+            return
+
+        def take(future: Future[T]) -> None:
+            if stream.id not in self._registry.streams:
+                return  # ended meanwhile
+            try:
+                then(future.result())
+            except Exception as error:
+                self._registry.fail(stream, error)
+            self._registry.flush()
+
+        call_soon = self._registry.loop.call_soon_threadsafe
+        self._tokenizing.submit(encode).add_done_callback(lambda future: call_soon(take, future))

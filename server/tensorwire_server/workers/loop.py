@@ -1,0 +1,188 @@
+"""The compute thread of a text model: plan, step, commit, and one post per step.
+
+The asyncio side sends commands through a queue and gets outcomes through `post`. Nothing else is
+shared: the scheduler and the engine belong to this thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+from tensorwire_protocol.errors import Busy, NumericError
+
+from tensorwire_server.scheduling.continuous import ContinuousScheduler, WaitingFull
+from tensorwire_server.scheduling.pages import PagePool
+from tensorwire_server.scheduling.work import StepResult
+from tensorwire_server.workers.faults import as_wire_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tensorwire_protocol.errors import TensorwireError
+
+    from tensorwire_server.scheduling.continuous import Emission
+    from tensorwire_server.scheduling.sequences import Sequence
+    from tensorwire_server.scheduling.work import GenerateEngine, StepPlan
+    from tensorwire_server.workers.spec import WorkerSpec
+
+log = logging.getLogger(__name__)
+
+# Steps whose outcome the asyncio side has not taken yet: one that it works on, one that is done.
+_OUTCOMES_AHEAD = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Drop what was submitted under this id, wherever it is."""
+
+    request_id: int
+
+
+@dataclass(slots=True, kw_only=True)
+class StepOutcome:
+    """What one turn of the loop did, for the asyncio side."""
+
+    emissions: list[Emission] = field(default_factory=list)
+    failed: dict[int, TensorwireError] = field(default_factory=dict)
+    expired: list[int] = field(default_factory=list)
+    started: list[int] = field(default_factory=list)  # ran for the first time, at `started_at`
+    started_at: float = 0.0
+    num_rows: int = 0
+
+
+class GenerateLoop:
+    """Drives one `GenerateEngine`; `run` is the thread, everything else is called from outside.
+
+    Args:
+        post: takes each outcome to the asyncio side, which answers with `outcome_taken`.
+    """
+
+    is_inline = False
+
+    def __init__(
+        self, engine: GenerateEngine, spec: WorkerSpec, *, post: Callable[[StepOutcome], None]
+    ) -> None:
+        self.engine = engine
+        self.num_steps = 0
+        self._model = spec.model
+        self._pool = PagePool(num_pages(engine, spec), spec.page_tokens)
+        self._scheduler = ContinuousScheduler(
+            self._pool,
+            max_running=spec.max_running,
+            step_tokens=max(spec.step_tokens, spec.max_running),
+            # Whoever submits keeps the bound over waiting and running together.
+            max_waiting=spec.max_requests,
+        )
+        self._post_outcome = post
+        self._commands: SimpleQueue[list[Sequence | Leave]] = SimpleQueue()
+        self._may_post = threading.Semaphore(_OUTCOMES_AHEAD)
+        self._started: set[int] = set()
+        self._load: Mapping[str, int] = {}
+        self._publish_load()
+
+    def post(self, commands: list[Sequence | Leave]) -> None:
+        """Hand over what one turn of the asyncio loop gathered."""
+        self._commands.put(commands)
+
+    def outcome_taken(self) -> None:
+        """Allow the thread one more outcome."""
+        self._may_post.release()
+
+    def load(self) -> Mapping[str, int]:
+        """Return the counts as they stood after the latest step."""
+        return self._load
+
+    def run(self) -> None:
+        """Work until the process ends."""
+        while True:
+            if not self._turn():
+                self._publish_load()
+                self._apply(self._commands.get())
+            while not self._commands.empty():
+                self._apply(self._commands.get())
+
+    def _turn(self) -> bool:
+        """Run one step; False if there was none to run."""
+        plan = self._scheduler.plan(time.monotonic())
+        expired = self._scheduler.take_expired()
+        if plan is None:
+            if expired:
+                self._post(StepOutcome(expired=expired))
+            return False
+        outcome = StepOutcome(expired=expired, started_at=time.monotonic(), num_rows=len(plan.rows))
+        self._note_started(plan, outcome)
+        try:
+            result = self.engine.step(plan)
+        except Exception as error:
+            self._fail_step(plan, error, outcome)
+        else:
+            outcome.emissions = self._scheduler.commit(plan, result)
+            failed = self._scheduler.take_failed()
+            outcome.failed = {id_: NumericError(why) for id_, why in failed.items()}
+        self.num_steps += 1
+        self._publish_load()
+        if outcome.emissions or outcome.failed or expired or outcome.started:
+            self._post(outcome)
+        return True
+
+    def _post(self, outcome: StepOutcome) -> None:
+        # An asyncio side that falls behind slows the steps down; its backlog must not grow.
+        self._may_post.acquire()
+        self._post_outcome(outcome)
+
+    def _note_started(self, plan: StepPlan, outcome: StepOutcome) -> None:
+        self._started.difference_update(plan.released)
+        for row in plan.rows:
+            if row.sequence_id not in self._started:
+                self._started.add(row.sequence_id)
+                outcome.started.append(row.sequence_id)
+
+    def _fail_step(self, plan: StepPlan, error: Exception, outcome: StepOutcome) -> None:
+        """Fail whoever was in the step; the others go on."""
+        wire_error = as_wire_error(error, "step_failed", self._model, log)
+        for row in plan.rows:
+            if self._scheduler.cancel(row.sequence_id):
+                outcome.failed[row.sequence_id] = wire_error
+        if not plan.rows:
+            # The same releases would be planned for ever.
+            self._scheduler.commit(plan, StepResult(tokens={}, failed={}))
+
+    def _apply(self, commands: list[Sequence | Leave]) -> None:
+        refused: dict[int, TensorwireError] = {}
+        for command in commands:
+            if isinstance(command, Leave):
+                self._scheduler.cancel(command.request_id)
+                continue
+            try:
+                self._scheduler.submit(command)
+            except WaitingFull as error:
+                refused[command.id] = Busy(str(error))
+        if refused:
+            self._post(StepOutcome(failed=refused))
+
+    def _publish_load(self) -> None:
+        scheduler = self._scheduler
+        self._load = {
+            "waiting": scheduler.num_waiting,
+            "running": scheduler.num_running,
+            "pages_used": self._pool.used,
+            "pages_total": self._pool.num_pages,
+            **self.engine.stats(),
+        }
+
+
+def num_pages(engine: GenerateEngine, spec: WorkerSpec) -> int:
+    """Return the pages that `spec.kv_bytes` buy: at least one whole context, never more than
+    `max_running` of them could use."""
+    pages_per_context = -(-engine.card.context_tokens // spec.page_tokens)
+    most = spec.max_running * pages_per_context
+    geometry = getattr(engine, "kv_geometry", None)
+    if geometry is None:
+        return most
+    affordable = spec.kv_bytes // (int(geometry.bytes_per_token) * spec.page_tokens)
+    return max(pages_per_context, min(most, affordable))

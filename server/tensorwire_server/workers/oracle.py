@@ -1,0 +1,213 @@
+"""A text model that is a pure function: what must come out is known without running it.
+
+Ids 0-255 are the bytes of a prompt; what is generated has ids from 256 on, each one printable
+character. So a token fed back is told from the prompt by its id, and a sequence that was cut into
+chunks, batched with others or resumed elsewhere gives the tokens that `oracle_token` says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+from tensorwire_protocol.tensors import pack_ids
+
+from tensorwire_server.scheduling.work import ModelCard, StepResult
+from tensorwire_server.workers.options import parse_options
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tensorwire_server.scheduling.work import Row, StepPlan
+
+FIRST_GENERATED_ID = 256
+CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ."
+DEFAULT_VOCAB = FIRST_GENERATED_ID + len(CHARACTERS)
+_DEFAULTS = {
+    "step_ms": 0.0,
+    "stall_every": 0.0,  # steps; 0: never
+    "stall_ms": 0.0,
+    "load_ms": 0.0,
+    "context": 4096.0,
+    "vocab": float(DEFAULT_VOCAB),
+}
+_SLOW_STEP_S = 0.1
+_MASK = (1 << 64) - 1
+
+
+def oracle_token(
+    prompt_ids: Sequence[int], seed: int, index: int, vocab: int = DEFAULT_VOCAB
+) -> int:
+    """Return the token at `index` (from 0) of what the oracle makes of a prompt."""
+    lead = _leading_bytes(prompt_ids)
+    return _token(_state(_hasher(seed, lead)), len(prompt_ids) + index, vocab)
+
+
+def oracle_tokens(
+    prompt_ids: Sequence[int], seed: int, count: int, vocab: int = DEFAULT_VOCAB
+) -> list[int]:
+    """Return the first `count` tokens of what the oracle makes of a prompt."""
+    state = _state(_hasher(seed, _leading_bytes(prompt_ids)))
+    start = len(prompt_ids)
+    return [_token(state, start + index, vocab) for index in range(count)]
+
+
+def oracle_text(token_ids: Sequence[int]) -> str:
+    """Return the text of tokens, one character each."""
+    return "".join(map(_character, token_ids))
+
+
+def _leading_bytes(ids: Sequence[int]) -> list[int]:
+    if max(ids) < FIRST_GENERATED_ID:
+        return list(ids)
+    return list(takewhile(lambda token: token < FIRST_GENERATED_ID, ids))
+
+
+def _hasher(seed: int, ids: Sequence[int]) -> Any:
+    return hashlib.blake2b(pack_ids(ids), digest_size=8, key=seed.to_bytes(8, "little"))
+
+
+def _state(hasher: Any) -> int:
+    return int.from_bytes(hasher.digest(), "little")
+
+
+def _token(state: int, position: int, vocab: int) -> int:
+    """Return splitmix64 of `state` at `position`, as an id from 256 to vocab - 1."""
+    z = (state + position * 0x9E3779B97F4A7C15) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return FIRST_GENERATED_ID + (z ^ (z >> 31)) % (vocab - FIRST_GENERATED_ID)
+
+
+def _character(token_id: int) -> str:
+    if token_id >= FIRST_GENERATED_ID:
+        return CHARACTERS[(token_id - FIRST_GENERATED_ID) % len(CHARACTERS)]
+    return chr(token_id) if 32 <= token_id < 127 else "?"
+
+
+class _Characters:
+    """Every token is a character of its own: nothing is ever pending."""
+
+    push = staticmethod(_character)
+
+    @staticmethod
+    def flush() -> str:
+        return ""
+
+
+class ByteTokenizer:
+    """UTF-8 bytes as ids."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the bytes of a text."""
+        return list(text.encode())
+
+    def render_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Return the bytes of `role: text` lines, with an open line for the assistant."""
+        lines = [f"{message['role']}: {message['content']}\n" for message in messages]
+        return self.encode("".join(lines) + "assistant: ")
+
+    def detokenizer(self, prompt_ids: Sequence[int]) -> _Characters:
+        """Return a decoder: a character for each token."""
+        return _Characters()
+
+
+@dataclass(slots=True)
+class _Slot:
+    """What stands for a sequence's cache."""
+
+    hasher: Any
+    num_cached: int = 0
+    lead_is_over: bool = False
+    state: int | None = None
+    lead: bytearray = field(default_factory=bytearray)
+    trigger: bytes | None = None
+
+
+class OracleEngine:
+    """Implements `GenerateEngine` without torch; time and faults by program."""
+
+    def __init__(self, source: str = "oracle:") -> None:
+        options = parse_options(source, _DEFAULTS)
+        self._vocab = int(options["vocab"])
+        if self._vocab <= FIRST_GENERATED_ID:
+            raise ValueError(f"oracle: vocab must be above {FIRST_GENERATED_ID}")
+        self._step_s = options["step_ms"] / 1000
+        self._stall_every, self._stall_s = int(options["stall_every"]), options["stall_ms"] / 1000
+        self._num_steps = 0
+        self._slots: dict[int, _Slot] = {}
+        self.tokenizer = ByteTokenizer()
+        self.card = ModelCard(
+            tasks=frozenset({"generate", "chat", "tokenize"}),
+            architecture="oracle",
+            context_tokens=int(options["context"]),
+            vocab_size=self._vocab,
+            defaults={"temperature": 1.0, "top_k": None, "top_p": 1.0},
+        )
+        time.sleep(options["load_ms"] / 1000)
+
+    def step(self, plan: StepPlan) -> StepResult:
+        """Run one step."""
+        for sequence_id in plan.released:
+            self._slots.pop(sequence_id, None)
+        self._pass_time(plan)
+        tokens: dict[int, int] = {}
+        failed: dict[int, str] = {}
+        for row in plan.rows:
+            slot = self._feed(row)
+            if slot.num_cached != row.start + len(row.token_ids):
+                failed[row.sequence_id] = f"fed at {row.start}, {slot.num_cached} are cached"
+            elif row.sample and slot.trigger is not None and self._is_fatal(slot.trigger):
+                failed[row.sequence_id] = "non-finite logits"
+            elif row.sample:
+                tokens[row.sequence_id] = _token(slot.state or 0, slot.num_cached, self._vocab)
+        return StepResult(tokens=tokens, failed=failed)
+
+    def stats(self) -> Mapping[str, int]:
+        """Return `kv_sequences` and `kv_tokens`."""
+        slots = self._slots.values()
+        return {"kv_sequences": len(slots), "kv_tokens": sum(s.num_cached for s in slots)}
+
+    def _pass_time(self, plan: StepPlan) -> None:
+        self._num_steps += 1
+        seconds = self._step_s
+        if self._stall_every and self._num_steps % self._stall_every == 0:
+            seconds += self._stall_s
+        if any(slot.trigger == b"!SLOW" for slot in self._slots.values()):
+            seconds += _SLOW_STEP_S
+        if seconds and plan.rows:
+            time.sleep(seconds)
+
+    def _feed(self, row: Row) -> _Slot:
+        slot = self._slots.get(row.sequence_id)
+        if slot is None or row.start == 0:
+            slot = self._slots[row.sequence_id] = _Slot(_hasher(row.sampling.seed, ()))
+        if slot.num_cached != row.start:
+            slot.num_cached = -1  # the caller tells: what it feeds does not follow the cache
+            return slot
+        slot.num_cached += len(row.token_ids)
+        if not slot.lead_is_over:
+            lead = _leading_bytes(row.token_ids)
+            slot.hasher.update(pack_ids(lead))
+            slot.lead += bytes(lead)
+            slot.lead_is_over = len(lead) < len(row.token_ids) or row.sample
+            if slot.lead_is_over:
+                slot.state = _state(slot.hasher)
+                slot.trigger = next((t for t in _TRIGGERS if t in slot.lead), None)
+        return slot
+
+    def _is_fatal(self, trigger: bytes) -> bool:
+        """Do what the prompt asks for; True to fail its row."""
+        if trigger == b"!KILL":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if trigger == b"!HANG":
+            time.sleep(1e9)
+        return trigger == b"!NAN"
+
+
+_TRIGGERS = (b"!KILL", b"!HANG", b"!NAN", b"!SLOW")

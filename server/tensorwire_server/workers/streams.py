@@ -1,0 +1,195 @@
+"""What a worker keeps of each open request, and the frames it is answered with."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tensorwire_protocol.messages import End, Finish, Result, Step
+from tensorwire_protocol.tensors import ids_checksum
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tensorwire_server.scheduling.work import Detokenizer
+    from tensorwire_server.workers.link import Link
+    from tensorwire_server.workers.text import StopMatcher
+
+
+class Stream:
+    """One request on one link, from SUBMIT to its terminal frame.
+
+    Args:
+        id: unique in this process; stream numbers are unique on their link only.
+    """
+
+    __slots__ = (
+        "arrived_at", "attempt", "id", "largest_batch", "link", "num_items", "number",
+        "prompt_tokens", "started_at",
+    )  # fmt: skip
+
+    def __init__(self, link: Link, number: int, attempt: int, id: int, arrived_at: float) -> None:
+        self.link = link
+        self.number = number  # of the stream on its link
+        self.attempt = attempt
+        self.id = id
+        self.arrived_at = arrived_at  # monotonic s, as all times here
+        self.started_at: float | None = None
+        self.prompt_tokens = 0
+        self.num_items = 0  # that count against the bound on them
+        self.largest_batch = 0
+
+    def end(self, finish: Finish) -> End:
+        """Return the END frame for an answer that was cut short before its first token."""
+        return self._end(finish, [], self.timings())
+
+    def timings(self) -> dict[str, float]:
+        """Return what END and RES say of the time spent, up to now."""
+        now = time.monotonic()
+        started_at = now if self.started_at is None else self.started_at
+        return {
+            "queued_ms": (started_at - self.arrived_at) * 1000,
+            "total_ms": (now - self.arrived_at) * 1000,
+            "largest_batch": self.largest_batch,
+        }
+
+    def _end(self, finish: Finish, tokens: list[int], timings: dict[str, float]) -> End:
+        return End(
+            stream=self.number,
+            finish=finish,
+            count=len(tokens),
+            checksum=ids_checksum(tokens),
+            usage={"prompt_tokens": self.prompt_tokens, "completion_tokens": len(tokens)},
+            timings=timings,
+            extra={"attempt": self.attempt},
+        )
+
+
+class TextStream(Stream):
+    """A request whose answer is tokens and their text."""
+
+    __slots__ = ("_detokenizer", "_stops", "first_at", "last_at", "tokens")
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.tokens: list[int] = []  # earlier attempts' included
+        self.first_at: float | None = None
+        self.last_at = 0.0
+        self._detokenizer: Detokenizer | None = None
+        self._stops: StopMatcher | None = None
+
+    def begin(self, detokenizer: Detokenizer, stops: StopMatcher | None) -> None:
+        """Set how tokens become text."""
+        self._detokenizer, self._stops = detokenizer, stops
+
+    def replay(self, so_far: Sequence[int]) -> bool:
+        """Take tokens whose text an earlier attempt sent; True if a stop string ended them."""
+        matches = [self.take(token, None)[1] for token in so_far]
+        return Finish.STOP in matches
+
+    def take(self, token_id: int, finish: str | None) -> tuple[str, Finish | None]:
+        """Take the next token; return the text that is certain now, and why the stream ends.
+
+        The last token brings all text that was held back.
+        """
+        assert self._detokenizer is not None
+        self.tokens.append(token_id)
+        text = self._detokenizer.push(token_id)
+        if finish is not None:
+            text += self._detokenizer.flush()
+        if self._stops is not None:
+            text, matched = self._stops.push(text)
+            if matched:
+                return text, Finish.STOP
+            if finish is not None:
+                text += self._stops.flush()
+        return text, None if finish is None else Finish(finish)
+
+    def note_step(self, now: float, num_rows: int) -> None:
+        """Keep the books of a token that came at `now` out of a step with so many rows."""
+        if self.first_at is None:
+            self.first_at = now
+        self.last_at = now
+        self.largest_batch = max(self.largest_batch, num_rows)
+
+    def end(self, finish: Finish) -> End:
+        """Return the END frame."""
+        return self._end(finish, self.tokens, self.timings())
+
+    def timings(self) -> dict[str, float]:
+        """Return what END says of the time spent, up to now."""
+        timings = super().timings()
+        if self.started_at is not None and self.first_at is not None:
+            timings["first_token_ms"] = (self.first_at - self.arrived_at) * 1000
+            timings["prefill_ms"] = (self.first_at - self.started_at) * 1000
+            timings["decode_ms"] = (self.last_at - self.first_at) * 1000
+        return timings
+
+
+class ArrayStream(Stream):
+    """A request that is answered once, when all its items are."""
+
+    __slots__ = ("_num_missing", "outcomes")
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.outcomes: list[Any] = []
+        self._num_missing = 0
+
+    def begin(self, num_items: int) -> None:
+        """Set how many outcomes make the answer."""
+        self.outcomes = [None] * num_items
+        self.num_items = self._num_missing = num_items
+
+    def note_batch(self, started_at: float, num_items: int) -> None:
+        """Keep the books of a batch of so many items that had some of this stream."""
+        if self.started_at is None:
+            self.started_at = started_at
+        self.largest_batch = max(self.largest_batch, num_items)
+
+    def take(self, index: int, outcome: Any) -> bool:
+        """Take one item's outcome; True if it was the last one missing."""
+        self.outcomes[index] = outcome
+        self._num_missing -= 1
+        return self._num_missing == 0
+
+    def result(self, outputs: Mapping[str, Any]) -> Result:
+        """Return the RES frame."""
+        return Result(
+            stream=self.number,
+            outputs=outputs,
+            usage={"prompt_tokens": self.prompt_tokens} if self.prompt_tokens else {},
+            timings=self.timings(),
+            extra={"attempt": self.attempt},
+        )
+
+
+@dataclass(slots=True)
+class StepColumns:
+    """The events of one step for one link, as they grow; one token each."""
+
+    streams: list[int] = field(default_factory=list)
+    attempts: list[int] = field(default_factory=list)
+    first_indexes: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+
+    def add(self, stream: Stream, index: int, token_id: int, text: str) -> None:
+        """Add one event."""
+        self.streams.append(stream.number)
+        self.attempts.append(stream.attempt)
+        self.first_indexes.append(index)
+        self.tokens.append(token_id)
+        self.texts.append(text)
+
+    def frame(self) -> Step:
+        """Return the STEP frame."""
+        return Step(
+            streams=self.streams,
+            attempts=self.attempts,
+            first_indexes=self.first_indexes,
+            counts=None,
+            tokens=self.tokens,
+            texts=self.texts,
+        )
