@@ -1,0 +1,238 @@
+"""The composition root: from a configuration to a running server. The only file that knows all."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from tensorwire_protocol.limits import CLIENT_LINK
+
+from tensorwire_server import __version__
+from tensorwire_server.gateway.gateway import Gateway
+from tensorwire_server.gateway.listener import Listener, bind
+from tensorwire_server.models.lifecycle import ModelState
+from tensorwire_server.models.spec import parse_spec
+from tensorwire_server.routing.pool import ModelPool
+from tensorwire_server.routing.remote import keep_connected, parse_address
+from tensorwire_server.routing.replica import Replica
+from tensorwire_server.workers.spec import WorkerSpec
+from tensorwire_server.workers.supervisor import WorkerProcess
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Coroutine, Iterable
+
+    from tensorwire_server.config import Config
+    from tensorwire_server.models.spec import ModelSpec
+    from tensorwire_server.workers.supervisor import WorkerExit
+
+log = logging.getLogger(__name__)
+
+SOFTWARE = f"tensorwire/{__version__}"
+_WORKER_STOP_S = 5.0
+
+
+class StartError(RuntimeError):
+    """The server could not start; the message is one sentence for a person."""
+
+
+class Server:
+    """Gateway, workers and links of one machine.
+
+    Args:
+        specs: the models to load here; may be empty if there are remote workers.
+        on_change: called with the server whenever a model's state or progress has changed.
+
+    Raises:
+        ListenError, SpecError, RemoteAddressError: at construction, before anything is started.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        specs: Iterable[ModelSpec],
+        *,
+        on_change: Callable[[Server], None] = lambda server: None,
+    ) -> None:
+        self.config = config
+        self.pools: dict[str, ModelPool] = {}
+        self._specs = list(specs)
+        self._remotes = [parse_address(address) for address in config.workers.remote]
+        self._unnamed: list[Replica] = []  # remote ones that have not said which model they hold
+        self._workers: list[WorkerProcess] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._on_change = on_change
+        self._loaded = asyncio.Event()  # every model has computed, or one can not
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._sock = bind(config.listen)
+
+    @property
+    def address(self) -> str:
+        """Where clients connect, as HOST:PORT."""
+        return self._listener.address
+
+    # -- life ---------------------------------------------------------------------------------
+
+    async def run(self, on_ready: Callable[[Server], None]) -> None:
+        """Serve until SIGTERM or SIGINT, then drain.
+
+        Raises:
+            StartError: a model cannot be loaded.
+        """
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self.stop)
+        self._gateway = Gateway(self.config.admission, CLIENT_LINK, self.pools, SOFTWARE)
+        self._listener = Listener(self._gateway, self._sock, self.config.listen)
+        await self._listener.start()
+        self._spawn(self._gateway.run_timers())
+        try:
+            self._start_workers()
+            if await self._wait_until_loaded():
+                on_ready(self)
+                await self._stop.wait()
+            await self._drain()
+        finally:
+            await self._end()
+
+    def stop(self) -> None:
+        """Begin to drain; called again, hurry."""
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
+
+    async def _wait_until_loaded(self) -> bool:
+        """Wait for every model; False if the server was stopped before."""
+        waits = {asyncio.ensure_future(e.wait()) for e in (self._loaded, self._stop)}
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        for pool in self.pools.values():
+            if pool.state is ModelState.FAILED:
+                raise StartError(f"model {pool.name!r} could not be loaded: {pool.detail}")
+        return not self._stop.is_set()
+
+    async def _drain(self) -> None:
+        self._listener.close()
+        log.info("drain_started grace_s=%.1f", self.config.listen.drain_s)
+        cut = await self._gateway.drain(self.config.listen.drain_s, self._hurry)
+        if cut:
+            log.error("drain_cut requests=%d", cut)
+
+    async def _end(self) -> None:
+        self._listener.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        grace_s = 0.0 if self._hurry.is_set() else _WORKER_STOP_S
+        await asyncio.gather(*(worker.stop(grace_s) for worker in self._workers))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(_log_crash)
+
+    # -- workers ------------------------------------------------------------------------------
+
+    def _start_workers(self) -> None:
+        counts = {spec.name: self._num_replicas(spec.name) for spec in self._specs}
+        threads = max(1, len(os.sched_getaffinity(0)) // max(1, sum(counts.values())))
+        for spec in self._specs:
+            pool = self.pools[spec.name] = ModelPool(spec.name)
+            for i in range(counts[spec.name]):
+                self._start_local(spec, pool, i, threads)
+        for host, port in self._remotes:
+            replica = Replica(f"{host}:{port}", on_change=self._on_replica_change)
+            self._unnamed.append(replica)
+            self._spawn(keep_connected(replica, host, port))
+
+    def _num_replicas(self, name: str) -> int:
+        own = self.config.models.get(name)
+        return (own.workers if own else None) or self.config.workers.count
+
+    def _start_local(self, spec: ModelSpec, pool: ModelPool, index: int, threads: int) -> None:
+        replica = Replica(f"{spec.name}/{index}", on_change=self._on_replica_change)
+        pool.replicas.append(replica)
+        own = self.config.models.get(spec.name)
+        batching = self.config.batching
+        worker = WorkerProcess(
+            WorkerSpec(
+                model=spec.name,
+                source=spec.source,
+                device=self.config.workers.device,
+                threads=(own.threads if own else None) or self.config.workers.threads or threads,
+                max_running=batching.max_running,
+                step_tokens=batching.step_tokens,
+                max_waiting=batching.max_waiting,
+                max_items=batching.max_items,
+                max_batch_tokens=batching.max_batch_tokens,
+                max_wait_ms=batching.max_wait_ms,
+            ),
+            on_socket=lambda sock: self._connect_local(replica, sock),
+            on_exit=lambda end: self._on_worker_exit(replica, end),
+        )
+        self._workers.append(worker)
+        worker.start()
+
+    def _connect_local(self, replica: Replica, sock: socket.socket) -> None:
+        async def connect() -> None:
+            loop = asyncio.get_running_loop()
+            await loop.create_unix_connection(replica.build_transport, sock=sock)
+
+        self._spawn(connect())
+
+    def _on_worker_exit(self, replica: Replica, end: WorkerExit) -> None:
+        if end.is_failure and end.restart_in_s is None and not replica.is_permanently_failed:
+            replica.fail(f"its worker ended with exit code {end.code} before it could say why")
+
+    def _on_replica_change(self, replica: Replica) -> None:
+        pool = self._pool_of(replica)
+        if pool is not None:
+            self._gateway.on_replica_change(replica, pool)
+        self._on_change(self)
+        states = [pool.state for pool in self.pools.values()]
+        all_ready = not self._unnamed and all(state is ModelState.READY for state in states)
+        if all_ready or ModelState.FAILED in states:
+            self._loaded.set()
+
+    def _pool_of(self, replica: Replica) -> ModelPool | None:
+        """Return the replica's pool; a remote one says which model it holds once it is ready."""
+        for pool in self.pools.values():
+            if replica in pool.replicas:
+                return pool
+        name = replica.card.get("model")
+        if not isinstance(name, str):
+            return None
+        self._unnamed.remove(replica)
+        pool = self.pools.setdefault(name, ModelPool(name))
+        pool.replicas.append(replica)
+        return pool
+
+
+def build_specs(sources: Iterable[str], config: Config) -> list[ModelSpec]:
+    """Return what to serve: what the command names, what the file names, else the default.
+
+    Raises:
+        SpecError: a name twice, or a source that cannot be served.
+    """
+    specs = [parse_spec(source) for source in sources]
+    named = {spec.name for spec in specs}
+    specs += [
+        parse_spec(f"{name}={own.source}")
+        for name, own in config.models.items()
+        if own.source and name not in named
+    ]
+    names = [spec.name for spec in specs]
+    for name in names:
+        if names.count(name) > 1:
+            raise StartError(f"two models would be called {name!r}; name one with --model NAME=…")
+    return specs
+
+
+def _log_crash(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("task_crashed", exc_info=task.exception())

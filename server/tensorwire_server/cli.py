@@ -1,0 +1,189 @@
+"""The server's sub-commands: `tensorwire serve` and `tensorwire worker`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tensorwire_server.config import Config, ConfigError, load_config
+from tensorwire_server.gateway.listener import ListenError
+from tensorwire_server.models.spec import DEFAULT_MODEL, SpecError
+from tensorwire_server.routing.remote import RemoteAddressError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from tensorwire_server.app import Server
+
+FAILED, WRONG_USAGE = 1, 2
+
+_Models = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[MODEL]…", help="Folders, hub names, or the built-in 'demo' and 'minilm'."
+    ),
+]
+_Named = Annotated[
+    list[str] | None,
+    typer.Option("--model", metavar="NAME=PATH", help="Serve PATH under another name."),
+]
+_Host = Annotated[str | None, typer.Option(help="Address to listen on (127.0.0.1).")]
+_Port = Annotated[int | None, typer.Option(help="Port to listen on (8947); 0: any free one.")]
+_Workers = Annotated[int | None, typer.Option(help="Worker processes per model (1).")]
+_Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda (auto).")]
+_Remote = Annotated[
+    list[str] | None, typer.Option(metavar="HOST:PORT", help="A worker that runs elsewhere.")
+]
+_File = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="A TOML file.")]
+_Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting, for example listen.drain_s=5."),
+]
+
+
+def serve(
+    models: _Models = None,
+    model: _Named = None,
+    host: _Host = None,
+    port: _Port = None,
+    workers: _Workers = None,
+    device: _Device = None,
+    remote: _Remote = None,
+    config: _File = None,
+    set_: _Set = None,
+) -> None:
+    """Serve models; without arguments the built-in 'demo'. Ends on SIGTERM or Ctrl-C."""
+    flags = {
+        "listen.host": host,
+        "listen.port": port,
+        "workers.count": workers,
+        "workers.device": device,
+        "workers.remote": ",".join(remote) if remote else None,
+    }
+    settings = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    try:
+        tree = load_config(config, os.environ, [*(set_ or []), *settings])
+        sources = [*(models or []), *(model or [])]
+        if not sources and not tree.models and not tree.workers.remote:
+            sources = [DEFAULT_MODEL]
+    except ConfigError as error:
+        _exit(str(error), WRONG_USAGE)
+    _log_to_stderr()
+    # The composition root brings uvloop and the whole server: only now, not for --help.
+    run_server(tree, sources)
+
+
+def run_server(config: Config, sources: list[str]) -> None:
+    """Run a server to its end; exits with a sentence if it cannot start."""
+    from tensorwire_server.app import Server, StartError, build_specs
+
+    async def main() -> None:
+        progress = Progress()
+        server = Server(config, build_specs(sources, config), on_change=progress.update)
+        with progress:
+            await server.run(progress.ready)
+
+    try:
+        _run(main())
+    except (SpecError, RemoteAddressError) as error:
+        _exit(str(error), WRONG_USAGE)
+    except (ListenError, StartError) as error:
+        _exit(str(error), FAILED)
+
+
+class Progress:
+    """Shows how far loading is: a live line on a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self._shown: dict[str, str] = {}
+        self._status: object = None
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            # rich costs memory for the life of the process; only a terminal gets it.
+            from rich.console import Console
+
+            self._status = Console(stderr=True).status("starting")
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        status, self._status = self._status, None
+        if status is not None:
+            status.stop()  # type: ignore[attr-defined]
+
+    def update(self, server: Server) -> None:
+        """Show what has changed."""
+        now = {name: pool.detail or pool.state.value for name, pool in server.pools.items()}
+        if self._status is not None:
+            text = "  ".join(f"{name}: {detail}" for name, detail in now.items())
+            self._status.update(text)  # type: ignore[attr-defined]
+            return
+        for name, detail in now.items():
+            if self._shown.get(name) != detail:
+                logging.getLogger(__name__).info("model_progress model=%s state=%s", name, detail)
+        self._shown = now
+
+    def ready(self, server: Server) -> None:
+        """Say that every model has computed; scripts wait for this line."""
+        self._end()
+        print(f"ready {server.address} models={','.join(server.pools)}", flush=True)
+
+
+def worker(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="What to serve, as in `serve`.")],
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where the gateway connects.")
+    ] = "127.0.0.1:8948",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="Compute threads (all cores).")] = None,
+) -> None:
+    """Run one worker for a gateway elsewhere, which names it with `serve --remote`."""
+    from tensorwire_server.models.spec import parse_spec
+    from tensorwire_server.routing.remote import parse_address
+    from tensorwire_server.workers.spec import WorkerSpec
+
+    try:
+        spec = parse_spec(model)
+        host, port = parse_address(listen)
+    except (SpecError, RemoteAddressError) as error:
+        _exit(str(error), WRONG_USAGE)
+    threads = threads or len(os.sched_getaffinity(0))
+    worker_spec = WorkerSpec(model=spec.name, source=spec.source, device=device, threads=threads)
+    # Threads are read from the environment when torch is loaded: a fresh process, as everywhere.
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+    arguments = ["--spec", worker_spec.to_json(), "--listen", f"{host}:{port}"]
+    os.execv(sys.executable, [sys.executable, "-m", "tensorwire_server.workers", *arguments])
+
+
+def _run(main: Coroutine[None, None, None]) -> None:
+    runner: Callable[[Coroutine[None, None, None]], None]
+    try:
+        import uvloop
+    except ImportError:
+        runner = asyncio.run
+    else:
+        runner = uvloop.run
+    runner(main)
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+
+
+def _exit(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    raise typer.Exit(code)

@@ -1,0 +1,190 @@
+"""The server's configuration: one frozen tree, a section for each room.
+
+Defaults < TOML file < environment (`TENSORWIRE_SERVER__SECTION__KEY`) < `--set section.key=value`.
+Command-line flags are aliases of keys.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+ENV_PREFIX = "TENSORWIRE_SERVER__"
+DEFAULT_PORT = 8947
+
+
+class ConfigError(ValueError):
+    """A key or value that is not allowed; the message is one sentence for a person."""
+
+
+def _require(ok: bool, key: str, rule: str, value: object) -> None:
+    if not ok:
+        raise ConfigError(f"{key} must be {rule}, got {value!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenConfig:
+    """Where clients connect, and how the server ends."""
+
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT  # 0: any free one
+    max_connections: int = 10_000
+    drain_s: float = 30.0  # after SIGTERM, for what runs
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.port <= 65535, "listen.port", "from 0 to 65535", self.port)
+        _require(self.max_connections >= 1, "listen.max_connections", ">= 1", self.max_connections)
+        _require(self.drain_s >= 0, "listen.drain_s", ">= 0", self.drain_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmissionConfig:
+    """How much may be queued or running before the answer is BUSY."""
+
+    max_requests: int = 4096  # on the whole server
+    max_requests_per_model: int = 2048
+    stop_grace_s: float = 2.0  # for a worker to confirm a cancel
+
+    def __post_init__(self) -> None:
+        _require(self.max_requests >= 1, "admission.max_requests", ">= 1", self.max_requests)
+        _require(
+            self.max_requests_per_model >= 1,
+            "admission.max_requests_per_model",
+            ">= 1",
+            self.max_requests_per_model,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """What one model has of its own, where it differs from `workers`."""
+
+    source: str
+    workers: int | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkersConfig:
+    """The processes that hold the models."""
+
+    count: int = 1  # replicas of each model
+    device: str = "auto"  # auto, cpu, cuda
+    threads: int | None = None  # per worker; None: cores / all workers
+    remote: tuple[str, ...] = ()  # HOST:PORT of workers that run elsewhere
+
+    def __post_init__(self) -> None:
+        _require(self.count >= 1, "workers.count", ">= 1", self.count)
+        _require(
+            self.device in ("auto", "cpu", "cuda"),
+            "workers.device",
+            "auto, cpu or cuda",
+            self.device,
+        )
+        _require(self.threads is None or self.threads >= 1, "workers.threads", ">= 1", self.threads)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchingConfig:
+    """How requests become batches inside a worker."""
+
+    max_running: int = 64  # sequences in one running batch
+    step_tokens: int = 2048  # tokens of one step, prompts included
+    max_waiting: int = 2048  # sequences that wait for a place
+    max_items: int = 64  # of one batch of an encoder
+    max_batch_tokens: int = 8192  # of one batch of an encoder
+    max_wait_ms: float = 0.0  # the longest a lone request is held back
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            low = 0 if f.name == "max_wait_ms" else 1
+            value = getattr(self, f.name)
+            _require(value >= low, f"batching.{f.name}", f">= {low}", value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The whole tree."""
+
+    listen: ListenConfig = field(default_factory=ListenConfig)
+    admission: AdmissionConfig = field(default_factory=AdmissionConfig)
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+    batching: BatchingConfig = field(default_factory=BatchingConfig)
+    models: dict[str, ModelConfig] = field(default_factory=dict)
+
+
+def load_config(file: Path | None, environ: Mapping[str, str], settings: Iterable[str]) -> Config:
+    """Merge the sources into one tree.
+
+    Args:
+        file: a TOML file, or None.
+        environ: only names with `ENV_PREFIX` count.
+        settings: `section.key=value`, the last one wins.
+
+    Raises:
+        ConfigError: names the key, the value and the rule.
+    """
+    tree: dict[str, Any] = _read_toml(file) if file else {}
+    for name, value in environ.items():
+        if name.startswith(ENV_PREFIX):
+            _put(tree, name[len(ENV_PREFIX) :].lower().split("__"), value, name)
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set takes section.key=value, got {setting!r}")
+        _put(tree, path.strip().split("."), value, path)
+    _check_names(tree)
+    try:
+        # Not strict: the environment and --set know only strings.
+        return msgspec.convert(tree, Config, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(str(error).replace("`$.", "`")) from error
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except OSError as error:
+        raise ConfigError(f"the configuration {str(file)!r} cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"the configuration {str(file)!r} is not TOML: {error}") from error
+
+
+def _put(tree: dict[str, Any], path: list[str], value: str, name: str) -> None:
+    if len(path) < 2:
+        raise ConfigError(f"{name!r} names no section; give section.key=value")
+    *sections, key = path
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{name!r} goes through a key that is no section")
+    tree[key] = [part for part in value.split(",") if part] if key == "remote" else value
+
+
+def _check_names(tree: Mapping[str, Any]) -> None:
+    sections = {f.name: getattr(Config(), f.name) for f in fields(Config)}
+    for name, section in tree.items():
+        _known(name, sections, "section")
+        if name == "models":
+            for model, own in section.items():
+                for key in own if isinstance(own, dict) else ():
+                    _known(key, {f.name: None for f in fields(ModelConfig)}, f"key of {model}")
+        elif isinstance(section, dict):
+            known = {f.name: None for f in fields(sections[name])}
+            for key in section:
+                _known(key, known, f"key of {name}")
+
+
+def _known(name: str, known: Mapping[str, Any], what: str) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
+        raise ConfigError(f"there is no {what} {name!r}{hint}")

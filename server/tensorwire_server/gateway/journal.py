@@ -1,0 +1,65 @@
+"""What the gateway keeps of each live request, so that another worker could go on with it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tensorwire_protocol.tensors import ids_checksum
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tensorwire_protocol.messages import Request
+
+
+class Entry:
+    """One request: what was asked, what was made of it, and who makes it now."""
+
+    __slots__ = ("attempt", "prompt_ids", "request", "tokens")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.attempt = 0  # the number of the current attempt; 0: none yet
+        self.prompt_ids: Sequence[int] = ()
+        self.tokens: list[int] = []
+
+    def next_attempt(self) -> int:
+        """Begin another attempt and return its number."""
+        self.attempt += 1
+        return self.attempt
+
+    def append(self, first_index: int, tokens: Sequence[int]) -> bool:
+        """Take tokens if they follow what is here; say False of a gap or a repeat."""
+        if first_index != len(self.tokens):
+            return False
+        self.tokens += tokens
+        return True
+
+    def agrees(self, count: int, checksum: int) -> bool:
+        """Say if an END with these numbers ends exactly what is here."""
+        return count == len(self.tokens) and checksum == ids_checksum(self.tokens)
+
+
+class Journal:
+    """The entries of all live requests."""
+
+    def __init__(self) -> None:
+        self._entries: set[Entry] = set()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens kept in all, prompts included."""
+        return sum(len(e.prompt_ids) + len(e.tokens) for e in self._entries)
+
+    def open(self, request: Request) -> Entry:
+        """Begin to keep a request."""
+        entry = Entry(request)
+        self._entries.add(entry)
+        return entry
+
+    def close(self, entry: Entry) -> None:
+        """Forget a request that has ended."""
+        self._entries.discard(entry)

@@ -1,0 +1,97 @@
+"""The port: accepts clients and gives each a session."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import socket
+from typing import TYPE_CHECKING
+
+from tensorwire_protocol.errors import Busy
+
+if TYPE_CHECKING:
+    from tensorwire_server.config import ListenConfig
+    from tensorwire_server.gateway.gateway import Gateway
+
+log = logging.getLogger(__name__)
+_BACKLOG = 1024
+
+
+class ListenError(OSError):
+    """The address cannot be listened on; the message is one sentence for a person."""
+
+
+def is_loopback(host: str) -> bool:
+    """Say if only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def bind(config: ListenConfig) -> socket.socket:
+    """Return a listening socket.
+
+    Raises:
+        ListenError: the port is taken, the address is not this machine's, or others could reach
+            it although nothing would ask them who they are.
+    """
+    where = f"{config.host}:{config.port}"
+    if not is_loopback(config.host):
+        raise ListenError(
+            f"refusing to listen on {where}: without authentication only loopback addresses are"
+            " allowed; use 127.0.0.1"
+        )
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((config.host, config.port))
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        if error.errno == 98:
+            raise ListenError(
+                f"port {config.port} on {config.host} is taken; stop what uses it or give --port"
+            ) from error
+        raise ListenError(f"cannot listen on {where}: {error.strerror}") from error
+    sock.setblocking(False)
+    return sock
+
+
+class Listener:
+    """Accepts connections on a bound socket until closed."""
+
+    def __init__(self, gateway: Gateway, sock: socket.socket, config: ListenConfig) -> None:
+        self._gateway = gateway
+        self._sock = sock
+        self._config = config
+        self._server: asyncio.Server | None = None
+
+    @property
+    def address(self) -> str:
+        """Where clients connect, as HOST:PORT."""
+        host, port, *_ = self._sock.getsockname()
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    async def start(self) -> None:
+        """Begin to accept."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._accept, sock=self._sock, backlog=_BACKLOG)
+
+    def _accept(self) -> asyncio.BaseProtocol:
+        session = self._gateway.open_session()
+        limit = self._config.max_connections
+        if len(self._gateway.sessions) > limit:
+            log.warning("connection_refused connections=%d", len(self._gateway.sessions))
+            full = Busy(f"the server has {limit} connections, its limit; try again later")
+            session.transport.connection.fail(full)
+        return session.transport
+
+    def close(self) -> None:
+        """Accept nothing more; open connections are not touched."""
+        if self._server is not None:
+            self._server.close()

@@ -1,0 +1,285 @@
+"""The life of one request, from its REQ to exactly one terminal frame.
+
+WAITING   for the model to load, or for a replica
+   | dispatched
+   v
+RUNNING   queued or running in a worker; a worker's END, RES or ERR closes it
+   | CANCEL, deadline, lost socket
+   v
+STOPPING  the worker was told; it confirms, finishes first, or is given up after a grace
+   |
+   v
+CLOSED    one terminal frame was sent (none if the client is gone)
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tensorwire_protocol.errors import InternalError, TensorwireError, WorkerLost
+from tensorwire_protocol.messages import Ack, End, Failure, Finish, Result, Submit
+from tensorwire_protocol.tensors import ids_checksum
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tensorwire_protocol.messages import Request
+
+    from tensorwire_server.gateway.journal import Entry
+    from tensorwire_server.routing.replica import Replica
+
+
+class Phase(Enum):
+    """Where a request is in its life."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    CLOSED = "closed"
+
+
+class Reader(Protocol):
+    """Who gets the frames of a request."""
+
+    def send_ack(self, ack: Ack) -> None: ...
+
+    def send_tokens(
+        self, stream: int, first_index: int, tokens: Sequence[int], text: str
+    ) -> None: ...
+
+    def settle(self, stream: int) -> float: ...
+
+    def send_terminal(self, message: End | Result | Failure) -> None: ...
+
+
+class Keeper(Protocol):
+    """Who keeps the books of live requests: the gateway."""
+
+    def now(self) -> float: ...
+
+    def on_stopping(self, live: LiveRequest) -> None:
+        """It must be given up if the worker does not confirm in time."""
+
+    def on_closed(self, live: LiveRequest, outcome: str) -> None:
+        """It has ended; `outcome` is a finish reason, "ok", or an error's name."""
+
+
+class LiveRequest:
+    """One accepted request; the owner of its attempts."""
+
+    __slots__ = (
+        "arrived_at",
+        "deadline",
+        "entry",
+        "keeper",
+        "model",
+        "phase",
+        "reader",
+        "replica",
+        "stop_reason",
+        "stream",
+        "worker_stream",
+    )
+
+    def __init__(
+        self,
+        entry: Entry,
+        *,
+        model: str,
+        reader: Reader,
+        keeper: Keeper,
+        deadline: float | None,
+    ) -> None:
+        self.entry = entry
+        self.model = model
+        self.stream = entry.request.stream
+        self.reader: Reader | None = reader
+        self.keeper = keeper
+        self.deadline = deadline
+        self.arrived_at = keeper.now()
+        self.phase = Phase.WAITING
+        self.replica: Replica | None = None
+        self.worker_stream = 0
+        self.stop_reason = Finish.CANCELLED
+
+    @property
+    def is_closed(self) -> bool:
+        """Say if the terminal frame was sent."""
+        return self.phase is Phase.CLOSED
+
+    # -- from the gateway ---------------------------------------------------------------------
+
+    def dispatch(self, replica: Replica) -> None:
+        """Give the request to a worker."""
+        request = self.entry.request
+        number = self.entry.next_attempt()
+
+        def build(stream: int) -> Submit:
+            return _submit(request, stream, number, self._remaining_ms(), self.entry.tokens)
+
+        self.phase = Phase.RUNNING
+        self.replica = replica
+        try:
+            self.worker_stream = replica.submit(number, self, build)
+        except TensorwireError as error:
+            self.fail(error)
+
+    def _remaining_ms(self) -> int | None:
+        if self.deadline is None:
+            return None
+        return max(1, int((self.deadline - self.keeper.now()) * 1000))
+
+    # -- from the client ----------------------------------------------------------------------
+
+    def stop(self, reason: Finish) -> None:
+        """Stop the work: CANCEL, or the deadline has passed."""
+        if self.phase is Phase.WAITING:
+            self.stop_reason = reason
+            self.finish_here()
+        elif self.phase is Phase.RUNNING:
+            assert self.replica is not None
+            self.phase = Phase.STOPPING
+            self.stop_reason = reason
+            self.replica.cancel(self.worker_stream, reason.value)
+            self.keeper.on_stopping(self)
+
+    def on_deadline(self) -> None:
+        """The deadline has passed."""
+        self.stop(Finish.DEADLINE)
+
+    def lose_reader(self) -> None:
+        """The client is gone: stop, and tell nobody."""
+        self.reader = None
+        self.stop(Finish.CANCELLED)
+
+    def give_up(self) -> None:
+        """Close without the worker, which did not confirm in time."""
+        if self.phase is Phase.STOPPING:
+            assert self.replica is not None
+            self.replica.abandon(self.worker_stream)
+            self.finish_here()
+
+    def finish_here(self) -> None:
+        """End the stream with what the journal has."""
+        tokens = self.entry.tokens
+        end = End(
+            stream=self.stream,
+            finish=self.stop_reason,
+            count=len(tokens),
+            checksum=ids_checksum(tokens),
+            usage={
+                "prompt_tokens": len(self.entry.prompt_ids),
+                "completion_tokens": len(tokens),
+            },
+            timings=self._timings({}),
+        )
+        self._close(end, self.stop_reason.value)
+
+    def fail(self, error: TensorwireError) -> None:
+        """End the stream with an error."""
+        if self.reader is not None:
+            self.reader.settle(self.stream)
+        self._close(Failure.of(self.stream, error), error.code.name)
+
+    # -- from the worker (AttemptOwner) -------------------------------------------------------
+
+    def on_ack(self, prompt_ids: Sequence[int] | None) -> None:
+        """The worker has accepted it: keep the prompt's ids, tell the client their number."""
+        self.entry.prompt_ids = prompt_ids or ()
+        if self.reader is not None:
+            num_tokens = None if prompt_ids is None else len(prompt_ids)
+            self.reader.send_ack(Ack(stream=self.stream, prompt_tokens=num_tokens))
+
+    def on_tokens(self, first_index: int, tokens: Sequence[int], text: str) -> None:
+        """Keep the tokens, then pass them on."""
+        if not self.entry.append(first_index, tokens):
+            self._break_off(f"the worker went on at token {first_index}")
+        elif self.reader is not None:
+            self.reader.send_tokens(self.stream, first_index, tokens, text)
+
+    def on_end(self, end: End) -> None:
+        """The worker ended the stream."""
+        if not self.entry.agrees(end.count, end.checksum):
+            self.fail(InternalError("the worker's count of tokens differs from what it sent"))
+            return
+        passed_on = End(
+            stream=self.stream,
+            finish=end.finish,
+            count=end.count,
+            checksum=end.checksum,
+            usage=end.usage,
+            timings=self._timings(end.timings),
+        )
+        self._close(passed_on, end.finish.value)
+
+    def on_result(self, result: Result) -> None:
+        """The worker answered a unary operation."""
+        passed_on = Result(
+            stream=self.stream,
+            outputs=result.outputs,
+            usage=result.usage,
+            timings=self._timings(result.timings),
+            extra=result.extra,
+        )
+        self._close(passed_on, "ok")
+
+    def on_failure(self, error: TensorwireError) -> None:
+        """The worker refused it, or failed on it."""
+        self.fail(error)
+
+    def on_replica_lost(self) -> None:
+        """The worker died under it."""
+        if self.phase is Phase.STOPPING:
+            self.finish_here()
+            return
+        made = len(self.entry.tokens)
+        self.fail(
+            WorkerLost(
+                f"the worker died after {made} tokens of this request; send it again",
+                detail={"attempt": self.entry.attempt, "tokens": made},
+            )
+        )
+
+    # -- the end ------------------------------------------------------------------------------
+
+    def _break_off(self, why: str) -> None:
+        assert self.replica is not None
+        self.replica.cancel(self.worker_stream, Finish.CANCELLED.value)
+        self.replica.abandon(self.worker_stream)
+        self.fail(InternalError(f"{why}, {len(self.entry.tokens)} had come"))
+
+    def _timings(self, worker: Any) -> dict[str, float]:
+        stalled_s = self.reader.settle(self.stream) if self.reader is not None else 0.0
+        total_s = self.keeper.now() - self.arrived_at
+        return {
+            **worker,
+            "write_stall_ms": round(stalled_s * 1000, 3),
+            "gateway_ms": round(total_s * 1000, 3),
+        }
+
+    def _close(self, terminal: End | Result | Failure, outcome: str) -> None:
+        if self.phase is Phase.CLOSED:
+            return
+        self.phase = Phase.CLOSED
+        reader, self.reader = self.reader, None
+        self.keeper.on_closed(self, outcome)
+        if reader is not None:
+            reader.send_terminal(terminal)
+
+
+def _submit(
+    request: Request, stream: int, attempt: int, deadline_ms: int | None, so_far: Sequence[int]
+) -> Submit:
+    return Submit(
+        stream=stream,
+        op=request.op,
+        key=request.key,
+        attempt=attempt,
+        model=request.model,
+        inputs=request.inputs,
+        params={name: value for name, value in request.params.items() if name != "wait"},
+        deadline_ms=deadline_ms,
+        priority=request.priority,
+        so_far=so_far,
+    )

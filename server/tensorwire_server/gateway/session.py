@@ -1,0 +1,253 @@
+"""One client's connection: requests come in, frames go out, at most one batch each turn."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from tensorwire_protocol.connection import Connection
+from tensorwire_protocol.errors import InternalError, OutputTooLarge, TensorwireError
+from tensorwire_protocol.messages import (
+    Ack,
+    Cancel,
+    End,
+    Event,
+    EventBatch,
+    Failure,
+    Finish,
+    Goaway,
+    Message,
+    Request,
+    Result,
+)
+from tensorwire_protocol.roles import Role
+from tensorwire_protocol.transports.aio import AioTransport, shared_scratch
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterator, Sequence
+
+    from tensorwire_protocol.limits import Limits
+
+    from tensorwire_server.gateway.requests import LiveRequest
+
+log = logging.getLogger(__name__)
+
+
+class Handler(Protocol):
+    """Who decides about requests: the gateway."""
+
+    def accept(self, session: Session, request: Request) -> LiveRequest | None:
+        """Take a request; None if it was answered at once."""
+
+    def on_session_closed(self, session: Session) -> None:
+        """The connection is gone, its requests were told."""
+
+
+class _Delta:
+    """Tokens of one stream that wait to be sent."""
+
+    __slots__ = ("first_index", "held_since", "texts", "tokens")
+
+    def __init__(self, first_index: int, held_since: float | None) -> None:
+        self.first_index = first_index
+        self.held_since = held_since  # because the client does not read; None: only this turn
+        self.tokens: list[int] = []
+        self.texts: list[str] = []
+
+
+class Session:
+    """Drives the transport of one client; the reader of its requests."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        limits: Limits,
+        session_id: bytes,
+        software: str,
+    ) -> None:
+        connection = Connection(
+            Role.SERVER,
+            limits=limits,
+            scratch=shared_scratch(),
+            software=software,
+            features=("passive",),
+            session=session_id,
+        )
+        self.transport = AioTransport(connection, self)
+        self._connection = connection
+        self._handler = handler
+        self._loop = loop
+        self._live: dict[int, LiveRequest] = {}
+        self._deltas: dict[int, _Delta] = {}
+        self._stalls_s: dict[int, float] = {}  # how long a stream's tokens were held back
+        self._flush_is_due = False
+
+    @property
+    def num_live(self) -> int:
+        """How many of its requests have not ended."""
+        return len(self._live)
+
+    # -- the transport's driver ---------------------------------------------------------------
+
+    def on_messages(self, messages: Sequence[Message]) -> None:
+        """Take what the client sent."""
+        for message in messages:
+            if isinstance(message, Request):
+                self._on_request(message)
+            elif isinstance(message, Cancel):
+                live = self._live.get(message.stream)
+                if live is not None:
+                    live.stop(Finish.CANCELLED)
+
+    def _on_request(self, request: Request) -> None:
+        try:
+            live = self._handler.accept(self, request)
+        except TensorwireError as error:
+            self.send_terminal(Failure.of(request.stream, error))
+        else:
+            if live is not None and not live.is_closed:
+                self._live[request.stream] = live
+
+    def on_writable(self) -> None:
+        """The client reads again: send what was merged meanwhile."""
+        self._flush()
+
+    def on_lost(self, error: TensorwireError | None) -> None:
+        """The client is gone."""
+        if error is not None:
+            log.debug("session_lost peer=%s reason=%s", self.transport.peername, error)
+        live, self._live = self._live, {}
+        self._deltas.clear()
+        self._stalls_s.clear()
+        for request in live.values():
+            request.lose_reader()
+        self._handler.on_session_closed(self)
+
+    # -- the requests' reader -----------------------------------------------------------------
+
+    def send_ack(self, ack: Ack) -> None:
+        """Tell the client that the worker has its request."""
+        self._send(ack)
+
+    def send_tokens(self, stream: int, first_index: int, tokens: Sequence[int], text: str) -> None:
+        """Send tokens at the end of this turn, with all others that this turn brings.
+
+        While the client does not read they are merged: the batch is never held up, the delta grows.
+        """
+        delta = self._deltas.get(stream)
+        if delta is None:
+            held_since = time.monotonic() if self.transport.is_paused else None
+            delta = self._deltas[stream] = _Delta(first_index, held_since)
+        delta.tokens += tokens
+        if text:
+            delta.texts.append(text)
+        if not self._flush_is_due:
+            self._flush_is_due = True
+            self._loop.call_soon(self._flush_unless_paused)
+
+    def settle(self, stream: int) -> float:
+        """Send what a stream that ends still has waiting; return how long it was stalled (s)."""
+        if stream in self._deltas:
+            # A slow reader gets this one's rest and its end; the others' deltas go on growing.
+            self._flush([stream] if self.transport.is_paused else None)
+        return self._stalls_s.pop(stream, 0.0)
+
+    def send_terminal(self, message: End | Result | Failure) -> None:
+        """Send the last frame of a stream, after `settle`."""
+        self._live.pop(message.stream, None)
+        try:
+            self._send(message)
+        except OutputTooLarge as error:
+            self._send(Failure.of(message.stream, error))
+        except TensorwireError as error:
+            log.error("answer_not_sendable reason=%s", error)
+            failure = InternalError("the answer cannot be sent")
+            self._send(Failure.of(message.stream, failure))
+
+    def _send(self, message: Message) -> None:
+        if not self._connection.is_closed:
+            self.transport.send(message)
+
+    def _flush_unless_paused(self) -> None:
+        self._flush_is_due = False
+        if not self.transport.is_paused:
+            self._flush()
+
+    def _flush(self, only: list[int] | None = None) -> None:
+        """Send the deltas of all streams, or of some, as one frame."""
+        if only is None:
+            deltas, self._deltas = self._deltas, {}
+        else:
+            deltas = {stream: self._deltas.pop(stream) for stream in only}
+        if not deltas or self._connection.is_closed:
+            return
+        for stream, delta in deltas.items():
+            if delta.held_since is not None:
+                held_s = time.monotonic() - delta.held_since
+                self._stalls_s[stream] = self._stalls_s.get(stream, 0.0) + held_s
+        for batch in _batches(deltas):
+            self._send(_as_message(batch))
+
+    # -- the gateway's side -------------------------------------------------------------------
+
+    def go_away(self, code: int, grace_s: float) -> None:
+        """Tell the client that nothing new is taken."""
+        last = self._connection.last_stream
+        self._send(Goaway(code=code, last_stream=last, grace_ms=int(grace_s * 1000)))
+
+    def close(self) -> None:
+        """End the connection; what was sent before still leaves."""
+        self.transport.close()
+
+
+# A frame of events stays far below what a client accepts (4,096 elements, 256 KiB of meta),
+# however much was merged while it did not read.
+_FRAME_TOKENS = 2048
+_FRAME_CHARS = 16_384
+
+
+def _batches(deltas: dict[int, _Delta]) -> Iterator[list[Event]]:
+    """Cut deltas into events, and the events into frames."""
+    batch: list[Event] = []
+    tokens = chars = 0
+    for stream, delta in deltas.items():
+        for event in _events(stream, delta):
+            tokens += len(event.tokens) + 1
+            chars += len(event.text)
+            if batch and (tokens > _FRAME_TOKENS or chars > _FRAME_CHARS):
+                yield batch
+                batch, tokens, chars = [], len(event.tokens) + 1, len(event.text)
+            batch.append(event)
+    yield batch
+
+
+def _events(stream: int, delta: _Delta) -> Iterator[Event]:
+    text = "".join(delta.texts)
+    tokens = delta.tokens
+    pieces = max(-(-len(tokens) // _FRAME_TOKENS), -(-len(text) // _FRAME_CHARS), 1)
+    num_tokens, num_chars = -(-len(tokens) // pieces), -(-len(text) // pieces)
+    for i in range(pieces):
+        first = min(i * num_tokens, len(tokens))
+        yield Event(
+            stream=stream,
+            index=delta.first_index + first,
+            tokens=tokens[first : first + num_tokens],
+            text=text[i * num_chars : (i + 1) * num_chars],
+        )
+
+
+def _as_message(batch: list[Event]) -> Event | EventBatch:
+    if len(batch) == 1:
+        return batch[0]
+    counts = [len(event.tokens) for event in batch]
+    return EventBatch(
+        streams=[event.stream for event in batch],
+        first_indexes=[event.index for event in batch],
+        counts=None if set(counts) == {1} else counts,
+        tokens=[token for event in batch for token in event.tokens],
+        texts=[event.text for event in batch],
+    )

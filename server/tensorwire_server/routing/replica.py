@@ -1,0 +1,223 @@
+"""A replica: the gateway's handle on one worker, wherever it runs."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tensorwire_protocol.connection import Connection
+from tensorwire_protocol.errors import ConnectionFailed, TensorwireError
+from tensorwire_protocol.messages import (
+    Ack,
+    Cancel,
+    Drain,
+    End,
+    Failure,
+    Heartbeat,
+    Message,
+    Result,
+    Step,
+    Submit,
+)
+from tensorwire_protocol.roles import Role
+from tensorwire_protocol.transports.aio import AioTransport, shared_scratch
+
+from tensorwire_server.models.lifecycle import ModelState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+log = logging.getLogger(__name__)
+
+
+class AttemptOwner(Protocol):
+    """Who is told what becomes of one attempt. After a final call there is no other."""
+
+    def on_ack(self, prompt_ids: Sequence[int] | None) -> None:
+        """The worker has accepted it."""
+
+    def on_tokens(self, first_index: int, tokens: Sequence[int], text: str) -> None:
+        """Tokens, the first of them at `first_index` of the whole request."""
+
+    def on_end(self, end: End) -> None:
+        """Final: the stream ended."""
+
+    def on_result(self, result: Result) -> None:
+        """Final: the answer of a unary operation."""
+
+    def on_failure(self, error: TensorwireError) -> None:
+        """Final: refused or failed in the worker."""
+
+    def on_replica_lost(self) -> None:
+        """Final: the worker is gone."""
+
+
+class _Attempt:
+    __slots__ = ("number", "owner")
+
+    def __init__(self, number: int, owner: AttemptOwner) -> None:
+        self.number = number
+        self.owner = owner
+
+
+class Replica:
+    """One worker as the gateway sees it; it outlives the worker's processes and connections.
+
+    Args:
+        name: for logs and `stats`, for example "demo/0".
+        on_change: called when `state`, `card` or `detail` have changed.
+    """
+
+    def __init__(self, name: str, *, on_change: Callable[[Replica], None]) -> None:
+        self.name = name
+        self.state = ModelState.LOADING
+        self.detail = "starting"
+        self.card: dict[str, Any] = {}
+        self.load: dict[str, Any] = {}
+        self.steps = 0
+        self.is_permanently_failed = False
+        self._on_change = on_change
+        self._on_link_lost: Callable[[], None] | None = None
+        self._transport: AioTransport | None = None
+        self._attempts: dict[int, _Attempt] = {}
+
+    # -- what the router asks -----------------------------------------------------------------
+
+    @property
+    def is_ready(self) -> bool:
+        """Say if it can take a request now."""
+        return self.state is ModelState.READY and self._transport is not None
+
+    @property
+    def num_in_flight(self) -> int:
+        """How many attempts it has been given and not ended."""
+        return len(self._attempts)
+
+    # -- the worker's side --------------------------------------------------------------------
+
+    def build_transport(self, on_lost: Callable[[], None] | None = None) -> AioTransport:
+        """Return a transport for a fresh connection to the worker; `on_lost` is told its end."""
+        self._on_link_lost = on_lost
+        connection = Connection(
+            Role.DISPATCHER, scratch=shared_scratch(), software="tensorwire-gateway"
+        )
+        self._transport = AioTransport(connection, self)
+        return self._transport
+
+    def on_messages(self, messages: Sequence[Message]) -> None:
+        """Take what the worker sent."""
+        for message in messages:
+            if isinstance(message, Step):
+                self._on_step(message)
+            elif isinstance(message, Ack):
+                attempt = self._attempts.get(message.stream)
+                if attempt:
+                    attempt.owner.on_ack(message.prompt_ids)
+            elif isinstance(message, Heartbeat):
+                self._on_heartbeat(message)
+            elif isinstance(message, End | Result | Failure) and message.stream:
+                self._on_terminal(message)
+
+    def _on_step(self, step: Step) -> None:
+        at = 0
+        counts = step.counts
+        for i, stream in enumerate(step.streams):
+            count = 1 if counts is None else counts[i]
+            tokens = step.tokens[at : at + count]
+            at += count
+            attempt = self._attempts.get(stream)
+            # What is not of the current attempt is dropped: somebody else makes these tokens now.
+            if attempt is not None and attempt.number == step.attempts[i]:
+                attempt.owner.on_tokens(step.first_indexes[i], tokens, step.texts[i])
+
+    def _on_terminal(self, message: End | Result | Failure) -> None:
+        attempt = self._attempts.pop(message.stream, None)
+        if attempt is None:
+            return
+        if isinstance(message, End):
+            attempt.owner.on_end(message)
+        elif isinstance(message, Result):
+            attempt.owner.on_result(message)
+        else:
+            attempt.owner.on_failure(message.to_error())
+
+    def _on_heartbeat(self, beat: Heartbeat) -> None:
+        self.steps = beat.steps
+        self.load = dict(beat.load)
+        before = (self.state, self.detail)
+        if beat.card is not None:
+            self.card = dict(beat.card)
+        self.state = ModelState(beat.state)
+        self.detail = beat.detail or ""
+        if self.state is ModelState.FAILED:
+            self.is_permanently_failed = True
+        if (self.state, self.detail) != before:
+            self._on_change(self)
+
+    def on_writable(self) -> None:
+        """Nothing is held back on this link."""
+
+    def on_lost(self, error: TensorwireError | None) -> None:
+        """The worker, or the way to it, is gone: whoever waits for it is told."""
+        self._transport = None
+        attempts, self._attempts = self._attempts, {}
+        if not self.is_permanently_failed:
+            self.state, self.detail = ModelState.LOADING, "restarting"
+        if attempts or error:
+            log.warning("replica_lost replica=%s in_flight=%d", self.name, len(attempts))
+        for attempt in attempts.values():
+            attempt.owner.on_replica_lost()
+        self._on_change(self)
+        if self._on_link_lost is not None:
+            self._on_link_lost()
+
+    # -- the gateway's side -------------------------------------------------------------------
+
+    def submit(self, number: int, owner: AttemptOwner, build: Callable[[int], Submit]) -> int:
+        """Send the attempt that `build` makes for a stream of this link; return the stream.
+
+        Raises:
+            TensorwireError: the worker is gone, or the request does not fit the link.
+        """
+        if self._transport is None:
+            raise ConnectionFailed(f"{self.name} has no connection")
+        stream = self._transport.connection.next_stream()
+        self._transport.send(build(stream))
+        self._attempts[stream] = _Attempt(number, owner)
+        return stream
+
+    def cancel(self, stream: int, reason: str) -> None:
+        """Ask the worker to stop; its terminal frame is the answer."""
+        if self._transport is not None and stream in self._attempts:
+            self._transport.send(Cancel(stream=stream, reason=reason))
+
+    def abandon(self, stream: int) -> None:
+        """Stop listening to an attempt; what still comes of it is dropped."""
+        self._attempts.pop(stream, None)
+
+    def disconnected(self, reason: str) -> None:
+        """Say why there is no connection at present."""
+        if not self.is_permanently_failed and self.detail != reason:
+            self.state, self.detail = ModelState.LOADING, reason
+            self._on_change(self)
+
+    def fail(self, reason: str) -> None:
+        """Give the replica up for good."""
+        self.is_permanently_failed = True
+        self.state, self.detail = ModelState.FAILED, reason
+        self._on_change(self)
+
+    def drain(self, grace_s: float) -> None:
+        """Ask the worker to take nothing new and to end when it is idle."""
+        if self._transport is not None:
+            self._transport.send(Drain(grace_ms=int(grace_s * 1000)))
+
+    def close(self) -> None:
+        """End the connection to the worker."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def on_timer(self) -> None:
+        """Let time pass on the link."""
+        if self._transport is not None:
+            self._transport.on_timer()
