@@ -1,0 +1,287 @@
+"""The asynchronous client, for any asyncio event loop."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import deque
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+
+import numpy as np
+
+from tensorwire import calls
+from tensorwire.address import parse_address
+from tensorwire.aio_link import AsyncLink
+from tensorwire.dialing import CONNECT_TIMEOUT_S
+from tensorwire.errors import ClientUnusable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+    from types import TracebackType
+    from typing import Self, Unpack
+
+    from numpy.typing import NDArray
+
+    from tensorwire.aio_link import AsyncReply
+    from tensorwire.calls import Array, Call, GenerateOptions, Prompt, Prompts, RequestOptions
+    from tensorwire.results import Delta, Generation
+
+T = TypeVar("T")
+
+
+class AsyncStream:
+    """Text as it is made: `async for` gives `Delta`s; afterwards `generation` is the whole.
+
+    The request is sent when the iteration or the `async with` block begins. Leaving the loop
+    early, `close()`, the end of an `async with` block, cancelling the task and garbage collection
+    all tell the server to stop. One task at a time may iterate.
+    """
+
+    def __init__(self, link: AsyncLink, call: Call[Any]) -> None:
+        self._link = link
+        self._call = call
+        self._reply: AsyncReply[Any] | None = None
+        self._is_over = False
+
+    def __aiter__(self) -> AsyncIterator[Delta]:
+        return self
+
+    async def __anext__(self) -> Delta:
+        """Return what came next.
+
+        Raises:
+            ConnectionLost, WorkerLost, …: it was cut; `detail["partial"]` is what had arrived.
+            DeadlineExceeded, RequestCancelled: it was stopped; so is `partial`.
+        """
+        if self._is_over:
+            raise StopAsyncIteration
+        reply = self._reply or await self._start()
+        assert reply.deltas is not None
+        while not reply.deltas:
+            if reply.is_ended:
+                self._is_over = True
+                if reply.error is not None:
+                    raise reply.error
+                raise StopAsyncIteration
+            await reply.wait()
+        return reply.deltas.popleft()
+
+    async def _start(self) -> AsyncReply[Any]:
+        self._reply = await self._link.open(self._call, keeps_deltas=True)
+        return self._reply
+
+    @property
+    def prompt_tokens(self) -> int | None:
+        """How many tokens the prompt has, once the server has accepted it."""
+        return self._reply.collector.prompt_tokens if self._reply else None
+
+    @property
+    def generation(self) -> Generation:
+        """The whole text, once the stream has ended.
+
+        Raises:
+            ClientUnusable: it has not ended, or was left early.
+        """
+        if self._reply is None or self._reply.result is None:
+            raise ClientUnusable("the stream has no generation: it was not read to its end")
+        return cast("Generation", self._reply.result)
+
+    async def close(self) -> None:
+        """Tell the server to stop if it has not ended; idempotent."""
+        self._is_over = True
+        if self._reply is not None:
+            self._reply.lane.cancel(self._reply)
+
+    async def __aenter__(self) -> Self:
+        if self._reply is None and not self._is_over:
+            await self._start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def __del__(self) -> None:
+        # May run on any thread, and in the middle of the loop's own work; the loop may be gone.
+        with contextlib.suppress(Exception):
+            reply = self._reply
+            if reply is not None and not reply.is_ended and self._link.home.is_here:
+                reply.lane.loop.call_soon_threadsafe(reply.lane.cancel, reply)
+
+
+class AsyncClient:
+    """A client for asyncio: any number of tasks of one event loop share its one connection.
+
+    It connects at the first call, and again at the first call after the connection ended. The
+    event loop of the first call is the one it belongs to.
+
+    Args:
+        address: "host:port", "[::1]:port" or "tensorwire://host:port"; by default
+            TENSORWIRE_ADDRESS, else 127.0.0.1:8947.
+        token: by default TENSORWIRE_TOKEN. Kept for servers that ask for one; this version
+            of the protocol has no login yet, and the token is not sent.
+        timeout: seconds for each call in all, connecting included; None for no limit.
+        connect_timeout: seconds for the connecting part of it.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        token: str | None = None,
+        timeout: float | None = 300.0,
+        connect_timeout: float = CONNECT_TIMEOUT_S,
+    ) -> None:
+        self._link = AsyncLink(parse_address(address), connect_timeout)
+        self._token = token or os.environ.get("TENSORWIRE_TOKEN")
+        self._timeout_s = timeout
+
+    @property
+    def address(self) -> str:
+        """Where the server is, as host:port."""
+        return str(self._link.address)
+
+    # -- text ---------------------------------------------------------------------------------
+
+    @overload
+    async def generate(
+        self, model: str, prompt: Prompt, **options: Unpack[GenerateOptions]
+    ) -> Generation: ...
+
+    @overload
+    async def generate(
+        self, model: str, prompt: Prompts, **options: Unpack[GenerateOptions]
+    ) -> list[Generation]: ...
+
+    async def generate(
+        self, model: str, prompt: Prompt | Prompts, **options: Unpack[GenerateOptions]
+    ) -> Generation | list[Generation]:
+        """Continue a prompt, and return the whole text.
+
+        Args:
+            model: model id, `name` or `name@revision`.
+            prompt: text, or token ids as a list of int or an array (n,); or a list of prompts,
+                which all run at once and give a list (the first error ends them all).
+            options: see `GenerateOptions`; `timeout` is for all prompts together.
+
+        Raises:
+            TensorwireError: see `.code`, `.retryable` and `.executed`.
+        """
+        if calls.is_list_of_prompts(prompt):
+            return await self._all(
+                calls.generate_many(model, cast("Prompts", prompt), options, self._timeout_s)
+            )
+        one = calls.generate(model, cast("Prompt", prompt), options, self._timeout_s)
+        return await self._one(one)
+
+    def stream(self, model: str, prompt: Prompt, **options: Unpack[GenerateOptions]) -> AsyncStream:
+        """Continue one prompt, and return its text as it is made."""
+        return AsyncStream(self._link, calls.generate(model, prompt, options, self._timeout_s))
+
+    async def chat(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, str]],
+        **options: Unpack[GenerateOptions],
+    ) -> Generation:
+        """Answer a conversation: `messages` are {"role": …, "content": …}, the oldest first."""
+        return await self._one(calls.chat(model, messages, options, self._timeout_s))
+
+    def stream_chat(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, str]],
+        **options: Unpack[GenerateOptions],
+    ) -> AsyncStream:
+        """Answer a conversation, and return the answer as it is made."""
+        return AsyncStream(self._link, calls.chat(model, messages, options, self._timeout_s))
+
+    # -- arrays -------------------------------------------------------------------------------
+
+    async def embed(
+        self, model: str, texts: str | Sequence[str], **options: Unpack[RequestOptions]
+    ) -> NDArray[np.float32]:
+        """Return texts as vectors: float32 (n, d) for a list, (d,) for a single text."""
+        is_one = isinstance(texts, str)
+        listed = [texts] if isinstance(texts, str) else texts
+        parts = await self._all(calls.embed(model, listed, options, self._timeout_s))
+        return parts[0][0] if is_one else np.concatenate(parts)
+
+    async def infer(
+        self, model: str, inputs: Mapping[str, Any], **options: Unpack[RequestOptions]
+    ) -> dict[str, Array]:
+        """Run a model on named arrays, and return its named arrays.
+
+        Args:
+            model: model id, `name` or `name@revision`.
+            inputs: arrays by name, as the model wants them; anything that numpy makes an array of
+                numbers; str and lists of str go as text.
+            options: see `RequestOptions`.
+
+        Returns:
+            Arrays by name, read-only. bfloat16 and float8 come as ml_dtypes' arrays where that
+            package is installed, else as `RawTensor`.
+        """
+        return await self._one(calls.infer(model, inputs, options, self._timeout_s))
+
+    async def tokenize(self, model: str, text: str, **options: Unpack[RequestOptions]) -> list[int]:
+        """Return the token ids that `text` has as a prompt."""
+        return await self._one(calls.tokenize(model, text, options, self._timeout_s))
+
+    # -- the server ---------------------------------------------------------------------------
+
+    async def models(self, *, timeout: float | None = None) -> dict[str, Any]:  # noqa: ASYNC109
+        """Return what the server says of its models, under "models" a list with one dict each."""
+        return await self._about_server("models", timeout)
+
+    async def health(self, *, timeout: float | None = None) -> dict[str, Any]:  # noqa: ASYNC109
+        """Return the server's state, under "status" in one word."""
+        return await self._about_server("health", timeout)
+
+    async def stats(self, *, timeout: float | None = None) -> dict[str, Any]:  # noqa: ASYNC109
+        """Return the server's counters."""
+        return await self._about_server("stats", timeout)
+
+    async def _about_server(self, op: str, timeout_s: float | None) -> dict[str, Any]:
+        return await self._one(calls.about_server(op, timeout_s or self._timeout_s))
+
+    async def _one(self, call: Call[T]) -> T:
+        reply = await self._link.open(call)
+        return cast("T", await reply.outcome())
+
+    async def _all(self, many: list[Call[Any]]) -> list[Any]:
+        """Return the results of many calls, in flight at once, in order."""
+        open_replies: deque[AsyncReply[Any]] = deque()
+        results: list[Any] = []
+        try:
+            for call in many:
+                if len(open_replies) >= calls.MAX_IN_FLIGHT:
+                    results.append(await open_replies.popleft().outcome())
+                open_replies.append(await self._link.open(call))
+            while open_replies:
+                results.append(await open_replies.popleft().outcome())
+        finally:
+            for reply in open_replies:
+                reply.lane.cancel(reply)
+        return results
+
+    # -- life ---------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """End the connection; calls that wait get ConnectionLost. Idempotent."""
+        await self._link.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()

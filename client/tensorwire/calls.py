@@ -1,0 +1,276 @@
+"""What a client may ask, as data: each function here turns arguments into a `Call`.
+
+Both clients send these and read the answers with the same `read` functions, so that they cannot
+drift apart. Nothing here touches a socket or a clock.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, cast
+
+import numpy as np
+from tensorwire_protocol.errors import BadParams, BadTensor, InternalError
+from tensorwire_protocol.messages import Request
+from tensorwire_protocol.operations import milliseconds, write_ids, write_text, write_texts
+from tensorwire_protocol.tensors import RawTensor
+
+from tensorwire.keys import new_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from tensorwire_protocol.messages import Result
+
+    Prompt = str | list[int] | NDArray[np.integer[Any]]
+    Prompts = list[str] | list[list[int]] | list[NDArray[np.integer[Any]]]
+    Array = NDArray[Any] | RawTensor
+
+T = TypeVar("T")
+MAX_IN_FLIGHT = 256  # of one list; a server takes 512 streams on one connection
+_EMBED_TEXTS = 64  # in one request: their vectors must fit one frame
+_EMBED_BYTES = 256 * 1024
+
+
+class RequestOptions(TypedDict, total=False):
+    """Options that every request to a model has; None is the same as unset."""
+
+    timeout: float | None  # seconds in all; unset: the client's
+    priority: int  # -100 to 100, higher first
+    wait: bool  # False: refuse with ModelLoading rather than wait until the model is loaded
+
+
+class GenerateOptions(RequestOptions, total=False):
+    """Options of `generate`, `stream`, `chat` and `stream_chat`; None is the same as unset.
+
+    What is unset comes from the model's generation config.
+    """
+
+    max_new_tokens: int | None  # unset: 256, or what the context leaves
+    temperature: float | None  # 0 is greedy
+    top_k: int | None
+    top_p: float | None  # above 0, up to 1
+    seed: int | None  # the same seed, prompt and options give the same tokens
+    stop: str | list[str] | None  # up to 8 texts, each up to 64 bytes; the text ends before them
+    stop_ids: list[int] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call(Generic[T]):
+    """One request, ready to be sent on any stream; `read` makes its result from a RES."""
+
+    op: str
+    read: Callable[[Result], T]
+    model: str | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
+    timeout_s: float | None = None
+    priority: int = 0
+    key: bytes = field(default_factory=new_key)
+
+    def request(self, stream: int, left_s: float | None) -> Request:
+        """Return the message; `left_s` is what is left of the timeout."""
+        return Request(
+            stream=stream,
+            op=self.op,
+            key=self.key,
+            model=self.model,
+            inputs=self.inputs,
+            params=self.params,
+            deadline_ms=None if left_s is None else milliseconds(max(left_s, 0.001)),
+            priority=self.priority,
+        )
+
+
+def _call(
+    op: str,
+    model: str,
+    inputs: Mapping[str, Any],
+    options: Mapping[str, Any],
+    default_timeout_s: float | None,
+    read: Callable[[Result], T],
+) -> Call[T]:
+    params = {name: value for name, value in options.items() if value is not None}
+    timeout_s = params.pop("timeout", default_timeout_s)
+    if timeout_s is not None:
+        milliseconds(timeout_s)  # refuses what is no duration
+    priority = params.pop("priority", 0)
+    if params.get("wait") is True:
+        del params["wait"]
+    if isinstance(params.get("stop"), str):
+        params["stop"] = [params["stop"]]
+    if not isinstance(model, str) or not model:
+        raise BadParams(f"the model must be named by its id, not {model!r}")
+    return Call(
+        op=op,
+        read=read,
+        model=model,
+        inputs=inputs,
+        params=params,
+        timeout_s=timeout_s,
+        priority=priority,
+    )
+
+
+def _streamed(_: Result) -> Any:
+    raise InternalError("the server answered a stream with one result")
+
+
+def generate(
+    model: str, prompt: Prompt, options: Mapping[str, Any], timeout_s: float | None
+) -> Call[Any]:
+    """Return the call that continues one prompt."""
+    if isinstance(prompt, str):
+        inputs: dict[str, Any] = {"prompt": _text(prompt)}
+    else:
+        inputs = {"ids": write_ids(_ids(prompt))}
+    return _call("generate", model, inputs, options, timeout_s, _streamed)
+
+
+def is_list_of_prompts(prompt: Prompt | Prompts) -> bool:
+    """Say if `prompt` is several: a list of texts or of lists of ids; [] is none at all."""
+    if not isinstance(prompt, list | tuple):
+        return False
+    return not prompt or isinstance(prompt[0], str | list | tuple | np.ndarray)
+
+
+def generate_many(
+    model: str, prompts: Prompts, options: Mapping[str, Any], timeout_s: float | None
+) -> list[Call[Any]]:
+    """Return one call for each prompt."""
+    return [generate(model, prompt, options, timeout_s) for prompt in prompts]
+
+
+def chat(
+    model: str,
+    messages: Sequence[Mapping[str, str]],
+    options: Mapping[str, Any],
+    timeout_s: float | None,
+) -> Call[Any]:
+    """Return the call that answers a conversation."""
+    try:
+        roles = [message["role"] for message in messages]
+        texts = [message["content"] for message in messages]
+    except (TypeError, KeyError) as error:
+        raise BadParams('a message must be {"role": …, "content": …}') from error
+    inputs = {"roles": roles, "texts": _texts(texts)}
+    return _call("chat", model, inputs, options, timeout_s, _streamed)
+
+
+def embed(
+    model: str, texts: Sequence[str], options: Mapping[str, Any], timeout_s: float | None
+) -> list[Call[NDArray[np.float32]]]:
+    """Return calls whose arrays, put together, embed all texts in order."""
+    return [
+        _call("embed", model, {"texts": _texts(part)}, options, timeout_s, _read_embeddings)
+        for part in _parts(list(texts))
+    ]
+
+
+def _parts(texts: list[str]) -> list[list[str]]:
+    """Cut texts into lists that fit a request each; no texts at all stay one (refused) request."""
+    parts: list[list[str]] = [[]]
+    num_bytes = 0
+    for text in texts:
+        size = len(text) * 4 if isinstance(text, str) else 0
+        if parts[-1] and (len(parts[-1]) == _EMBED_TEXTS or num_bytes + size > _EMBED_BYTES):
+            parts.append([])
+            num_bytes = 0
+        parts[-1].append(text)
+        num_bytes += size
+    return parts
+
+
+def infer(
+    model: str,
+    inputs: Mapping[str, Any],
+    options: Mapping[str, Any],
+    timeout_s: float | None,
+) -> Call[dict[str, Array]]:
+    """Return the call that runs a model on named arrays; strings and lists of them stay text."""
+    if not isinstance(inputs, dict) or not all(isinstance(name, str) for name in inputs):
+        raise BadParams("inputs must be a dict of arrays by name")
+    ready = {name: _infer_input(name, value) for name, value in inputs.items()}
+    return _call("infer", model, ready, options, timeout_s, lambda result: dict(result.outputs))
+
+
+def _infer_input(name: str, value: Any) -> Any:
+    if isinstance(value, RawTensor | np.ndarray):
+        return value
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        return _texts(value)
+    array = np.asarray(value)
+    if array.dtype == object:
+        raise BadTensor(f"the input {name!r} is not an array of numbers")
+    return array
+
+
+def tokenize(
+    model: str, text: str, options: Mapping[str, Any], timeout_s: float | None
+) -> Call[list[int]]:
+    """Return the call that turns text into the model's token ids."""
+    return _call("tokenize", model, {"prompt": _text(text)}, options, timeout_s, _read_ids)
+
+
+def about_server(op: str, timeout_s: float | None) -> Call[dict[str, Any]]:
+    """Return the call for `models`, `health` or `stats`."""
+    return Call(op=op, read=lambda result: dict(result.extra), timeout_s=timeout_s)
+
+
+# -- arguments into inputs, outputs into results ---------------------------------------------------
+
+
+def _text(text: str) -> Any:
+    if not isinstance(text, str):
+        raise BadParams(f"a text must be a str, not {type(text).__name__}")
+    try:
+        return write_text(text)
+    except UnicodeEncodeError as error:
+        raise BadParams(f"the text is not valid Unicode: {error.reason}") from error
+
+
+def _texts(texts: list[str]) -> Any:
+    wrong = next((text for text in texts if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise BadParams(f"a text must be a str, not {type(wrong).__name__}")
+    try:
+        return write_texts(texts)
+    except UnicodeEncodeError as error:
+        raise BadParams(f"a text is not valid Unicode: {error.reason}") from error
+
+
+def _ids(ids: object) -> list[int]:
+    if isinstance(ids, np.ndarray):
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise BadParams(
+                f"token ids must be one row of integers, not {ids.dtype} of shape {ids.shape}"
+            )
+        return cast("list[int]", ids.tolist())
+    if isinstance(ids, list | tuple):
+        try:
+            return list(map(operator.index, ids))
+        except TypeError as error:
+            raise BadParams("a prompt as a list must hold token ids only") from error
+    raise BadParams(f"a prompt must be text or token ids, not {type(ids).__name__}")
+
+
+def _only_array(result: Result, dtype: type[np.generic]) -> NDArray[Any]:
+    outputs = list(result.outputs.values())
+    if len(outputs) != 1 or not isinstance(outputs[0], np.ndarray):
+        raise InternalError(f"the server sent the outputs {sorted(result.outputs)}, not one array")
+    return outputs[0].astype(dtype, copy=False)
+
+
+def _read_embeddings(result: Result) -> NDArray[np.float32]:
+    return _only_array(result, np.float32)
+
+
+def _read_ids(result: Result) -> list[int]:
+    values = list(result.outputs.values())
+    if len(values) == 1 and isinstance(values[0], list):
+        return values[0]
+    return cast("list[int]", _only_array(result, np.int32).tolist())

@@ -1,0 +1,103 @@
+"""What making a connection needs on both kinds of socket: options, features, plain sentences."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from tensorwire_protocol.connection import FEATURE_PASSIVE, Connection
+from tensorwire_protocol.errors import (
+    BadFraming,
+    BadPreface,
+    ConnectionLost,
+    Executed,
+    FrameTooLarge,
+    HandshakeTimeout,
+    SequenceError,
+    TensorwireError,
+    UnknownKind,
+)
+from tensorwire_protocol.roles import Role
+
+from tensorwire.errors import ClientUnusable
+
+if TYPE_CHECKING:
+    from tensorwire.address import Address
+
+CONNECT_TIMEOUT_S = 10.0
+SOFTWARE = "tensorwire-python"
+
+# Name: seconds (or a count). Present where the platform has it.
+_KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPALIVE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+
+
+def new_connection(*, is_passive: bool) -> Connection:
+    """Return the client's end of a connection; a passive one reads only while a call waits."""
+    features = (FEATURE_PASSIVE,) if is_passive else ()
+    return Connection(Role.CLIENT, software=SOFTWARE, features=features)
+
+
+def tune(sock: socket.socket) -> None:
+    """Send small frames at once, and let the kernel notice a peer that is gone."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def cannot_connect(address: Address, error: OSError, timeout_s: float) -> ConnectionLost:
+    """Return in one sentence why no connection could be made; nothing was sent."""
+    if isinstance(error, ConnectionRefusedError):
+        text = (
+            f"no server answers at {address}: connection refused;"
+            " start one with `tensorwire serve`, or name another with TENSORWIRE_ADDRESS"
+        )
+    elif isinstance(error, TimeoutError):
+        text = f"no server answers at {address} within {timeout_s:g} s"
+    elif isinstance(error, socket.gaierror):
+        text = f"the host {address.host!r} cannot be found: {error.strerror}"
+    else:
+        text = f"no connection to {address}: {error.strerror or error}"
+    return ConnectionLost(text, executed=Executed.NO)
+
+
+def explained(error: TensorwireError, address: Address, *, was_greeted: bool) -> TensorwireError:
+    """Return a plainer error where the first words show that something else speaks there."""
+    if was_greeted:
+        return error
+    plain: TensorwireError
+    if isinstance(error, BadFraming | FrameTooLarge | UnknownKind | SequenceError):
+        plain = BadPreface(f"what answers at {address} is not a Tensorwire server")
+    elif isinstance(error, HandshakeTimeout):
+        plain = HandshakeTimeout(
+            f"what answers at {address} did not greet like a Tensorwire server in time"
+        )
+    else:
+        return error
+    plain.__cause__ = error
+    return plain
+
+
+class Home:
+    """Where a client may be used: not after it was closed, not in a forked child."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.is_closed = False
+
+    @property
+    def is_here(self) -> bool:
+        """Say if this is the process that made the client."""
+        return os.getpid() == self.pid
+
+    def check(self) -> None:
+        """Raise ClientUnusable unless the client may be used here and now."""
+        # A child shares its parent's socket: two writers would garble it.
+        if os.getpid() != self.pid:
+            raise ClientUnusable(
+                "this client was made before a fork: make a new one in the child process"
+            )
+        if self.is_closed:
+            raise ClientUnusable("this client is closed: make a new one")

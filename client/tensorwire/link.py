@@ -1,0 +1,219 @@
+"""The sync client's one connection: made when a call needs it, made anew when it has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from tensorwire_protocol.errors import ConnectionFailed, DeadlineExceeded, Executed, TensorwireError
+from tensorwire_protocol.messages import TERMINAL, Failure
+from tensorwire_protocol.roles import State
+from tensorwire_protocol.transports.blocking import BlockingTransport
+
+from tensorwire.collecting import GRACE_S, Collector, gave_up
+from tensorwire.dialing import Home, cannot_connect, explained, new_connection, tune
+from tensorwire.errors import for_call
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from tensorwire_protocol.messages import Message, Request
+    from tensorwire_protocol.transports.blocking import Mailbox
+
+    from tensorwire.address import Address
+    from tensorwire.calls import Call
+
+T = TypeVar("T")
+_ATTEMPTS = 3  # to find a connection that has not ended before the request could be queued
+
+
+class Reply(Generic[T]):
+    """The answer to one call, while it arrives; leaving the `with` block early cancels the call."""
+
+    def __init__(
+        self,
+        link: Link,
+        call: Call[T],
+        transport: BlockingTransport,
+        mailbox: Mailbox,
+        deadline: float | None,
+    ) -> None:
+        self.call = call
+        self.collector = Collector(call.op)
+        self.is_ended = False
+        self._link = link  # kept alive as long as its answers are awaited
+        self._transport = transport
+        self._mailbox = mailbox
+        self._give_up_at = None if deadline is None else deadline + GRACE_S
+
+    def receive(self) -> Message:
+        """Wait for the next message; a failure is raised.
+
+        Raises:
+            TensorwireError: the stream's own error, a lost connection, or no answer in time.
+        """
+        self._link.home.check()
+        try:
+            message = self._transport.receive(self._mailbox, self._give_up_at)
+        except TensorwireError as error:
+            self.is_ended = True
+            plain = self._link.explained(self._transport, error)
+            raise self.collector.failed(plain) from error.__cause__
+        if message is None:
+            self.cancel("deadline")
+            assert self.call.timeout_s is not None
+            raise self.collector.failed(gave_up(self.call.timeout_s))
+        if isinstance(message, TERMINAL):
+            self.is_ended = True
+            if isinstance(message, Failure):
+                raise self.collector.failed(message.to_error())
+        return message
+
+    def cancel(self, reason: str = "cancelled", *, wait: bool = True) -> None:
+        """Tell the server to stop, unless the answer has ended; idempotent."""
+        if self.is_ended:
+            return
+        self.is_ended = True
+        if self._link.home.is_here:
+            self._transport.cancel(self._mailbox, reason, wait=wait)
+
+    def __enter__(self) -> Reply[T]:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.cancel()
+
+
+class Link:
+    """Opens calls on the current connection; safe to share between threads."""
+
+    def __init__(self, address: Address, connect_timeout_s: float) -> None:
+        self.address = address
+        self.home = Home()
+        self._connect_timeout_s = connect_timeout_s
+        self._dialing = threading.Lock()
+        self._transport: BlockingTransport | None = None
+        self._leaving: list[BlockingTransport] = []  # the server said GOAWAY; streams still end
+
+    def open(self, call: Call[T]) -> Reply[T]:
+        """Send `call`.
+
+        Raises:
+            TensorwireError: it could not be sent, or (executed: maybe) only in part.
+        """
+        deadline = None if call.timeout_s is None else time.monotonic() + call.timeout_s
+        attempts = 0
+        while True:
+            self.home.check()
+            transport = self._current(call, deadline)
+            attempts += 1
+            was_built = False
+
+            def build(stream: int) -> Request:
+                nonlocal was_built
+                was_built = True
+                left_s = None if deadline is None else deadline - time.monotonic()
+                return call.request(stream, left_s)
+
+            try:
+                mailbox = transport.open(build)
+                return Reply(self, call, transport, mailbox, deadline)
+            except ConnectionFailed as error:
+                # While nothing of the request has left, it may go on a new connection.
+                if was_built or self.home.is_closed or attempts == _ATTEMPTS:
+                    raise for_call(self.explained(transport, error)) from error.__cause__
+
+    def explained(self, transport: BlockingTransport, error: TensorwireError) -> TensorwireError:
+        """Return `error` in plainer words where they are known."""
+        return explained(error, self.address, was_greeted=_was_greeted(transport))
+
+    def _current(self, call: Call[Any], deadline: float | None) -> BlockingTransport:
+        """Return a connection that was alive a moment ago."""
+        transport = self._transport
+        if transport is not None and _is_usable(transport):
+            return transport
+        left_s = -1.0 if deadline is None else max(deadline - time.monotonic(), 0.0)
+        if not self._dialing.acquire(timeout=left_s):
+            raise _no_time_to_connect(call)
+        try:
+            self.home.check()
+            transport = self._transport
+            if transport is not None:
+                if _is_usable(transport):  # another thread was quicker
+                    return transport
+                self._retire(transport)
+            self._transport = None
+            transport = self._transport = self._dial(call, deadline)
+            if self.home.is_closed:
+                transport.close()
+            return transport
+        finally:
+            self._dialing.release()
+
+    def _dial(self, call: Call[Any], deadline: float | None) -> BlockingTransport:
+        timeout_s = self._connect_timeout_s
+        if deadline is not None:
+            timeout_s = min(timeout_s, deadline - time.monotonic())
+            if timeout_s <= 0:
+                raise _no_time_to_connect(call)
+        host, port = self.address.host, self.address.port
+        try:
+            sock = socket.create_connection((host, port), timeout=timeout_s)
+        except OSError as error:
+            raise cannot_connect(self.address, error, timeout_s) from error
+        try:
+            sock.settimeout(None)
+            tune(sock)
+            return BlockingTransport(sock, new_connection(is_passive=True))
+        except BaseException:
+            sock.close()
+            raise
+
+    def _retire(self, transport: BlockingTransport) -> None:
+        for old in [*self._leaving, transport]:
+            if old.error is not None or old.connection.num_streams == 0:
+                old.close()
+                if old in self._leaving:
+                    self._leaving.remove(old)
+            elif old not in self._leaving:
+                self._leaving.append(old)
+
+    def close(self) -> None:
+        """End all connections; calls that wait on other threads get ConnectionLost."""
+        self.home.is_closed = True
+        if not self.home.is_here:
+            return  # the parent's connection is not this process's to end
+        for transport in [*self._leaving, self._transport]:
+            if transport is not None:
+                transport.close()
+        self._leaving, self._transport = [], None
+
+    def __del__(self) -> None:
+        # Whoever waits for an answer holds this object, so nobody waits any more.
+        with contextlib.suppress(Exception):
+            self.close()
+
+
+def _is_usable(transport: BlockingTransport) -> bool:
+    with contextlib.suppress(TensorwireError):
+        transport.catch_up()
+    return transport.error is None and not transport.connection.peer_is_leaving
+
+
+def _was_greeted(transport: BlockingTransport) -> bool:
+    connection = transport.connection
+    return connection.state is State.OPEN or bool(connection.peer_software)
+
+
+def _no_time_to_connect(call: Call[Any]) -> DeadlineExceeded:
+    return DeadlineExceeded(
+        f"no connection within the timeout of {call.timeout_s:g} s", executed=Executed.NO
+    )

@@ -1,0 +1,82 @@
+"""What calls return: plain values that belong to the caller."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, dataclass_transform
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_T = TypeVar("_T")
+
+
+@dataclass_transform(frozen_default=True)
+def _light(cls: type[_T]) -> type[_T]:
+    """Make a dataclass that is frozen for the type checker only.
+
+    One is made for each token; a really frozen one costs three times as much.
+    """
+    return dataclass(slots=True)(cls)
+
+
+@_light
+class Delta:
+    """What a text model has just added to a stream."""
+
+    text: str  # whole characters; may be empty while one is unfinished
+    token_ids: list[int]  # usually one; empty when only text was held back
+    index: int  # position of the first of them, counted from 0
+
+
+class _Named:
+    """Numbers by name: those known here as fields, those of later servers in `extra`."""
+
+    __slots__: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def from_wire(cls, numbers: Mapping[str, Any]) -> Self:
+        """Return the numbers a server sent; absent ones are None."""
+        known: dict[str, Any] = {}
+        extra: dict[str, Any] = {}
+        for name, value in numbers.items():
+            (known if name in cls.__slots__ and name != "extra" else extra)[name] = value
+        make: Any = cls
+        whole: Self = make(**known, extra=extra)
+        return whole
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage(_Named):
+    """How much a request used."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None  # of the prompt, found in the prefix cache
+    extra: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings(_Named):
+    """Where a request's time went, as the server saw it, in milliseconds."""
+
+    queued_ms: float | None = None
+    first_token_ms: float | None = None  # from receipt
+    prefill_ms: float | None = None
+    decode_ms: float | None = None
+    write_stall_ms: float | None = None  # the client did not read
+    total_ms: float | None = None  # in the worker
+    gateway_ms: float | None = None  # from receipt to the last word
+    largest_batch: int | None = None  # it ran in; a count
+    extra: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """A finished text, or in an error's `partial` as much of it as arrived."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str  # "stop" or "length"; of a partial one "cancelled", "deadline" or "lost"
+    usage: Usage
+    timings: Timings

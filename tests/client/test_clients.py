@@ -1,0 +1,411 @@
+"""Both clients against the fake server: one suite, so that they cannot drift apart."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import tensorwire
+from tensorwire import (
+    BadMeta,
+    BadParams,
+    BadTensor,
+    Busy,
+    ClientUnusable,
+    ConnectionLost,
+    DeadlineExceeded,
+    ErrorCode,
+    Executed,
+    InternalError,
+    RequestCancelled,
+    SequenceError,
+    TensorwireError,
+    UnknownModel,
+    WorkerLost,
+)
+
+from .fake_server import cat_vectors, oracle_text, oracle_tokens
+
+if TYPE_CHECKING:
+    from .faces import Face
+    from .fake_server import FakeServer
+
+
+# -- results ---------------------------------------------------------------------------------------
+
+
+def test_generate_returns_the_whole_text_with_typed_usage_and_timings(client: Face) -> None:
+    made = client.call("generate", "oracle", "hello", max_new_tokens=5, seed=3)
+    assert made.token_ids == oracle_tokens("hello", 5, seed=3)
+    assert made.text == oracle_text(made.token_ids)
+    assert made.finish_reason == "length"
+    assert (made.usage.prompt_tokens, made.usage.completion_tokens) == (5, 5)
+    assert made.timings.queued_ms == 0.5
+    assert made.timings.largest_batch == 1
+    assert made.timings.first_token_ms is None  # the server did not say
+    assert made.timings.extra == {"new_in_v2": 7}
+
+
+def test_a_list_of_prompts_gives_a_list_in_order_over_one_connection(
+    client: Face, server: FakeServer
+) -> None:
+    prompts = [f"prompt {i}" for i in range(600)]  # more than may be in flight at once
+    made = client.call("generate", "oracle", prompts, max_new_tokens=2)
+    assert [one.token_ids for one in made] == [oracle_tokens(p, 2) for p in prompts]
+    assert server.num_connections == 1
+
+
+@pytest.mark.parametrize("prompt", [[7, 8, 9], (7, 8, 9), np.array([7, 8, 9]), [np.int32(7), 8, 9]])
+def test_a_list_of_int_is_one_prompt_of_token_ids(client: Face, prompt: Any) -> None:
+    made = client.call("generate", "oracle", prompt)
+    assert made.token_ids == oracle_tokens("7,8,9")
+
+
+def test_a_list_of_lists_of_int_is_several_prompts(client: Face) -> None:
+    made = client.call("generate", "oracle", [[1], np.array([2, 3])])
+    assert [one.token_ids for one in made] == [oracle_tokens("1"), oracle_tokens("2,3")]
+
+
+def test_no_prompts_give_no_generations(client: Face) -> None:
+    assert client.call("generate", "oracle", []) == []
+
+
+def test_long_prompts_of_text_and_ids_arrive_whole(client: Face) -> None:
+    text = "è" * 200_000
+    assert client.call("generate", "oracle", text).token_ids == oracle_tokens(text)
+    ids = list(range(5000))
+    made = client.call("generate", "oracle", ids)
+    assert made.token_ids == oracle_tokens(",".join(map(str, ids)))
+
+
+def test_a_stream_yields_deltas_and_then_has_the_generation(client: Face) -> None:
+    stream = client.stream("oracle", "hi", max_new_tokens=4)
+    deltas = list(stream)
+    tokens = oracle_tokens("hi", 4)
+    assert [d.token_ids for d in deltas] == [[t] for t in tokens]
+    assert [d.index for d in deltas] == [0, 1, 2, 3]
+    assert "".join(d.text for d in deltas) == stream.generation.text == oracle_text(tokens)
+    assert stream.generation.token_ids == tokens
+    assert stream.prompt_tokens == 2
+    assert list(stream) == []  # over stays over
+
+
+def test_a_stream_has_no_generation_before_its_end(client: Face) -> None:
+    with client.stream("endless", "hi") as stream:
+        next(stream)
+        with pytest.raises(ClientUnusable, match="not read to its end"):
+            _ = stream.generation
+
+
+def test_chat_and_stream_chat_send_roles_and_texts(client: Face, server: FakeServer) -> None:
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
+    expected = oracle_tokens("system: be brief\nuser: hi", 3)
+    assert client.call("chat", "oracle", messages, max_new_tokens=3).token_ids == expected
+    stream = client.stream("oracle", messages, name="stream_chat", max_new_tokens=3)
+    assert [d.token_ids[0] for d in stream] == expected
+    assert [request.op for request in server.requests] == ["chat", "chat"]
+
+
+def test_embed_gives_a_row_for_each_text_and_a_vector_for_one(
+    client: Face, server: FakeServer
+) -> None:
+    texts = [f"text {i}" for i in range(200)]
+    vectors = client.call("embed", "cat", texts)
+    assert vectors.dtype == np.float32
+    np.testing.assert_array_equal(vectors, cat_vectors(texts))
+    assert len(server.requests) == 4  # 64 texts each: their vectors must fit a frame
+    np.testing.assert_array_equal(client.call("embed", "cat", "one"), cat_vectors(["one"])[0])
+    np.testing.assert_array_equal(client.call("embed", "cat", ("a", "b")), cat_vectors("ab"))
+
+
+def test_infer_sends_and_returns_arrays_by_name(client: Face) -> None:
+    inputs = {
+        "image": np.arange(50_000, dtype=np.float32).reshape(2, 25_000),
+        "mask": np.array([True, False]),
+        "scale": 2.5,
+        "rows": [[1, 2], [3, 4]],
+        "empty": np.zeros((0, 3), np.int16),
+    }
+    outputs = client.call("infer", "cat", inputs)
+    assert set(outputs) == set(inputs)
+    for name, value in inputs.items():
+        np.testing.assert_array_equal(outputs[name], value)
+        assert outputs[name].shape == np.shape(value)
+    assert outputs["image"].dtype == np.float32
+
+
+def test_tokenize_and_what_the_server_says_of_itself(client: Face) -> None:
+    assert client.call("tokenize", "cat", "abc") == [97, 98, 99]
+    assert [m["id"] for m in client.call("models")["models"]] == ["oracle", "cat"]
+    assert client.call("health")["status"] == "ready"
+    assert client.call("stats")["gateway"] == {"sessions": 1}
+
+
+# -- what is sent ----------------------------------------------------------------------------------
+
+
+def test_unset_options_are_not_sent(client: Face, server: FakeServer) -> None:
+    client.call("generate", "oracle", "x", temperature=None, wait=True)
+    client.call("generate", "oracle", "x", temperature=0, stop="end", wait=False, priority=5)
+    first, second = server.requests
+    assert first.params == {}
+    assert second.params == {"temperature": 0, "stop": ["end"], "wait": False}
+    assert (first.priority, second.priority) == (0, 5)
+
+
+def test_every_request_has_a_key_of_its_own(client: Face, server: FakeServer) -> None:
+    client.call("generate", "oracle", ["x"] * 100, max_new_tokens=1)
+    keys = {request.key for request in server.requests}
+    assert len(keys) == 100
+    assert {len(key) for key in keys} == {16}
+
+
+def test_the_timeout_is_the_deadline_on_the_wire(client: Face, server: FakeServer) -> None:
+    client.call("generate", "oracle", "x", timeout=5)
+    client.call("generate", "oracle", "x")
+    first, second = (request.deadline_ms for request in server.requests)
+    assert first is not None
+    assert 4000 < first <= 5000
+    assert second is not None
+    assert 299_000 < second <= 300_000  # the client's default
+
+
+def test_no_timeout_means_no_deadline(server: FakeServer, client: Face) -> None:
+    with type(client)(server.address, timeout=None) as patient:
+        patient.call("health")
+    assert server.requests[0].deadline_ms is None
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+
+def test_a_refusal_has_code_retryable_and_executed(client: Face) -> None:
+    with pytest.raises(UnknownModel, match="no model 'nope'") as caught:
+        client.call("generate", "nope", "x")
+    assert caught.value.code is ErrorCode.UNKNOWN_MODEL
+    assert (caught.value.retryable, caught.value.executed) == (False, Executed.NO)
+    with pytest.raises(Busy) as busy:
+        client.call("generate", "busy", "x")
+    assert (busy.value.retryable, busy.value.retry_after_ms) == (True, 50)
+    with pytest.raises(InternalError) as broken:
+        client.call("embed", "broken", ["x"])
+    assert broken.value.log_id == "abc123"
+    assert isinstance(broken.value, TensorwireError)
+    client.call("health")  # the connection lives on
+
+
+def test_an_unknown_option_is_refused_with_a_suggestion(client: Face) -> None:
+    with pytest.raises(BadParams, match="did you mean 'max_new_tokens'"):
+        client.call("generate", "oracle", "x", max_new_token=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "kwargs", "error"),
+    [
+        ("generate", ("oracle", 5), {}, BadParams),
+        ("generate", ("oracle", [1, "a"]), {}, BadParams),
+        ("generate", ("oracle", np.zeros((2, 2), int)), {}, BadParams),
+        ("generate", ("oracle", np.zeros(2)), {}, BadParams),
+        ("generate", ("oracle", [-1]), {}, BadParams),
+        ("generate", ("", "x"), {}, BadParams),
+        ("generate", ("oracle", "x"), {"timeout": 0}, BadParams),
+        ("generate", ("oracle", "x"), {"timeout": float("nan")}, BadParams),
+        ("generate", ("oracle", "\ud800"), {}, (BadParams, BadMeta)),
+        ("generate", ("oracle", "\ud800" * 5000), {}, BadParams),
+        ("generate", ("oracle", "x"), {"stop": object()}, BadMeta),
+        ("generate", ("oracle", "x" * 2_000_000), {}, tensorwire.TooLarge),
+        ("chat", ("oracle", ["hi"]), {}, BadParams),
+        ("embed", ("cat", []), {}, BadParams),
+        ("embed", ("cat", [b"x"]), {}, BadParams),
+        ("tokenize", ("cat", None), {}, BadParams),
+        ("infer", ("cat", {"x": np.array([object()])}), {}, BadTensor),
+        ("infer", ("cat", {"x": [object()]}), {}, BadTensor),
+        ("infer", ("cat", [1]), {}, BadParams),
+    ],
+)
+def test_wrong_arguments_are_refused_and_harm_nothing(
+    client: Face, name: str, args: Any, kwargs: Any, error: Any
+) -> None:
+    with pytest.raises(error):
+        client.call(name, *args, **kwargs)
+    assert client.call("tokenize", "cat", "a") == [97]
+
+
+def test_a_failure_in_the_middle_brings_what_had_arrived(client: Face) -> None:
+    with pytest.raises(WorkerLost) as caught:
+        client.call("generate", "failed:3", "x")
+    partial = caught.value.detail["partial"]
+    assert partial.token_ids == oracle_tokens("x", 3)
+    assert partial.finish_reason == "lost"
+    assert caught.value.detail["attempt"] == 1
+
+
+@pytest.mark.parametrize("model", ["cut:3", "eof:3"])
+def test_a_lost_connection_never_looks_finished(client: Face, model: str) -> None:
+    stream = client.stream(model, "x")
+    got = []
+    with pytest.raises(ConnectionLost) as caught:
+        got.extend(d.token_ids[0] for d in stream)
+    assert caught.value.executed is Executed.MAYBE
+    assert caught.value.detail["partial"].token_ids == oracle_tokens("x", 3)
+    with pytest.raises(ClientUnusable):
+        _ = stream.generation
+    assert list(stream) == []
+    with pytest.raises(ConnectionLost):
+        client.call("generate", model, "x")
+
+
+@pytest.mark.parametrize("model", ["gap:2", "count:2", "checksum:2"])
+def test_a_gap_a_wrong_count_and_a_wrong_checksum_are_sequence_errors(
+    client: Face, model: str
+) -> None:
+    with pytest.raises(SequenceError):
+        client.call("generate", model, "x", max_new_tokens=4)
+    with pytest.raises(SequenceError):
+        list(client.stream(model, "x", max_new_tokens=4))
+    client.call("health")
+
+
+# -- time ------------------------------------------------------------------------------------------
+
+
+def test_the_servers_deadline_raises_with_what_was_made(client: Face) -> None:
+    with pytest.raises(DeadlineExceeded) as caught:
+        client.call("generate", "endless", "x", timeout=0.05)
+    partial = caught.value.partial
+    assert partial.finish_reason == "deadline"
+    assert partial.token_ids == oracle_tokens("x", len(partial.token_ids))
+    assert caught.value.executed is Executed.YES
+    with pytest.raises(DeadlineExceeded, match="the deadline passed") as silent:
+        client.call("embed", "silent", ["x"], timeout=0.01)
+    assert silent.value.partial is None
+
+
+def test_a_server_that_does_not_answer_is_given_up_and_told(
+    client: Face, server: FakeServer
+) -> None:
+    with pytest.raises(DeadlineExceeded, match=r"timeout of 0\.01 s") as caught:
+        client.call("generate", "deaf", "x", timeout=0.01)
+    assert caught.value.executed is Executed.MAYBE
+    client.settle()
+    assert server.wait_until(lambda: [c.reason for c in server.cancels] == ["deadline"])
+
+
+# -- leaving ---------------------------------------------------------------------------------------
+
+
+def test_leaving_the_loop_early_cancels(client: Face, server: FakeServer) -> None:
+    for _ in itertools.islice(client.stream("endless", "x"), 3):
+        pass
+    gc.collect()
+    client.settle()
+    assert server.wait_until(lambda: len(server.cancels) == 1)
+    client.call("health")  # what still came for the stream was dropped
+
+
+def test_the_end_of_a_with_block_cancels(client: Face, server: FakeServer) -> None:
+    with client.stream("endless", "x") as stream:
+        next(stream)
+    client.settle()
+    assert server.wait_until(lambda: len(server.cancels) == 1)
+    assert list(stream) == []
+    stream.close()  # twice is once
+    client.call("health")
+    assert len(server.cancels) == 1
+
+
+def test_a_stream_read_to_its_end_is_not_cancelled(client: Face, server: FakeServer) -> None:
+    with client.stream("oracle", "x") as stream:
+        list(stream)
+    del stream
+    client.call("health")
+    assert server.cancels == []
+
+
+def test_an_error_in_a_list_cancels_the_others(client: Face, server: FakeServer) -> None:
+    with pytest.raises(BadParams):
+        client.call("generate", "endless", ["a", "b", ""], max_new_tokens=-1)
+    client.settle()
+    with pytest.raises(DeadlineExceeded):
+        client.call("generate", "endless", ["a", "b", "c"], timeout=0.03)
+    assert server.wait_until(lambda: server.open_runs == 0)
+
+
+def test_a_cancel_from_elsewhere_is_request_cancelled(client: Face, server: FakeServer) -> None:
+    stream = client.stream("endless", "x")
+    next(stream)
+
+    def cancel_all() -> None:
+        for session in server.sessions:
+            for number in list(session.runs):
+                session._cancel(type_cancel(number))
+
+    server.do(cancel_all)
+    with pytest.raises(RequestCancelled) as caught:
+        list(stream)
+    assert caught.value.partial.token_ids[:1] == oracle_tokens("x", 1)
+
+
+def type_cancel(stream: int) -> Any:
+    from tensorwire_protocol.messages import Cancel
+
+    return Cancel(stream=stream)
+
+
+# -- connections -----------------------------------------------------------------------------------
+
+
+def test_it_connects_at_the_first_call_and_again_after_a_loss(
+    client: Face, server: FakeServer
+) -> None:
+    assert server.num_connections == 0
+    client.call("health")
+    client.call("health")
+    assert server.num_connections == 1
+    server.abort_all()
+    client.settle()
+    client.call("health")
+    assert server.num_connections == 2
+
+
+def test_after_goaway_streams_end_and_new_calls_go_elsewhere(
+    client: Face, server: FakeServer
+) -> None:
+    stream = client.stream("oracle", "x", max_new_tokens=40)
+    next(stream)
+    server.say_goaway()
+    client.settle()
+    client.call("health")
+    assert server.num_connections == 2
+    assert len(list(stream)) == 39
+    client.call("health")
+    assert server.num_connections == 2
+
+
+def test_no_server_is_one_clear_sentence(server: FakeServer, client: Face) -> None:
+    server.stop_listening()
+    with pytest.raises(ConnectionLost) as caught:
+        client.call("health")
+    assert str(caught.value).startswith(
+        f"no server answers at {server.address}: connection refused; start one with"
+        " `tensorwire serve`"
+    )
+    assert (caught.value.executed, caught.value.retryable) == (Executed.NO, True)
+
+
+def test_a_closed_client_refuses(client: Face) -> None:
+    client.call("health")
+    client.close()
+    client.close()
+    with pytest.raises(ClientUnusable, match="closed"):
+        client.call("health")
+
+
+def test_closing_ends_streams_with_connection_lost(client: Face) -> None:
+    stream = client.stream("silent", "x")
+    client.close()
+    with pytest.raises((ConnectionLost, ClientUnusable), match="closed"):
+        next(stream)
