@@ -10,7 +10,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 .PHONY: demo test check format setup clean
 
 demo: $(VENV)/.demo  ## start a server with two real models, talk to it, stop it
-	$(BIN)/python -m tensorwire_server.demo
+	$(BIN)/tensorwire demo
 
 test: $(VENV)/.dev  ## all tests
 	$(BIN)/python -m pytest
