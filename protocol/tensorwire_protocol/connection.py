@@ -17,6 +17,7 @@ directions pass one gate: `_admit` for what the peer sends, `send` for what this
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from tensorwire_protocol.codec import decode, encode
@@ -79,6 +80,7 @@ NOT_OURS = b"tensorwire: this port speaks the Tensorwire protocol, version 1, no
 # A peer with this feature reads only while one of its callers waits, so silence proves nothing.
 FEATURE_PASSIVE = "passive"
 
+_BODY = int(Flag.BODY)  # an IntFlag's own `&` costs two microseconds
 _OPENINGS = frozenset({Kind.REQ, Kind.SUBMIT})
 _NOT_BUILT = frozenset({Kind.DATA, Kind.AUTH, Kind.RESUME, Kind.LOAD, Kind.SHM})
 # These speak of the connection, so their stream is 0.
@@ -123,6 +125,9 @@ class Connection:
         self.peer_is_leaving = False  # GOAWAY was received
         self._is_opener = role in OPENERS
         self._accepts, self._may_send = ACCEPTS[role], ACCEPTS[PEER[role]]
+        self._meta_bytes = (
+            self.limits.server_meta_bytes if self._is_opener else self.limits.client_meta_bytes
+        )
         self._software, self._features, self._session = software, tuple(features), session
         self._decoder = FrameDecoder(
             max_frame_bytes=min(self.limits.frame_bytes, self.limits.preauth_bytes)
@@ -252,18 +257,14 @@ class Connection:
             raise BadFraming(f"{Kind(kind).name} came on stream {frame.stream}; it belongs on 0")
         if self.state is State.OPEN and kind in _OPENINGS:
             return self._admit_opening(frame)
-        if len(frame.meta) > self._meta_limit():
-            raise BadFraming(f"a meta has {len(frame.meta)} bytes, {self._meta_limit()} allowed")
+        if len(frame.meta) > self._meta_bytes:
+            raise BadFraming(f"a meta has {len(frame.meta)} bytes, {self._meta_bytes} allowed")
         if self.state is not State.OPEN:
             return self._admit_greeting(frame)
         if kind in _NOT_BUILT:
             raise UnknownKind(f"{Kind(kind).name} was not negotiated on this connection")
         message = self._decode(frame)
         return self._note(message, now)
-
-    def _meta_limit(self) -> int:
-        limits = self.limits
-        return limits.server_meta_bytes if self._is_opener else limits.client_meta_bytes
 
     def _decode(self, frame: Frame) -> Message:
         try:
@@ -313,12 +314,11 @@ class Connection:
         try:
             if len(self._next_index) > self.limits.streams:
                 raise Busy(f"{self.limits.streams} streams are open on this connection; wait")
-            if frame.flags & Flag.BODY:
+            if frame.flags & _BODY:
                 raise Unsupported("bodies in DATA frames were not negotiated")
-            if len(frame.meta) > self._meta_limit():
+            if len(frame.meta) > self._meta_bytes:
                 raise TooLarge(
-                    f"the meta has {len(frame.meta)} bytes; at most {self._meta_limit()} are"
-                    " accepted"
+                    f"the meta has {len(frame.meta)} bytes; at most {self._meta_bytes} are accepted"
                 )
             return decode(frame, self.limits)
         except (RequestRefused, Busy) as error:
@@ -330,9 +330,7 @@ class Connection:
         if isinstance(message, Event):
             self._advance(message.stream, message.index, len(message.tokens))
         elif isinstance(message, EventBatch):
-            counts = message.counts
-            for i, stream in enumerate(message.streams):
-                self._advance(stream, message.first_indexes[i], 1 if counts is None else counts[i])
+            self._advance_all(message)
         elif isinstance(message, TERMINAL):
             return self._note_terminal(message)
         elif isinstance(message, Ack):
@@ -350,6 +348,14 @@ class Connection:
         elif isinstance(message, (Hello, Welcome)):
             raise SequenceError(f"{message.KIND.name} came a second time")
         return message
+
+    def _advance_all(self, batch: EventBatch) -> None:
+        next_index = self._next_index
+        counts = batch.counts or repeat(1)
+        for stream, index, count in zip(batch.streams, batch.first_indexes, counts, strict=False):
+            if next_index.get(stream) != index:
+                self._advance(stream, index, count)  # which says what is wrong
+            next_index[stream] = index + count
 
     def _advance(self, stream: int, index: int, count: int) -> None:
         expected = self._next_index.get(stream)

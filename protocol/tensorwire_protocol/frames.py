@@ -127,21 +127,23 @@ class FrameDecoder:
             return self._next_from_partial()
         ready = self._ready
         if len(ready) < HEADER_BYTES:
-            self._stash(ready, 0)
+            if ready:
+                self._stash(ready, 0)
             return None
-        total = self._announced_bytes(ready)
+        header = HEADER.unpack_from(ready)
+        total = self._announced_bytes(header[0])
         if len(ready) < total:
             self._stash(ready, total)
             return None
         self._ready = ready[total:]
-        return self._cut(ready[:total], owned=False)
+        return self._cut(header, ready[:total], owned=False)
 
     def _next_from_partial(self) -> Frame | None:
         assert self._partial is not None
         if not self._wanted_bytes:
             if self._partial_bytes < HEADER_BYTES:
                 return None
-            self._wanted_bytes = self._announced_bytes(self._partial)
+            self._wanted_bytes = self._announced_bytes(HEADER.unpack_from(self._partial)[0])
         if self._partial_bytes < self._wanted_bytes:
             if self._partial_bytes == len(self._partial):
                 self._grow(self._partial, self._wanted_bytes)
@@ -149,12 +151,11 @@ class FrameDecoder:
         whole = self._partial[: self._wanted_bytes]
         self._partial, self._partial_bytes, self._wanted_bytes = None, 0, 0
         self._ready = self._scratch[:0]
-        return self._cut(whole, owned=True)
+        return self._cut(HEADER.unpack_from(whole), whole, owned=True)
 
-    def _announced_bytes(self, view: memoryview) -> int:
+    def _announced_bytes(self, body_bytes: int) -> int:
         # Refuse on the announced size: waiting for the body would let a peer make us buffer
         # whatever it likes.
-        body_bytes: int = HEADER.unpack_from(view)[0]
         if body_bytes > self.max_frame_bytes:
             raise FrameTooLarge(
                 f"a frame of {body_bytes} bytes was announced; at most {self.max_frame_bytes}"
@@ -164,8 +165,6 @@ class FrameDecoder:
 
     def _stash(self, ready: memoryview, total: int) -> None:
         self._ready = self._scratch[:0]
-        if not ready:
-            return
         self._partial_bytes = 0
         self._grow(ready, total or HEADER_BYTES)
         self._partial_bytes = len(ready)
@@ -179,8 +178,8 @@ class FrameDecoder:
         new[: len(old)] = old
         self._partial = new
 
-    def _cut(self, whole: memoryview, *, owned: bool) -> Frame:
-        _, kind, flags, aux, stream, meta_bytes = HEADER.unpack_from(whole)
+    def _cut(self, header: tuple[int, ...], whole: memoryview, *, owned: bool) -> Frame:
+        _, kind, flags, aux, stream, meta_bytes = header
         if kind >= FIRST_OPTIONAL_KIND:
             return Frame(kind, flags, aux, stream, whole[HEADER_BYTES:], [])
         if flags or aux:

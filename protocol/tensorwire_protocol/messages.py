@@ -1,7 +1,7 @@
 """The closed list of messages: one frozen class for each kind of frame.
 
 `stream` is 0 for the connection itself. Token ids travel as lists of int, arrays as numpy.
-Which side may send what is the table in `connection.py`.
+Which side may send what is the table in `roles.py`.
 """
 
 from __future__ import annotations

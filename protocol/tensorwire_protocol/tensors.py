@@ -127,7 +127,7 @@ class TensorSource:
     def __init__(self, segments: Sequence[memoryview], limits: Limits) -> None:
         self._segments = segments
         self._limits = limits
-        self._used: set[int] = set()
+        self._used: set[int] | None = None  # segments; most messages have none
         self.num_tensors = 0
 
     def ext_hook(self, code: int, data: bytes) -> NDArray[Any] | RawTensor:
@@ -172,6 +172,8 @@ class TensorSource:
         if type(ref) is not int or not 0 <= ref < len(self._segments):
             raise BadTensor("a tensor's ref must be the index of a segment, or its bytes")
         # Four thousand arrays of one segment are 4 GiB as soon as somebody stacks them.
+        if self._used is None:
+            self._used = set()
         if ref in self._used:
             raise BadTensor(f"segment {ref} is used by two tensors")
         self._used.add(ref)

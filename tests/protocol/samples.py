@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-
 from tensorwire_protocol.codec import encode
 from tensorwire_protocol.errors import Executed
 from tensorwire_protocol.frames import Frame, FrameDecoder
@@ -157,9 +156,7 @@ _REQUEST: dict[str, Any] = {
     "priority": st.integers(-100, 100),
 }
 STRATEGIES: dict[type[Any], st.SearchStrategy[Any]] = {
-    Hello: st.builds(
-        Hello, version=U32, features=NAMES, limits=MAP, software=TEXT, auth=EXTRA
-    ),
+    Hello: st.builds(Hello, version=U32, features=NAMES, limits=MAP, software=TEXT, auth=EXTRA),
     Welcome: st.builds(
         Welcome,
         version=U32,
@@ -217,9 +214,7 @@ STRATEGIES: dict[type[Any], st.SearchStrategy[Any]] = {
         timings=NUMBERS,
         extra=MAP,
     ),
-    Submit: st.builds(
-        Submit, **_REQUEST, attempt=st.integers(1, 2**32 - 1), so_far=TOKENS
-    ),
+    Submit: st.builds(Submit, **_REQUEST, attempt=st.integers(1, 2**32 - 1), so_far=TOKENS),
     Step: columns(attempts=True).map(lambda drawn: Step(**drawn)),
     Heartbeat: st.builds(
         Heartbeat, state=TEXT, steps=U32, load=MAP, card=st.none() | MAP, detail=st.none() | TEXT

@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 
 import pytest
-
 from tensorwire_protocol import errors
 from tensorwire_protocol.errors import (
     BY_CODE,
     ConnectionFailed,
     ErrorCode,
-    ExecutionFailed,
     Executed,
+    ExecutionFailed,
     InternalError,
     RequestRefused,
     TensorwireError,
@@ -82,9 +81,7 @@ def test_what_a_peer_says_of_an_error_is_kept(
 
 
 @pytest.mark.parametrize(("high", "base"), BASES)
-def test_numbers_of_later_versions_keep_their_class(
-    high: int, base: type[TensorwireError]
-) -> None:
+def test_numbers_of_later_versions_keep_their_class(high: int, base: type[TensorwireError]) -> None:
     assert type(from_wire(high << 8 | 0xFE, "m", retryable=True, executed=Executed.NO)) is base
 
 

@@ -7,7 +7,6 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
-
 from tensorwire_protocol.limits import CLIENT_LINK, WORKER_LINK, Limits
 
 

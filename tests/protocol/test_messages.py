@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
-
 from tensorwire_protocol.errors import BY_CODE, Executed, TensorwireError
 from tensorwire_protocol.messages import TERMINAL, End, Failure, Kind, Message, Result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -9,12 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from tensorwire_protocol.errors import (
     BadMeta,
     BadParams,
     RequestRefused,
-    TensorwireError,
     UnknownOperation,
 )
 from tensorwire_protocol.messages import Request
@@ -144,13 +143,10 @@ def test_an_option_is_taken_up_to_its_bounds_and_refused_beyond(
     for value in right:
         check(op, params={name: value})
     for value in wrong:
-        try:
+        with pytest.raises(BadParams) as caught:
             check(op, params={name: value})
-        except BadParams as error:
-            assert error.message.startswith(f"{name} must be {rule}, not ")
-            assert len(error.message) < 300
-        else:
-            raise AssertionError(f"{name}={value!r} was taken")
+        assert caught.value.message.startswith(f"{name} must be {rule}, not ")
+        assert len(caught.value.message) < 300
 
 
 def test_every_option_is_tested_here() -> None:
@@ -257,8 +253,19 @@ def i32(*values: int) -> Any:
 
 @pytest.mark.parametrize(
     "value",
-    [1, None, b"text", ["a"], u8(b"\xff"), u8(b"a").reshape(1, 1), np.array(97, np.uint8)]
-    + [i32(97), np.array([97], np.int8), RawTensor("F8_E4M3", u8(b"a")), u8(b"\xed\xa0\x80")],
+    [
+        1,
+        None,
+        b"text",
+        ["a"],
+        u8(b"\xff"),
+        u8(b"\xed\xa0\x80"),
+        u8(b"a").reshape(1, 1),
+        np.array(97, np.uint8),
+        np.array([97], np.int8),
+        i32(97),
+        RawTensor("F8_E4M3", u8(b"a")),
+    ],
     ids=repr,
 )
 def test_a_text_is_a_string_or_one_row_of_utf8_bytes(value: Any) -> None:
@@ -301,8 +308,22 @@ def test_texts_are_strings_or_bytes_and_lengths_that_fit(value: Any) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["12", None, {"a": 1}, [1.0], [True], [-1], [2**31], ["1"], [[1]], i32(-1), i32(1).reshape(1, 1)]
-    + [np.array([1], np.int64), np.array([1], np.uint32), np.array(1, np.int32)],
+    [
+        "12",
+        None,
+        {"a": 1},
+        [1.0],
+        [True],
+        [-1],
+        [2**31],
+        ["1"],
+        [[1]],
+        i32(-1),
+        i32(1).reshape(1, 1),
+        np.array([1], np.int64),
+        np.array([1], np.uint32),
+        np.array(1, np.int32),
+    ],
     ids=repr,
 )
 def test_ids_are_integers_from_0_to_31_bits(value: Any) -> None:
@@ -319,7 +340,7 @@ def test_ids_may_be_a_list_or_an_array(value: Any) -> None:
 
 VALUES = PLAIN | ARRAY | st.lists(ARRAY, max_size=2)
 SLOTS = st.fixed_dictionaries(
-    {}, optional={name: VALUES for name in ("prompt", "ids", "texts", "roles")}
+    {}, optional=dict.fromkeys(("prompt", "ids", "texts", "roles"), VALUES)
 )
 
 
@@ -330,10 +351,8 @@ def test_any_request_passes_or_is_refused_by_an_error_of_ours(
     for name in OPERATIONS[op].params:
         if data.draw(st.booleans()):
             params[name] = data.draw(PLAIN)
-    try:
+    with contextlib.suppress(RequestRefused):
         check(op, inputs, params)
-    except TensorwireError as error:
-        assert isinstance(error, RequestRefused)
 
 
 # -- durations ------------------------------------------------------------------------------------
@@ -341,8 +360,17 @@ def test_any_request_passes_or_is_refused_by_an_error_of_ours(
 
 @pytest.mark.parametrize(
     ("seconds", "ms"),
-    [(1e-9, 1), (0.001, 1), (0.0011, 2), (1, 1000), (30.0, 30_000), (1e300, 2**32 - 1)]
-    + [(1e308, 2**32 - 1), (10**400, 2**32 - 1), (4294967.295, 2**32 - 1), (4294967, 4294967000)],
+    [
+        (1e-9, 1),
+        (0.001, 1),
+        (0.0011, 2),
+        (1, 1000),
+        (30.0, 30_000),
+        (4294967, 4294967000),
+        (4294967.295, 2**32 - 1),
+        (1e308, 2**32 - 1),
+        (10**400, 2**32 - 1),
+    ],
 )
 def test_durations_are_rounded_up_to_milliseconds(seconds: float, ms: int) -> None:
     assert milliseconds(seconds) == ms

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from tensorwire_protocol.messages import Kind
 from tensorwire_protocol.roles import ACCEPTS, OPENERS, PEER, Role
 

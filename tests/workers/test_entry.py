@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -74,6 +75,16 @@ def test_a_listening_worker_ends_orderly(number: signal.Signals) -> None:
             assert status.si_status == 0
         finally:
             os.close(watched)
+
+
+def test_an_address_in_use_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        spec = WorkerSpec(model="m", source="echo:").to_json()
+        argv = [*WORKER, "--listen", f"127.0.0.1:{taken.getsockname()[1]}", "--spec", spec]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 1
+    assert "the worker of 'm' has no way to a gateway" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_process_whose_parent_is_gone_already_ends() -> None:

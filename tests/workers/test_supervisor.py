@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import tensorwire_server.models
 from tensorwire_protocol.errors import ErrorCode
 from tensorwire_protocol.messages import Drain, Failure
 from tensorwire_server.workers.oracle import oracle_tokens
@@ -177,7 +178,8 @@ def test_stop_lets_what_runs_finish_within_its_grace(run: Runner) -> None:
             await worker.process.stop(10.0)
             answer, _ = await link.ended(stream)
             assert answer.tokens == oracle_tokens(b"Once", 1, 100)
-            assert worker.exits[0].code == 0
+            end = worker.exits[0]
+            assert (end.code, end.restart_in_s, end.is_failure) == (143, None, False)
 
     run(main())
 
@@ -196,12 +198,45 @@ def test_stop_without_grace_and_stop_before_the_start_are_quick() -> None:
     asyncio.run(main())
 
 
+def test_a_worker_that_somebody_else_terminates_is_started_again() -> None:
+    async def main() -> None:
+        async with supervised("echo:") as worker:
+            await worker.ready()
+            assert worker.process.pid is not None
+            os.kill(worker.process.pid, signal.SIGTERM)
+            await worker.ready(life=2)
+            assert (worker.exits[0].code, worker.exits[0].is_failure) == (143, True)
+
+    asyncio.run(main())
+
+
+def test_a_supervisor_that_is_cancelled_leaves_no_process() -> None:
+    async def main() -> int:
+        worker = Supervised("oracle:")
+        worker.process.start()
+        await worker.ready()
+        pid = worker.process.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)  # it would end by itself when its link closes
+        return pid
+
+    pid = asyncio.run(main())
+    with contextlib.suppress(ProcessLookupError):
+        watched = os.pidfd_open(pid)
+        ended, _, _ = select.select([watched], [], [], 2.0)
+        os.close(watched)
+        os.kill(pid, signal.SIGKILL)
+        assert ended
+
+
 def test_ctrl_c_in_the_terminal_is_the_servers_affair() -> None:
     async def main() -> None:
         async with supervised("echo:") as worker:
             link = await worker.ready()
             assert worker.process.pid is not None
             os.kill(worker.process.pid, signal.SIGINT)
+            num_beats = len(link.beats)
+            await link.until(lambda: link.is_lost or len(link.beats) > num_beats + 1)
             assert (await link.result("infer", {"x": 1})).outputs == {"x": 1}
 
     asyncio.run(main())
@@ -234,16 +269,21 @@ def test_workers_without_torch_do_not_import_it() -> None:
 def test_no_worker_outlives_a_server_that_was_killed() -> None:
     server = textwrap.dedent("""
         import asyncio
+        from tensorwire_protocol.connection import Connection
+        from tensorwire_protocol.roles import Role
         from tensorwire_server.workers.spec import WorkerSpec
         from tensorwire_server.workers.supervisor import WorkerProcess
 
         async def main():
-            sockets = []
+            loop = asyncio.get_running_loop()
+            connected = loop.create_future()
             spec = WorkerSpec(model="m", source="oracle:")
-            worker = WorkerProcess(spec, on_socket=sockets.append, on_exit=print)
+            worker = WorkerProcess(spec, on_socket=connected.set_result, on_exit=print)
             worker.start()
-            while worker.pid is None or not sockets:
-                await asyncio.sleep(0.01)
+            sock = await connected
+            hello = b"".join(Connection(Role.DISPATCHER).take_output())
+            await loop.sock_sendall(sock, hello)
+            await loop.sock_recv(sock, 1)
             print(worker.pid, flush=True)
             await asyncio.sleep(60)
 
@@ -254,12 +294,12 @@ def test_no_worker_outlives_a_server_that_was_killed() -> None:
     ) as parent:
         assert parent.stdout is not None
         worker_pid = int(parent.stdout.readline())
-        assert is_alive(worker_pid)
-        # A pidfd becomes readable when its process has ended.
+        # Stopped, it cannot see that its link is closed: what ends it now is the kernel.
+        os.kill(worker_pid, signal.SIGSTOP)
         watched = os.pidfd_open(worker_pid)
         try:
             parent.kill()
-            ended, _, _ = select.select([watched], [], [], 2.0)
+            ended, _, _ = select.select([watched], [], [], 2.0)  # readable once it has ended
             assert ended, "the worker outlived its server"
         finally:
             os.close(watched)
@@ -276,5 +316,28 @@ def test_a_failure_of_the_link_reaches_open_requests_as_a_loss_not_as_an_answer(
             worker.process.kill()
             await link.until(lambda: link.is_lost)
             assert not isinstance(link.answers[stream].terminal, Failure)
+
+    asyncio.run(main())
+
+
+def test_a_real_model_says_what_takes_the_time_and_serves() -> None:
+    pytest.importorskip("torch")
+    demo = Path(tensorwire_server.models.__file__).parent / "builtin" / "demo"
+
+    async def main() -> None:
+        async with supervised(str(demo), device="cpu") as worker:
+            link = await worker.ready()
+            phases = list(dict.fromkeys(b.detail for b in link.beats if b.state == "loading"))
+            assert phases[-3:] == ["importing torch", "loading weights", "first forward"]
+            text = "Once upon a time there was a girl. " * 10  # tokenized on the thread
+            streams = [link.generate(text, max_new_tokens=20, seed=s) for s in (1, 1, 2)]
+            first, same, other = await link.answered(*streams)
+            assert first.tokens == same.tokens != other.tokens
+            assert first.text == same.text
+            assert len(first.text) > len(first.tokens)
+            stats = await link.stats()
+            while stats["kv_sequences"]:
+                stats = await link.stats()
+            assert (stats["pages_used"], stats["open_streams"]) == (0, 0)
 
     asyncio.run(main())

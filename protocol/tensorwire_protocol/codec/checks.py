@@ -6,7 +6,6 @@ is allowed) with a sentence that says what was expected.
 
 from __future__ import annotations
 
-import contextlib
 from array import array as array_of
 from typing import TYPE_CHECKING, Any
 
@@ -67,11 +66,6 @@ def byte_string(value: Any, name: str, length: int | None = None) -> bytes:
     return value
 
 
-def default(value: Any, fallback: Any) -> Any:
-    """Return `fallback` for a field left out. Only nil counts as left out: not 0, not ''."""
-    return fallback if value is None else value
-
-
 def column(value: Any, name: str, types: frozenset[type] = INT_ONLY) -> list[Any]:
     if type(value) is not list or not types.issuperset(map(type, value)):
         raise BadMeta(f"{name} must be a list of {'/'.join(t.__name__ for t in types)}")
@@ -80,10 +74,12 @@ def column(value: Any, name: str, types: frozenset[type] = INT_ONLY) -> list[Any
 
 def tokens_column(value: Any) -> list[int]:
     """Return token ids that are proven to fit 32 bits, as checksums and arrays need them."""
-    if type(value) is list:
-        with contextlib.suppress(TypeError, OverflowError):
-            return array_of(_I32, value).tolist()
-    raise BadMeta("tokens must be a list of 32-bit integers")
+    if type(value) is not list:
+        raise BadMeta("tokens must be a list of integers")
+    try:
+        return array_of(_I32, value).tolist()
+    except (TypeError, OverflowError) as error:
+        raise BadMeta("tokens must be integers of 32 bits") from error
 
 
 def plain_map(value: Any, name: str, limits: Limits, *, arrays: bool = False) -> dict[str, Any]:
@@ -91,8 +87,30 @@ def plain_map(value: Any, name: str, limits: Limits, *, arrays: bool = False) ->
         return {}
     if type(value) is not dict:
         raise BadMeta(f"{name} must be a map")
+    if not value:  # as most of them are
+        return value
     _check_plain(value, name, limits, limits.meta_depth - 1, arrays=arrays)
     return value
+
+
+def numbers_map(value: Any, name: str, limits: Limits) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if type(value) is not dict:
+        raise BadMeta(f"{name} must be a map")
+    if value:
+        _check_keys(value, name, limits)
+        if not NUMBERS.issuperset(map(type, value.values())):
+            raise BadMeta(f"{name} must hold numbers")
+    return value
+
+
+def _check_keys(value: dict[Any, Any], name: str, limits: Limits) -> None:
+    key_bytes = limits.key_bytes
+    for key in value:
+        # Almost all keys are short: the length in characters decides without encoding.
+        if type(key) is not str or len(key) * 4 > key_bytes < len(key.encode()):
+            raise BadMeta(f"keys in {name} must be strings of up to {key_bytes} bytes")
 
 
 _SCALARS = frozenset({type(None), bool, int, float, str, bytes})
@@ -112,11 +130,10 @@ def _check_plain(value: Any, name: str, limits: Limits, depth: int, *, arrays: b
         raise BadMeta(f"{name} is nested deeper than {limits.meta_depth}")
     children: Iterable[Any] = value
     if kind is dict:
-        for key in value:
-            # Almost all keys are short: the length in characters decides without encoding.
-            if type(key) is not str or len(key) * 4 > limits.key_bytes < len(key.encode()):
-                raise BadMeta(f"keys in {name} must be strings of up to {limits.key_bytes} bytes")
+        _check_keys(value, name, limits)
         children = value.values()
+    elif _SCALARS.issuperset(map(type, value)):
+        return
     for child in children:
         if type(child) not in _SCALARS:
             _check_plain(child, name, limits, depth - 1, arrays=arrays)

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from tensorwire_protocol.codec.checks import (
-    NUMBERS,
     STR_ONLY,
     byte_string,
     column,
-    default,
     integer,
+    numbers_map,
     optional_integer,
     optional_string,
     padded,
@@ -61,10 +60,10 @@ if TYPE_CHECKING:
 
 _EXECUTED = {e.value: e for e in Executed}
 _FINISH = {f.value: f for f in Finish}
-_HARMLESS_BYTES = 512  # so small a meta cannot promise a megabyte
+_HARMLESS_BYTES = 640  # so small a meta cannot promise more than `_PROMISED_BYTES`
 _PROMISED_BYTES = 1024 * 1024
 _PROMISED_PER_BYTE = 80
-_LONG_HEADERS = (b"\xdc", b"\xdd", b"\xde", b"\xdf")  # arrays and maps of more than 15 items
+_LONG_HEADERS = b"\xdc\xdd\xde\xdf"  # arrays and maps of more than 15 items
 _LONG_HEADER = re.compile(rb"[\xdc-\xdf]")
 _U16, _U32 = struct.Struct(">H"), struct.Struct(">I")
 
@@ -114,7 +113,7 @@ def _check_promises(meta: bytes, items: int) -> None:
     `items`, which msgpack refuses by itself, and so count as nothing.
     """
     allowance = _PROMISED_BYTES + _PROMISED_PER_BYTE * len(meta)
-    if sum(map(meta.count, _LONG_HEADERS)) * 8 * items <= allowance:
+    if (len(meta) - len(meta.translate(None, _LONG_HEADERS))) * 8 * items <= allowance:
         return
     promised = 0
     for found in _LONG_HEADER.finditer(meta):
@@ -139,15 +138,8 @@ def _unique_pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
     return unique
 
 
-def _numbers(value: Any, name: str, limits: Limits) -> dict[str, Any]:
-    numbers = plain_map(value, name, limits)
-    if not NUMBERS.issuperset(map(type, numbers.values())):
-        raise BadMeta(f"{name} must hold numbers")
-    return numbers
-
-
 def _ids(value: Any, name: str) -> list[int]:
-    packed = byte_string(default(value, b""), name)
+    packed = byte_string(b"" if value is None else value, name)
     if len(packed) % 4:
         raise BadMeta(f"{name} must be 4 bytes for each token")
     return unpack_ids(packed)
@@ -178,7 +170,7 @@ def _hello(_: Frame, meta: Any, limits: Limits) -> Hello:
         version=integer(version, "version"),
         features=tuple(column(features, "features", STR_ONLY)),
         limits=plain_map(announced, "limits", limits),
-        software=string(default(software, ""), "software"),
+        software=string("" if software is None else software, "software"),
         auth=plain_map(auth, "auth", limits) or None,
     )
 
@@ -189,8 +181,8 @@ def _welcome(_: Frame, meta: Any, limits: Limits) -> Welcome:
         version=integer(version, "version"),
         features=tuple(column(features, "features", STR_ONLY)),
         limits=plain_map(announced, "limits", limits),
-        software=string(default(software, ""), "software"),
-        session=byte_string(default(session, b""), "session"),
+        software=string("" if software is None else software, "software"),
+        session=byte_string(b"" if session is None else session, "session"),
         auth=plain_map(auth, "auth", limits) or None,
     )
 
@@ -212,8 +204,10 @@ def _goaway(frame: Frame, meta: Any, limits: Limits) -> Goaway:
     return Goaway(
         code=frame.aux,
         last_stream=integer(last, "last_stream"),
-        grace_ms=integer(default(grace, 0), "grace_ms"),
-        alternatives=tuple(column(default(alternatives, []), "alternatives", STR_ONLY)),
+        grace_ms=integer(0 if grace is None else grace, "grace_ms"),
+        alternatives=tuple(
+            column([] if alternatives is None else alternatives, "alternatives", STR_ONLY)
+        ),
     )
 
 
@@ -232,7 +226,7 @@ def _request(frame: Frame, meta: Any, limits: Limits) -> Request:
         params=plain_map(params, "params", limits),
         deadline_ms=optional_integer(deadline, "deadline_ms"),
         credit=optional_integer(credit, "credit"),
-        priority=integer(default(priority, 0), "priority", -100, 100),
+        priority=integer(0 if priority is None else priority, "priority", -100, 100),
         trace=optional_string(trace, "trace"),
     )
 
@@ -264,8 +258,8 @@ def _result(frame: Frame, meta: Any, limits: Limits) -> Result:
     return Result(
         stream=frame.stream,
         outputs=plain_map(outputs, "outputs", limits, arrays=True),
-        usage=_numbers(usage, "usage", limits),
-        timings=_numbers(timings, "timings", limits),
+        usage=numbers_map(usage, "usage", limits),
+        timings=numbers_map(timings, "timings", limits),
         extra=plain_map(extra, "extra", limits),
     )
 
@@ -328,8 +322,8 @@ def _end(frame: Frame, meta: Any, limits: Limits) -> End:
         finish=_FINISH[finish],
         count=integer(count, "count"),
         checksum=integer(checksum, "checksum"),
-        usage=_numbers(usage, "usage", limits),
-        timings=_numbers(timings, "timings", limits),
+        usage=numbers_map(usage, "usage", limits),
+        timings=numbers_map(timings, "timings", limits),
         extra=plain_map(extra, "extra", limits),
     )
 
@@ -345,7 +339,7 @@ def _submit(frame: Frame, meta: Any, limits: Limits) -> Submit:
         inputs=plain_map(inputs, "inputs", limits, arrays=True),
         params=plain_map(params, "params", limits),
         deadline_ms=optional_integer(deadline, "deadline_ms"),
-        priority=integer(default(priority, 0), "priority", -100, 100),
+        priority=integer(0 if priority is None else priority, "priority", -100, 100),
         so_far=_ids(so_far, "so_far"),
     )
 
@@ -370,7 +364,7 @@ def _heartbeat(_: Frame, meta: Any, limits: Limits) -> Heartbeat:
     state, steps, load, card, detail = padded(meta, 1, 5)
     return Heartbeat(
         state=string(state, "state"),
-        steps=integer(default(steps, 0), "steps"),
+        steps=integer(0 if steps is None else steps, "steps"),
         load=plain_map(load, "load", limits),
         card=None if card is None else plain_map(card, "card", limits),
         detail=optional_string(detail, "detail"),

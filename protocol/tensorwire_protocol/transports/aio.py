@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tensorwire_protocol.messages import Message
 
 _CLOSE_PATIENCE_S = 5.0  # for the last words to a peer that does not read
+_DISCARD_BYTES = 4 * 1024 * 1024  # from a peer that does not stop when it is told why
 _thread = threading.local()
 
 
@@ -55,6 +56,7 @@ class AioTransport(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._flush_is_due = False
         self._lost = False
+        self._discarded_bytes = 0
         self._abort_timer: asyncio.TimerHandle | None = None
 
     @property
@@ -81,10 +83,15 @@ class AioTransport(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return where the next bytes go."""
+        if self._lost:
+            return shared_scratch()
         return self.connection.get_buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what was read."""
+        if self._lost:
+            self._discard(nbytes)
+            return
         messages = self.connection.received(nbytes, self._loop.time())
         if messages:
             self._driver.on_messages(messages)
@@ -106,11 +113,15 @@ class AioTransport(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is gone."""
+        if self._abort_timer is not None:  # it would keep every closed connection for 5 s
+            self._abort_timer.cancel()
+        self._end(exc)
+
+    def _end(self, exc: Exception | None) -> None:
+        """Tell the driver, once, that nothing comes or goes any more."""
         if self._lost:
             return
         self._lost = True
-        if self._abort_timer is not None:  # it would keep every closed connection for 5 s
-            self._abort_timer.cancel()
         connection = self.connection
         error: TensorwireError | None = connection.error
         was_mid_frame = connection.is_mid_frame
@@ -147,19 +158,32 @@ class AioTransport(asyncio.BufferedProtocol):
         elif output:
             self._transport.writelines(output)
         if self.connection.is_closed:
-            self._close_socket()
+            self._close_socket(has_last_words=bool(output))
         elif self.unsent_bytes > self.connection.limits.send_hard_bytes:
             # close() would keep every unsent byte in memory until the peer reads; abort frees them.
             limit = self.connection.limits.send_hard_bytes
             self.connection.fail(SlowConsumer(f"the peer left more than {limit} bytes unread"))
             self._transport.abort()
 
-    def _close_socket(self) -> None:
+    def _close_socket(self, *, has_last_words: bool) -> None:
         assert self._transport is not None
         if self._transport.is_closing():
             return
-        self._transport.close()
         self._abort_timer = self._loop.call_later(_CLOSE_PATIENCE_S, self._transport.abort)
+        if not (has_last_words and self._transport.can_write_eof()):
+            self._transport.close()
+            return
+        # Closing a socket with unread input makes the kernel reset the connection, which can take
+        # the last words from the peer before it has read them. So only our half is closed, and what
+        # still comes is thrown away until the peer closes its own.
+        self._transport.write_eof()
+        self._end(None)
+
+    def _discard(self, num_bytes: int) -> None:
+        self._discarded_bytes += num_bytes
+        if self._discarded_bytes > _DISCARD_BYTES:
+            assert self._transport is not None
+            self._transport.abort()
 
     def close(self) -> None:
         """End the connection; what was sent before still leaves."""

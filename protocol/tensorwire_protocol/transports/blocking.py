@@ -15,7 +15,12 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from tensorwire_protocol.errors import ConnectionLost, PeerSilent, TensorwireError
+from tensorwire_protocol.errors import (
+    ConnectionLost,
+    PeerSilent,
+    RequestCancelled,
+    TensorwireError,
+)
 from tensorwire_protocol.messages import (
     TERMINAL,
     Cancel,
@@ -48,11 +53,18 @@ def _readable(sock: socket.socket) -> Callable[[float], bool]:
 class Mailbox:
     """What has arrived for one stream and was not yet taken."""
 
-    def __init__(self, stream: int, lock: threading.Lock) -> None:
+    __slots__ = ("is_ended", "items", "stream", "wake")
+
+    def __init__(self, stream: int) -> None:
         self.stream = stream
         self.items: deque[Message] = deque()
         self.is_ended = False  # its terminal frame has arrived
-        self.wake = threading.Condition(lock)
+        self.wake: threading.Condition | None = None  # a lone caller never needs one
+
+    def notify(self) -> None:
+        """Wake whoever follows on this mailbox."""
+        if self.wake is not None:
+            self.wake.notify()
 
 
 class BlockingTransport:
@@ -90,7 +102,7 @@ class BlockingTransport:
         def queue() -> None:
             nonlocal mailbox
             request = build(self.connection.next_stream())
-            mailbox = Mailbox(request.stream, self._lock)
+            mailbox = Mailbox(request.stream)
             self.connection.send(request)
             self._mailboxes[request.stream] = mailbox
 
@@ -132,6 +144,8 @@ class BlockingTransport:
     def cancel(self, mailbox: Mailbox, reason: str = "cancelled", *, wait: bool = True) -> None:
         """Give a stream up: CANCEL is sent, what still arrives for it is dropped.
 
+        A thread that waits for it receives a local RequestCancelled.
+
         Args:
             wait: False for finalizers, which may run where this very thread holds a lock of this
                 object; CANCEL then leaves at once or with whoever holds it.
@@ -146,8 +160,13 @@ class BlockingTransport:
     def _queue_cancels(self) -> None:
         while self._given_up:
             mailbox, reason = self._given_up.popleft()
-            if self._mailboxes.pop(mailbox.stream, None) is not None:
-                self.connection.send(Cancel(stream=mailbox.stream, reason=reason))
+            if self._mailboxes.pop(mailbox.stream, None) is None:
+                continue
+            self.connection.send(Cancel(stream=mailbox.stream, reason=reason))
+            # Another thread may wait for it, and the server's own answer finds no mailbox now.
+            left = RequestCancelled("the call was cancelled before its end")
+            mailbox.items.append(Failure.of(mailbox.stream, left))
+            mailbox.notify()
 
     def _cancel_without_waiting(self) -> None:
         if not self._send_lock.acquire(blocking=False):
@@ -206,7 +225,7 @@ class BlockingTransport:
             return
         for mailbox in self._waiting:
             if not mailbox.items:  # those that have something wake anyway, and leave
-                mailbox.wake.notify()
+                mailbox.notify()
                 return
 
     def _stop_leading(self) -> None:
@@ -220,6 +239,8 @@ class BlockingTransport:
         self._waiting.append(mailbox)
         try:
             timeout = None if deadline is None else deadline - time.monotonic()
+            if mailbox.wake is None:
+                mailbox.wake = threading.Condition(self._lock)
             return (timeout is None or timeout > 0) and mailbox.wake.wait(timeout)
         finally:
             self._waiting.remove(mailbox)
@@ -301,7 +322,8 @@ class BlockingTransport:
     def catch_up(self) -> None:
         """Read what has arrived while nobody waited: a PING, a GOAWAY, the end."""
         with self._lock:
-            if self._has_leader or self._error:
+            # Looking does not block, so it may happen under the lock.
+            if self._has_leader or self._error or not self._is_readable(0):
                 return
             self._has_leader = True
         try:
@@ -331,7 +353,7 @@ class BlockingTransport:
         if mailbox is None:  # its caller has left; the terminal frame is still to come
             return
         mailbox.items.append(message)
-        mailbox.wake.notify()
+        mailbox.notify()
         if isinstance(message, TERMINAL):
             mailbox.is_ended = True
             del self._mailboxes[stream]
@@ -341,7 +363,7 @@ class BlockingTransport:
             self._error = error
             self.connection.close()
             for mailbox in self._waiting:
-                mailbox.wake.notify()
+                mailbox.notify()
 
     def close(self) -> None:
         """End the connection; callers that wait get ConnectionLost."""

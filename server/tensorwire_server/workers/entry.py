@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from tensorwire_protocol.transports.aio import AioTransport
 
 _PR_SET_PDEATHSIG = 1
-EXIT_USAGE = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Ctrl-C in a terminal reaches the whole group; it is the server's to act on.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        code = runner.run(_serve(args))
+        try:
+            code = runner.run(_serve(args))
+        except OSError as error:
+            sys.exit(f"the worker of {args.spec.model!r} has no way to a gateway: {error}")
         logging.shutdown()
         sys.stdout.flush()
         # Nothing is left to tidy up, and the compute thread may be inside a step: an ordinary

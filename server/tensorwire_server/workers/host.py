@@ -1,9 +1,11 @@
 """A worker process: its links, its compute thread, and what it says of itself.
 
-loading --computed once--> ready --last link closed, drained--> exit 0
-   |                         |
-   |                         +--a link broke (local), compute died--> exit 1
-   +--load failed--> failed: told to every link, then exit 3
+    loading --computed once--> ready --drained--> DRAINED, or TERMINATED by a signal if local
+       |                         |
+       |                         +--the link broke (local), compute died--> LOST
+       +--load failed--> failed: told to every link, then FAILED
+
+A local worker lives and dies with its one link; a listening one outlives its links.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from tensorwire_protocol.messages import Heartbeat
 
 from tensorwire_server.workers.arrays import ArrayLoop, InlineArrays
 from tensorwire_server.workers.engines import card_map, load_engine, prove, reason_of
+from tensorwire_server.workers.exits import ExitCode
 from tensorwire_server.workers.link import Link
 from tensorwire_server.workers.loop import GenerateLoop
 from tensorwire_server.workers.service import Service
@@ -31,9 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-EXIT_DRAINED = 0
-EXIT_LOST = 1  # the link or the compute thread broke
-EXIT_FAILED = 3  # the model cannot be loaded, and a restart would not help
 BEAT_S = 1.0
 _LAST_WORDS_S = 5.0  # for a gateway that has not greeted yet to hear why the load failed
 
@@ -56,6 +56,7 @@ class WorkerHost:
         self._service = Service(spec)
         self._links: set[Link] = set()
         self._is_draining = False
+        self._code_when_drained = ExitCode.DRAINED
         self._state, self._detail = "loading", "starting"
         self._card: dict[str, Any] | None = None
         self.exit_code: asyncio.Future[int] = self._loop.create_future()
@@ -73,12 +74,14 @@ class WorkerHost:
         return link
 
     def drain(self) -> None:
-        """Take nothing new and end when all links are idle."""
+        """Take nothing new and end when all links are idle: SIGTERM."""
         self._is_draining = True
+        if self._is_local:
+            self._code_when_drained = ExitCode.TERMINATED
         for link in [*self._links]:
             link.drain(0.0)
         if not self._links or self._state != "ready":
-            self._exit(EXIT_DRAINED)
+            self._exit(self._code_when_drained)
 
     # -- the compute thread ---------------------------------------------------------------------
 
@@ -108,7 +111,7 @@ class WorkerHost:
             compute.run()
         except BaseException as error:
             log.critical("compute_died model=%s", spec.model, exc_info=error)
-            os._exit(EXIT_LOST)
+            os._exit(ExitCode.LOST)
 
     def _handed_over(self, callback: Callable[[T], None]) -> Callable[[T], None]:
         """Return what has the asyncio side call `callback`; the compute thread calls it."""
@@ -134,7 +137,7 @@ class WorkerHost:
         self._state, self._detail = "failed", reason
         self._service.fail(reason)
         waits = self._is_local or self._links
-        self._loop.call_later(_LAST_WORDS_S if waits else 0.0, self._exit, EXIT_FAILED)
+        self._loop.call_later(_LAST_WORDS_S if waits else 0.0, self._exit, ExitCode.FAILED)
         self._beat()
 
     # -- links ----------------------------------------------------------------------------------
@@ -147,11 +150,11 @@ class WorkerHost:
         if self._links or not (self._is_local or self._is_draining or self._state == "failed"):
             return
         if self._state == "failed":
-            self._exit(EXIT_FAILED)
+            self._exit(ExitCode.FAILED)
         else:
-            self._exit(EXIT_DRAINED if link.is_draining else EXIT_LOST)
+            self._exit(self._code_when_drained if link.is_draining else ExitCode.LOST)
 
-    def _exit(self, code: int) -> None:
+    def _exit(self, code: ExitCode) -> None:
         if not self.exit_code.done():
             self.exit_code.set_result(code)
 

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tensorwire_server.workers.backoff import RestartPolicy
-from tensorwire_server.workers.entry import EXIT_USAGE
-from tensorwire_server.workers.host import EXIT_DRAINED, EXIT_FAILED
+from tensorwire_server.workers.exits import ExitCode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,16 +105,17 @@ class WorkerProcess:
         except OSError as error:
             log.error("worker_not_spawned model=%s error=%s", self.spec.model, error)
             ours.close()
-            return 1
+            return ExitCode.LOST
         finally:
             theirs.close()
         if self._is_stopping.is_set():
             self._signal(signal.SIGKILL)
         ours.setblocking(False)
-        self._on_socket(ours)
         try:
+            self._on_socket(ours)
             return await self._process.wait()
         finally:
+            self._signal(signal.SIGKILL)  # a no-op unless this task was cancelled
             self._process = None
 
     async def _spawn(self, theirs: socket.socket) -> asyncio.subprocess.Process:
@@ -142,9 +142,9 @@ class WorkerProcess:
 
     def _judge(self, code: int, lived_s: float) -> WorkerExit:
         model = self.spec.model
-        if self._is_stopping.is_set() or code == EXIT_DRAINED:
+        if self._is_stopping.is_set() or code == ExitCode.DRAINED:
             return WorkerExit(code=code, restart_in_s=None, is_failure=False)
-        if code in (EXIT_FAILED, EXIT_USAGE):
+        if code in (ExitCode.FAILED, ExitCode.USAGE):
             log.error("worker_failed model=%s exit=%d", model, code)
             return WorkerExit(code=code, restart_in_s=None, is_failure=True)
         backoff_s = self._policy.after_death(time.monotonic(), lived_s=lived_s)
