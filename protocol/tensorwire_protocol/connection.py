@@ -473,12 +473,15 @@ class Connection:
         if self.state is State.CLOSED:
             return
         self._emit(Failure.of(0, error))
-        self.state, self.error = State.CLOSED, error
+        # Without its traceback: that would keep the frame that was refused for as long as anybody
+        # keeps the connection.
+        self.state, self.error = State.CLOSED, error.with_traceback(None)
         self._decoder.clear()  # or its last buffer, filled up, would have no room for a next read
 
     def close(self) -> None:
         """Close from this side without a word; what is queued may still be sent."""
         self.state = State.CLOSED
+        self._decoder.clear()
 
     def _emit(self, message: Message) -> None:
         self._queue(encode(message, self.limits))

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import os
 import signal
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from tensorwire_protocol.limits import CLIENT_LINK
 
@@ -14,7 +15,7 @@ from tensorwire_server import __version__
 from tensorwire_server.gateway.gateway import Gateway
 from tensorwire_server.gateway.listener import Listener, bind
 from tensorwire_server.models.lifecycle import ModelState
-from tensorwire_server.models.spec import parse_spec
+from tensorwire_server.models.spec import SpecError, parse_spec
 from tensorwire_server.routing.pool import ModelPool
 from tensorwire_server.routing.remote import keep_connected, parse_address
 from tensorwire_server.routing.replica import Replica
@@ -86,7 +87,9 @@ class Server:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self.stop)
-        self._gateway = Gateway(self.config.admission, CLIENT_LINK, self.pools, SOFTWARE)
+        self._gateway = Gateway(
+            self.config.admission, CLIENT_LINK, self.pools, SOFTWARE, unnamed=self._unnamed
+        )
         self._listener = Listener(self._gateway, self._sock, self.config.listen)
         await self._listener.start()
         self._spawn(self._gateway.run_timers())
@@ -128,12 +131,20 @@ class Server:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        grace_s = 0.0 if self._hurry.is_set() else _WORKER_STOP_S
-        await asyncio.gather(*(worker.stop(grace_s) for worker in self._workers))
+        stopping = asyncio.gather(*(worker.stop(_WORKER_STOP_S) for worker in self._workers))
+        hurried = asyncio.ensure_future(self._hurry.wait())
+        waits: set[asyncio.Future[Any]] = {stopping, hurried}
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+        if not stopping.done():
+            for worker in self._workers:
+                worker.kill()
+        await stopping
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         task.add_done_callback(_log_crash)
 
     # -- workers ------------------------------------------------------------------------------
@@ -172,16 +183,23 @@ class Server:
                 max_batch_tokens=batching.max_batch_tokens,
                 max_wait_ms=batching.max_wait_ms,
             ),
-            on_socket=lambda sock: self._connect_local(replica, sock),
+            on_socket=lambda sock: self._connect_local(replica, worker, sock),
             on_exit=lambda end: self._on_worker_exit(replica, end),
         )
         self._workers.append(worker)
         worker.start()
 
-    def _connect_local(self, replica: Replica, sock: socket.socket) -> None:
+    def _connect_local(self, replica: Replica, worker: WorkerProcess, sock: socket.socket) -> None:
+        def link_lost() -> None:
+            # A worker that lives ends by itself when its link does. One that hangs would neither
+            # answer nor end, and its place would stay empty.
+            if not self._stop.is_set():
+                worker.kill()
+
         async def connect() -> None:
             loop = asyncio.get_running_loop()
-            await loop.create_unix_connection(replica.build_transport, sock=sock)
+            build = partial(replica.build_transport, link_lost)
+            await loop.create_unix_connection(build, sock=sock)
 
         self._spawn(connect())
 
@@ -193,6 +211,8 @@ class Server:
         pool = self._pool_of(replica)
         if pool is not None:
             self._gateway.on_replica_change(replica, pool)
+        if self._stop.is_set():
+            return  # workers that end now are meant to
         self._on_change(self)
         states = [pool.state for pool in self.pools.values()]
         all_ready = not self._unnamed and all(state is ModelState.READY for state in states)
@@ -229,7 +249,7 @@ def build_specs(sources: Iterable[str], config: Config) -> list[ModelSpec]:
     names = [spec.name for spec in specs]
     for name in names:
         if names.count(name) > 1:
-            raise StartError(f"two models would be called {name!r}; name one with --model NAME=…")
+            raise SpecError(f"two models would be called {name!r}; name one with --model NAME=…")
     return specs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import logging
 import os
@@ -149,19 +150,19 @@ def worker(
 ) -> None:
     """Run one worker for a gateway elsewhere, which names it with `serve --remote`."""
     from tensorwire_server.models.spec import parse_spec
-    from tensorwire_server.routing.remote import parse_address
+    from tensorwire_server.workers.entry import parse_listen
     from tensorwire_server.workers.spec import WorkerSpec
 
     try:
         spec = parse_spec(model)
-        host, port = parse_address(listen)
-    except (SpecError, RemoteAddressError) as error:
+        parse_listen(listen)
+    except (SpecError, argparse.ArgumentTypeError) as error:
         _exit(str(error), WRONG_USAGE)
     threads = threads or len(os.sched_getaffinity(0))
     worker_spec = WorkerSpec(model=spec.name, source=spec.source, device=device, threads=threads)
     # Threads are read from the environment when torch is loaded: a fresh process, as everywhere.
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
-    arguments = ["--spec", worker_spec.to_json(), "--listen", f"{host}:{port}"]
+    arguments = ["--spec", worker_spec.to_json(), "--listen", listen]
     os.execv(sys.executable, [sys.executable, "-m", "tensorwire_server.workers", *arguments])
 
 

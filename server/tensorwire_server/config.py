@@ -7,6 +7,8 @@ Command-line flags are aliases of keys.
 from __future__ import annotations
 
 import difflib
+import math
+import re
 import tomllib
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 ENV_PREFIX = "TENSORWIRE_SERVER__"
 DEFAULT_PORT = 8947
+_WRONG_TYPE = re.compile(r"Expected `(.+)`, got `.+` - at `\$\.([\w.]+)`")
 
 
 class ConfigError(ValueError):
@@ -28,6 +31,10 @@ class ConfigError(ValueError):
 def _require(ok: bool, key: str, rule: str, value: object) -> None:
     if not ok:
         raise ConfigError(f"{key} must be {rule}, got {value!r}")
+
+
+def _require_seconds(value: float, key: str) -> None:
+    _require(0 <= value < math.inf, key, "a number of seconds >= 0", value)  # false for NaN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +49,7 @@ class ListenConfig:
     def __post_init__(self) -> None:
         _require(0 <= self.port <= 65535, "listen.port", "from 0 to 65535", self.port)
         _require(self.max_connections >= 1, "listen.max_connections", ">= 1", self.max_connections)
-        _require(self.drain_s >= 0, "listen.drain_s", ">= 0", self.drain_s)
+        _require_seconds(self.drain_s, "listen.drain_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +68,7 @@ class AdmissionConfig:
             ">= 1",
             self.max_requests_per_model,
         )
+        _require_seconds(self.stop_grace_s, "admission.stop_grace_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +78,11 @@ class ModelConfig:
     source: str
     workers: int | None = None
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("workers", "threads"):
+            value = getattr(self, key)
+            _require(value is None or value >= 1, f"{key} of a model", ">= 1", value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,9 +118,11 @@ class BatchingConfig:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            low = 0 if f.name == "max_wait_ms" else 1
-            value = getattr(self, f.name)
-            _require(value >= low, f"batching.{f.name}", f">= {low}", value)
+            if f.name != "max_wait_ms":
+                value = getattr(self, f.name)
+                _require(value >= 1, f"batching.{f.name}", ">= 1", value)
+        wait_ms = self.max_wait_ms
+        _require(0 <= wait_ms < math.inf, "batching.max_wait_ms", ">= 0 and finite", wait_ms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,15 +161,28 @@ def load_config(file: Path | None, environ: Mapping[str, str], settings: Iterabl
         # Not strict: the environment and --set know only strings.
         return msgspec.convert(tree, Config, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigError(str(error).replace("`$.", "`")) from error
+        raise ConfigError(_sentence(error, tree)) from error
+
+
+def _sentence(error: msgspec.ValidationError, tree: Mapping[str, Any]) -> str:
+    if isinstance(error.__cause__, ConfigError):  # a section's own rule names the key
+        return str(error.__cause__)
+    found = _WRONG_TYPE.fullmatch(str(error))
+    if found is None:
+        return str(error).replace("`$.", "`")
+    rule, key = found.groups()
+    value: Any = tree
+    for part in key.split("."):
+        value = value[part]
+    return f"{key} must be {rule}, got {value!r}"
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text())
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"the configuration {str(file)!r} cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"the configuration {str(file)!r} is not TOML: {error}") from error
 
 
@@ -166,18 +194,22 @@ def _put(tree: dict[str, Any], path: list[str], value: str, name: str) -> None:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"{name!r} goes through a key that is no section")
-    tree[key] = [part for part in value.split(",") if part] if key == "remote" else value
+    tree[key] = (
+        [part.strip() for part in value.split(",") if part.strip()] if key == "remote" else value
+    )
 
 
 def _check_names(tree: Mapping[str, Any]) -> None:
     sections = {f.name: getattr(Config(), f.name) for f in fields(Config)}
     for name, section in tree.items():
         _known(name, sections, "section")
+        if not isinstance(section, dict):
+            raise ConfigError(f"{name} must be a section, got {section!r}")
         if name == "models":
             for model, own in section.items():
                 for key in own if isinstance(own, dict) else ():
                     _known(key, {f.name: None for f in fields(ModelConfig)}, f"key of {model}")
-        elif isinstance(section, dict):
+        else:
             known = {f.name: None for f in fields(sections[name])}
             for key in section:
                 _known(key, known, f"key of {name}")

@@ -176,7 +176,11 @@ class AioTransport(asyncio.BufferedProtocol):
         # Closing a socket with unread input makes the kernel reset the connection, which can take
         # the last words from the peer before it has read them. So only our half is closed, and what
         # still comes is thrown away until the peer closes its own.
-        self._transport.write_eof()
+        try:
+            self._transport.write_eof()
+        except OSError:  # the peer has reset it: there is no half left to close
+            self._transport.abort()
+            return
         self._end(None)
 
     def _discard(self, num_bytes: int) -> None:

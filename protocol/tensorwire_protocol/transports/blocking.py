@@ -53,12 +53,13 @@ def _readable(sock: socket.socket) -> Callable[[float], bool]:
 class Mailbox:
     """What has arrived for one stream and was not yet taken."""
 
-    __slots__ = ("is_ended", "items", "stream", "wake")
+    __slots__ = ("is_cancelled", "is_ended", "items", "stream", "wake")
 
     def __init__(self, stream: int) -> None:
         self.stream = stream
         self.items: deque[Message] = deque()
         self.is_ended = False  # its terminal frame has arrived
+        self.is_cancelled = False  # from this side: nothing more comes
         self.wake: threading.Condition | None = None  # a lone caller never needs one
 
     def notify(self) -> None:
@@ -144,7 +145,7 @@ class BlockingTransport:
     def cancel(self, mailbox: Mailbox, reason: str = "cancelled", *, wait: bool = True) -> None:
         """Give a stream up: CANCEL is sent, what still arrives for it is dropped.
 
-        A thread that waits for it receives a local RequestCancelled.
+        A thread that waits for it gets RequestCancelled.
 
         Args:
             wait: False for finalizers, which may run where this very thread holds a lock of this
@@ -164,8 +165,7 @@ class BlockingTransport:
                 continue
             self.connection.send(Cancel(stream=mailbox.stream, reason=reason))
             # Another thread may wait for it, and the server's own answer finds no mailbox now.
-            left = RequestCancelled("the call was cancelled before its end")
-            mailbox.items.append(Failure.of(mailbox.stream, left))
+            mailbox.is_cancelled = True
             mailbox.notify()
 
     def _cancel_without_waiting(self) -> None:
@@ -191,12 +191,12 @@ class BlockingTransport:
 
         Raises:
             TensorwireError: the connection is lost.
+            RequestCancelled: another thread has cancelled the stream.
         """
         with self._lock:
             try:
                 while not mailbox.items:
-                    if self._error:
-                        raise self._error.with_traceback(None)
+                    self._check(mailbox)
                     if not self._has_leader:
                         self._has_leader = True
                         break
@@ -214,11 +214,16 @@ class BlockingTransport:
         with self._lock:
             if mailbox.items:
                 return mailbox.items.popleft()
-            if self._error:
-                # One error for many callers: each starts a traceback of its own, or the error
-                # would hold the frames of all of them.
-                raise self._error.with_traceback(None)
+            self._check(mailbox)
             return None
+
+    def _check(self, mailbox: Mailbox) -> None:
+        if mailbox.is_cancelled:
+            raise RequestCancelled("the call was cancelled before its end")
+        if self._error:
+            # One error for many callers: each starts a traceback of its own, or the error
+            # would hold the frames of all of them.
+            raise self._error.with_traceback(None)
 
     def _offer_lead(self) -> None:
         if self._has_leader:
@@ -250,7 +255,7 @@ class BlockingTransport:
         # Nobody listened before, so silence counts from now.
         heard = time.monotonic()
         self._pinged = False
-        while not mailbox.items and self._error is None:
+        while not (mailbox.items or mailbox.is_cancelled or self._error):
             wait_s = _TICK_S
             if deadline is not None:
                 wait_s = min(wait_s, deadline - time.monotonic())

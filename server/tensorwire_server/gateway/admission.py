@@ -42,14 +42,14 @@ class Admission:
 
     def leave(self, model: str) -> None:
         """Take one request of `model` out."""
+        assert self._live[model] > 0, f"a request of {model!r} left twice"
         self._live[model] -= 1
         self._total -= 1
-        self.check_invariants()
 
     def check_invariants(self) -> None:
         """No count is below zero, and the total is their sum."""
-        assert self._total >= 0
         assert min(self._live.values(), default=0) >= 0
+        assert self._total == sum(self._live.values())
 
     def counts(self) -> dict[str, int]:
         """Return the live requests of each model that has any."""

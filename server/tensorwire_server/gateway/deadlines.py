@@ -6,12 +6,11 @@ import heapq
 import itertools
 from typing import Protocol
 
+_REBUILD_ABOVE = 64  # numbers in the heap; a short heap costs nothing
+
 
 class Expiring(Protocol):
     """What can have a deadline."""
-
-    @property
-    def is_closed(self) -> bool: ...
 
     def on_deadline(self) -> None:
         """The deadline has passed."""
@@ -20,35 +19,40 @@ class Expiring(Protocol):
 class Deadlines:
     """A heap of deadlines. Pure: `now` is an argument, the driver calls `expire` in time.
 
-    What has ended stays in the heap until its deadline: taking it out would cost more than
-    passing over it, but a heap mostly of ended requests is rebuilt.
+    What was forgotten leaves its number in the heap until its deadline: taking it out would cost
+    more than passing over it, but a heap mostly of such numbers is rebuilt.
     """
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Expiring]] = []
-        self._order = itertools.count()
-        self._num_closed = 0
+        self._heap: list[tuple[float, int]] = []
+        self._items: dict[int, Expiring] = {}  # by their numbers in the heap
+        self._numbers = itertools.count()
 
     def __len__(self) -> int:
-        return len(self._heap) - self._num_closed
+        return len(self._items)
 
-    def add(self, deadline: float, item: Expiring) -> None:
-        """Call `item.on_deadline` at the first `expire` not before `deadline`."""
-        heapq.heappush(self._heap, (deadline, next(self._order), item))
+    def add(self, deadline: float, item: Expiring) -> int:
+        """Call `item.on_deadline` at the first `expire` from `deadline` on; return its number."""
+        number = next(self._numbers)
+        self._items[number] = item
+        heapq.heappush(self._heap, (deadline, number))
+        return number
 
-    def forget_one(self) -> None:
-        """Say that one item with a deadline has closed."""
-        self._num_closed += 1
-        if self._num_closed * 2 > len(self._heap) > 64:
-            self._heap = [entry for entry in self._heap if not entry[2].is_closed]
+    def forget(self, number: int) -> None:
+        """Let go of an item; does nothing if its deadline has passed."""
+        self._items.pop(number, None)
+        if len(self._heap) > max(_REBUILD_ABOVE, 2 * len(self._items)):
+            self._heap = [entry for entry in self._heap if entry[1] in self._items]
             heapq.heapify(self._heap)
-            self._num_closed = 0
 
     def expire(self, now: float) -> None:
-        """Tell everything whose deadline has passed."""
+        """Tell everything whose deadline has passed, the earliest first."""
         while self._heap and self._heap[0][0] <= now:
-            item = heapq.heappop(self._heap)[2]
-            if item.is_closed:
-                self._num_closed = max(0, self._num_closed - 1)
-            else:
+            item = self._items.pop(heapq.heappop(self._heap)[1], None)
+            if item is not None:
                 item.on_deadline()
+
+    def check_invariants(self) -> None:
+        """Every item has its number in the heap, and the heap is at most twice as long."""
+        assert self._items.keys() <= {number for _, number in self._heap}
+        assert len(self._heap) <= max(_REBUILD_ABOVE, 2 * len(self._items)) + 1

@@ -6,14 +6,16 @@ import asyncio
 import logging
 import os
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 from tensorwire_protocol.errors import (
     Draining,
     ErrorCode,
+    Executed,
     ModelError,
     ModelLoading,
+    TensorwireError,
     UnknownModel,
     UnknownOperation,
 )
@@ -23,12 +25,14 @@ from tensorwire_server.gateway.admission import Admission
 from tensorwire_server.gateway.deadlines import Deadlines
 from tensorwire_server.gateway.journal import Journal
 from tensorwire_server.gateway.reports import answer_report
-from tensorwire_server.gateway.requests import LiveRequest, Phase
+from tensorwire_server.gateway.requests import LiveRequest
 from tensorwire_server.gateway.session import Session
 from tensorwire_server.models.lifecycle import ModelState
 from tensorwire_server.models.spec import parse_model_id
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from tensorwire_protocol.limits import Limits
     from tensorwire_protocol.messages import Request
 
@@ -41,6 +45,7 @@ log = logging.getLogger(__name__)
 _DEADLINE_STEP_S = 0.02  # how late a deadline may be noticed
 _TICK_S = 1.0
 _SESSION_ID_BYTES = 16
+_FAREWELL_S = 5.0  # for the last frames to leave
 
 
 class Gateway:
@@ -49,12 +54,23 @@ class Gateway:
     Args:
         software: what WELCOME says of this server.
         models: the models to serve, by name.
+        unnamed: remote replicas that have not said yet which model they hold; the owner of the
+            list takes them out.
+        clock: monotonic seconds.
     """
 
     def __init__(
-        self, config: AdmissionConfig, limits: Limits, models: dict[str, ModelPool], software: str
+        self,
+        config: AdmissionConfig,
+        limits: Limits,
+        models: dict[str, ModelPool],
+        software: str,
+        *,
+        unnamed: Sequence[Replica] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.models = models
+        self.unnamed = unnamed
         self.sessions: set[Session] = set()
         self.journal = Journal()
         self.outcomes: Counter[str] = Counter()  # how requests ended
@@ -64,13 +80,24 @@ class Gateway:
         self._limits = limits
         self._software = software
         self._loop = asyncio.get_running_loop()
-        self.started_at = time.monotonic()
+        self._clock = clock
+        self.started_at = clock()
         self.admission = Admission(config)
         self.deadlines = Deadlines()
-        self._live: set[LiveRequest] = set()
-        self._waiting: defaultdict[str, deque[LiveRequest]] = defaultdict(deque)
+        self._live: dict[LiveRequest, int | None] = {}  # with their numbers in `deadlines`
+        self._give_up_timers: dict[LiveRequest, asyncio.TimerHandle] = {}
+        # In the order of arrival. A dict, because what ends while it waits leaves from the middle.
+        self._waiting: defaultdict[str, dict[LiveRequest, None]] = defaultdict(dict)
         self._idle = asyncio.Event()
         self._idle.set()
+        self._deserted = asyncio.Event()
+        self._deserted.set()
+
+    @property
+    def replicas(self) -> list[Replica]:
+        """All workers' handles."""
+        named = [replica for pool in self.models.values() for replica in pool.replicas]
+        return [*named, *self.unnamed]
 
     # -- sessions -----------------------------------------------------------------------------
 
@@ -84,11 +111,14 @@ class Gateway:
             software=self._software,
         )
         self.sessions.add(session)
+        self._deserted.clear()
         return session
 
     def on_session_closed(self, session: Session) -> None:
         """Forget a client that is gone."""
         self.sessions.discard(session)
+        if not self.sessions:
+            self._deserted.set()
 
     # -- requests -----------------------------------------------------------------------------
 
@@ -105,16 +135,11 @@ class Gateway:
         if self.is_draining:
             raise Draining("the server is shutting down; use another or come back")
         pool = self._find_model(request)
-        state = pool.state
-        if state is ModelState.FAILED:
-            raise ModelError(f"model {pool.name!r} could not be loaded: {pool.detail}")
-        if state is ModelState.LOADING and not request.params.get("wait", True):
-            raise ModelLoading(
-                f"model {pool.name!r} is loading ({pool.detail}); wait or try again",
-                retry_after_ms=1000,
-            )
+        replica = pool.pick()
+        if replica is None:
+            _check_can_wait(request, pool)
         self.admission.admit(pool.name)
-        return self._begin(session, request, pool)
+        return self._begin(session, request, pool, replica)
 
     def _find_model(self, request: Request) -> ModelPool:
         name, revision = parse_model_id(request.model or "")
@@ -123,16 +148,12 @@ class Gateway:
             raise UnknownModel(
                 f"there is no model {name!r}; this server has {', '.join(self.models)}"
             )
-        if revision is not None and not pool.card.get("revision", "").startswith(revision):
-            raise UnknownModel(
-                f"model {name!r} has no revision {revision!r}; ask for {name!r} without one"
-            )
-        tasks = pool.card.get("tasks")
-        if tasks and request.op not in tasks:
-            raise UnknownOperation(f"model {name!r} does not {request.op}; it does {_list(tasks)}")
+        _check_card(request.op, revision, pool)
         return pool
 
-    def _begin(self, session: Session, request: Request, pool: ModelPool) -> LiveRequest:
+    def _begin(
+        self, session: Session, request: Request, pool: ModelPool, replica: Replica | None
+    ) -> LiveRequest:
         deadline = None
         if request.deadline_ms is not None:
             deadline = self.now() + request.deadline_ms / 1000
@@ -143,13 +164,10 @@ class Gateway:
             keeper=self,
             deadline=deadline,
         )
-        self._live.add(live)
+        self._live[live] = None if deadline is None else self.deadlines.add(deadline, live)
         self._idle.clear()
-        if deadline is not None:
-            self.deadlines.add(deadline, live)
-        replica = pool.pick()
         if replica is None:
-            self._waiting[pool.name].append(live)
+            self._waiting[pool.name][live] = None
         else:
             live.dispatch(replica)
         return live
@@ -158,28 +176,34 @@ class Gateway:
         """A replica became ready, failed, or was lost: look at what waits for its model."""
         waiting = self._waiting[pool.name]
         if pool.state is ModelState.FAILED:
-            while waiting:
-                live = waiting.popleft()
-                if not live.is_closed:
-                    live.fail(ModelError(f"model {pool.name!r} failed: {pool.detail}"))
+            reason = f"model {pool.name!r} failed: {pool.detail}"
+            for live in tuple(waiting):
+                live.fail(ModelError(reason, executed=Executed.NO))
             return
-        while waiting:
+        for live in tuple(waiting):
             chosen = pool.pick()
             if chosen is None:
                 return
-            live = waiting.popleft()
-            if not live.is_closed:
+            del waiting[live]
+            try:
+                # What the model is was not known when the request came.
+                request = live.entry.request
+                _check_card(request.op, parse_model_id(request.model or "")[1], pool)
+            except TensorwireError as error:
+                live.fail(error)
+            else:
                 live.dispatch(chosen)
 
     # -- the keeper of live requests ----------------------------------------------------------
 
     def now(self) -> float:
         """Return monotonic seconds."""
-        return time.monotonic()
+        return self._clock()
 
     def on_stopping(self, live: LiveRequest) -> None:
         """Give the worker a moment to confirm, then end the request without it."""
-        self._loop.call_later(self._config.stop_grace_s, live.give_up)
+        timer = self._loop.call_later(self._config.stop_grace_s, live.give_up)
+        self._give_up_timers[live] = timer
 
     def on_closed(self, live: LiveRequest, outcome: str) -> None:
         """Close the books of a request."""
@@ -187,9 +211,13 @@ class Gateway:
         self.num_tokens += len(live.entry.tokens)
         self.journal.close(live.entry)
         self.admission.leave(live.model)
-        self._live.discard(live)
-        if live.deadline is not None:
-            self.deadlines.forget_one()
+        self._waiting[live.model].pop(live, None)
+        number = self._live.pop(live)
+        if number is not None:
+            self.deadlines.forget(number)
+        timer = self._give_up_timers.pop(live, None)
+        if timer is not None:
+            timer.cancel()  # or it would keep the request, with its arrays, until it fires
         if not self._live:
             self._idle.set()
 
@@ -206,9 +234,8 @@ class Gateway:
                 next_tick = now + _TICK_S
                 for session in tuple(self.sessions):
                     session.transport.on_timer()
-                for pool in self.models.values():
-                    for replica in pool.replicas:
-                        replica.on_timer()
+                for replica in self.replicas:
+                    replica.on_timer()
 
     async def drain(self, grace_s: float, hurry: asyncio.Event) -> int:
         """Take nothing new, let what runs finish, close the sessions; return how many were cut.
@@ -220,19 +247,48 @@ class Gateway:
         self.is_draining = True
         for session in tuple(self.sessions):
             session.go_away(int(ErrorCode.DRAINING), grace_s)
-        idle = asyncio.ensure_future(self._idle.wait())
-        hurried = asyncio.ensure_future(hurry.wait())
-        await asyncio.wait({idle, hurried}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
-        idle.cancel()
-        hurried.cancel()
-        cut = 0
-        for live in tuple(self._live):
-            if live.phase is not Phase.CLOSED:
-                cut += 1
-                live.fail(Draining("the server was shut down before the end"))
+        await _wait_for_either(self._idle, hurry, grace_s)
+        cut = tuple(self._live)
+        for live in cut:
+            executed = Executed.MAYBE if live.entry.attempt else Executed.NO
+            live.cut(Draining("the server was shut down before the end", executed=executed))
         for session in tuple(self.sessions):
             session.close()
-        return cut
+        # The loop must not end before the last frames have left.
+        await _wait_for_either(self._deserted, hurry, _FAREWELL_S)
+        return len(cut)
+
+
+async def _wait_for_either(event: asyncio.Event, hurry: asyncio.Event, patience_s: float) -> None:
+    waits = {asyncio.ensure_future(e.wait()) for e in (event, hurry)}
+    await asyncio.wait(waits, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+
+
+def _check_can_wait(request: Request, pool: ModelPool) -> None:
+    """Refuse what no replica will take, or will not take at once."""
+    if pool.state is ModelState.FAILED:
+        raise ModelError(
+            f"model {pool.name!r} could not be loaded: {pool.detail}", executed=Executed.NO
+        )
+    if not request.params.get("wait", True):
+        raise ModelLoading(
+            f"model {pool.name!r} is loading ({pool.detail}); wait or try again",
+            retry_after_ms=1000,
+        )
+
+
+def _check_card(op: str, revision: str | None, pool: ModelPool) -> None:
+    """Refuse what the model is not, or does not do; while it loads that is not known."""
+    card = pool.card
+    if card and revision is not None and not card.get("revision", "").startswith(revision):
+        raise UnknownModel(
+            f"model {pool.name!r} has no revision {revision!r}; ask for {pool.name!r} without one"
+        )
+    tasks = card.get("tasks")
+    if tasks and op not in tasks:
+        raise UnknownOperation(f"model {pool.name!r} does not {op}; it does {_list(tasks)}")
 
 
 def _list(names: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import logging
 import socket
@@ -53,7 +54,7 @@ def bind(config: ListenConfig) -> socket.socket:
         sock.listen(_BACKLOG)
     except OSError as error:
         sock.close()
-        if error.errno == 98:
+        if error.errno == errno.EADDRINUSE:
             raise ListenError(
                 f"port {config.port} on {config.host} is taken; stop what uses it or give --port"
             ) from error

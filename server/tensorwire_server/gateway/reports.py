@@ -48,7 +48,7 @@ def health(gateway: Gateway) -> dict[str, Any]:
     elif ModelState.FAILED in states.values():
         status = "degraded"
     else:
-        all_ready = all(state is ModelState.READY for state in states.values())
+        all_ready = not gateway.unnamed and all(s is ModelState.READY for s in states.values())
         status = "ready" if all_ready else "loading"
     return {
         "status": status,
@@ -57,6 +57,7 @@ def health(gateway: Gateway) -> dict[str, Any]:
             pool.name: {"state": pool.state.value, "detail": pool.detail}
             for pool in gateway.models.values()
         },
+        "awaited": {replica.name: replica.detail for replica in gateway.unnamed},
     }
 
 
@@ -70,7 +71,6 @@ def stats(gateway: Gateway, workers: dict[str, Any]) -> dict[str, Any]:
             "journal_entries": len(gateway.journal),
             "journal_tokens": gateway.journal.num_tokens,
             "deadlines": len(gateway.deadlines),
-            "tasks": len(asyncio.all_tasks()),
             "outcomes": dict(gateway.outcomes),
             "tokens": gateway.num_tokens,
             "uptime_s": round(gateway.now() - gateway.started_at, 3),
@@ -84,19 +84,19 @@ class _Gathering:
     """Asks every worker for its numbers; who does not answer in time is left out."""
 
     def __init__(self, gateway: Gateway, done: Callable[[dict[str, Any]], None]) -> None:
-        self._replicas = [r for pool in gateway.models.values() for r in pool.replicas]
+        self._replicas = gateway.replicas
         self._done = done
         self._answers: dict[str, Any] = {}
-        self._missing: set[str] = set()
+        self._missing: dict[Replica, int] = {}  # and on which stream each was asked
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Ask; `done` is called exactly once, maybe before this returns."""
-        self._missing = {replica.name for replica in self._replicas}
+        self._missing = dict.fromkeys(self._replicas, 0)
         for replica in self._replicas:
             question = _Question(self, replica)
             try:
-                replica.submit(1, question, question.build)
+                self._missing[replica] = replica.submit(1, question, question.build)
             except TensorwireError as error:
                 self.answer(replica, {"unreachable": error.message})
         if self._missing:
@@ -109,16 +109,17 @@ class _Gathering:
         """Take one worker's numbers."""
         state = {"state": replica.state.value, "in_flight": replica.num_in_flight}
         self._answers[replica.name] = state | numbers
-        self._missing.discard(replica.name)
+        self._missing.pop(replica, None)
         if not self._missing and self._timer is not None:
             self._finish()
 
     def _finish(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        for name in self._missing:
-            self._answers[name] = {"unreachable": "no answer in time"}
-        self._missing, self._timer = set(), None
+            self._timer = None
+        for replica, stream in tuple(self._missing.items()):
+            replica.abandon(stream)  # or it would count as in flight until the worker's end
+            self.answer(replica, {"unreachable": "no answer in time"})
         done, self._done = self._done, _nothing
         done(self._answers)
 

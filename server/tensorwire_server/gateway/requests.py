@@ -160,6 +160,15 @@ class LiveRequest:
             self.replica.abandon(self.worker_stream)
             self.finish_here()
 
+    def cut(self, error: TensorwireError) -> None:
+        """End the stream with an error, whatever the worker still does for it."""
+        if self.phase is Phase.CLOSED:
+            return
+        if self.replica is not None:
+            self.replica.cancel(self.worker_stream, Finish.CANCELLED.value)
+            self.replica.abandon(self.worker_stream)
+        self.fail(error)
+
     def finish_here(self) -> None:
         """End the stream with what the journal has."""
         tokens = self.entry.tokens
@@ -194,7 +203,8 @@ class LiveRequest:
     def on_tokens(self, first_index: int, tokens: Sequence[int], text: str) -> None:
         """Keep the tokens, then pass them on."""
         if not self.entry.append(first_index, tokens):
-            self._break_off(f"the worker went on at token {first_index}")
+            had = len(self.entry.tokens)
+            self.cut(InternalError(f"the worker went on at token {first_index}, {had} had come"))
         elif self.reader is not None:
             self.reader.send_tokens(self.stream, first_index, tokens, text)
 
@@ -243,12 +253,6 @@ class LiveRequest:
 
     # -- the end ------------------------------------------------------------------------------
 
-    def _break_off(self, why: str) -> None:
-        assert self.replica is not None
-        self.replica.cancel(self.worker_stream, Finish.CANCELLED.value)
-        self.replica.abandon(self.worker_stream)
-        self.fail(InternalError(f"{why}, {len(self.entry.tokens)} had come"))
-
     def _timings(self, worker: Any) -> dict[str, float]:
         stalled_s = self.reader.settle(self.stream) if self.reader is not None else 0.0
         total_s = self.keeper.now() - self.arrived_at
@@ -271,6 +275,9 @@ class LiveRequest:
 def _submit(
     request: Request, stream: int, attempt: int, deadline_ms: int | None, so_far: Sequence[int]
 ) -> Submit:
+    params = request.params
+    if "wait" in params:  # concerns the gateway alone
+        params = {name: value for name, value in params.items() if name != "wait"}
     return Submit(
         stream=stream,
         op=request.op,
@@ -278,7 +285,7 @@ def _submit(
         attempt=attempt,
         model=request.model,
         inputs=request.inputs,
-        params={name: value for name, value in request.params.items() if name != "wait"},
+        params=params,
         deadline_ms=deadline_ms,
         priority=request.priority,
         so_far=so_far,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import TYPE_CHECKING, Protocol
 
 from tensorwire_protocol.connection import Connection
@@ -23,6 +22,8 @@ from tensorwire_protocol.messages import (
 )
 from tensorwire_protocol.roles import Role
 from tensorwire_protocol.transports.aio import AioTransport, shared_scratch
+
+from tensorwire_server.telemetry.faults import log_fault
 
 if TYPE_CHECKING:
     import asyncio
@@ -44,15 +45,18 @@ class Handler(Protocol):
     def on_session_closed(self, session: Session) -> None:
         """The connection is gone, its requests were told."""
 
+    def now(self) -> float:
+        """Return monotonic seconds."""
+
 
 class _Delta:
     """Tokens of one stream that wait to be sent."""
 
     __slots__ = ("first_index", "held_since", "texts", "tokens")
 
-    def __init__(self, first_index: int, held_since: float | None) -> None:
+    def __init__(self, first_index: int) -> None:
         self.first_index = first_index
-        self.held_since = held_since  # because the client does not read; None: only this turn
+        self.held_since: float | None = None  # because the client does not read
         self.tokens: list[int] = []
         self.texts: list[str] = []
 
@@ -108,6 +112,10 @@ class Session:
             live = self._handler.accept(self, request)
         except TensorwireError as error:
             self.send_terminal(Failure.of(request.stream, error))
+        except Exception as error:
+            log_id = log_fault(log, "request_failed", error, op=request.op)
+            failure = InternalError("the server failed on this request", log_id=log_id)
+            self.send_terminal(Failure.of(request.stream, failure))
         else:
             if live is not None and not live.is_closed:
                 self._live[request.stream] = live
@@ -140,8 +148,7 @@ class Session:
         """
         delta = self._deltas.get(stream)
         if delta is None:
-            held_since = time.monotonic() if self.transport.is_paused else None
-            delta = self._deltas[stream] = _Delta(first_index, held_since)
+            delta = self._deltas[stream] = _Delta(first_index)
         delta.tokens += tokens
         if text:
             delta.texts.append(text)
@@ -164,8 +171,8 @@ class Session:
         except OutputTooLarge as error:
             self._send(Failure.of(message.stream, error))
         except TensorwireError as error:
-            log.error("answer_not_sendable reason=%s", error)
-            failure = InternalError("the answer cannot be sent")
+            log_id = log_fault(log, "answer_not_sendable", error)
+            failure = InternalError("the answer cannot be sent", log_id=log_id)
             self._send(Failure.of(message.stream, failure))
 
     def _send(self, message: Message) -> None:
@@ -176,6 +183,11 @@ class Session:
         self._flush_is_due = False
         if not self.transport.is_paused:
             self._flush()
+            return
+        now = self._handler.now()
+        for delta in self._deltas.values():
+            if delta.held_since is None:
+                delta.held_since = now
 
     def _flush(self, only: list[int] | None = None) -> None:
         """Send the deltas of all streams, or of some, as one frame."""
@@ -187,10 +199,15 @@ class Session:
             return
         for stream, delta in deltas.items():
             if delta.held_since is not None:
-                held_s = time.monotonic() - delta.held_since
+                held_s = self._handler.now() - delta.held_since
                 self._stalls_s[stream] = self._stalls_s.get(stream, 0.0) + held_s
-        for batch in _batches(deltas):
-            self._send(_as_message(batch))
+        try:
+            for batch in _batches(deltas, self._connection.peer_limits):
+                self._send(_as_message(batch))
+        except OutputTooLarge as error:
+            # A client whose limits leave no room for one token: its loss, and nobody else's.
+            self._connection.fail(error)
+            self.transport.flush()
 
     # -- the gateway's side -------------------------------------------------------------------
 
@@ -208,27 +225,31 @@ class Session:
 # however much was merged while it did not read.
 _FRAME_TOKENS = 2048
 _FRAME_CHARS = 16_384
+_BYTES_EACH = 24  # of meta, more than any token or character with its share of the columns takes
 
 
-def _batches(deltas: dict[int, _Delta]) -> Iterator[list[Event]]:
+def _batches(deltas: dict[int, _Delta], peer: Limits) -> Iterator[list[Event]]:
     """Cut deltas into events, and the events into frames."""
+    room = min(peer.server_meta_bytes, peer.frame_bytes) // _BYTES_EACH
+    max_tokens = max(1, min(_FRAME_TOKENS, peer.container_items, room))
+    max_chars = max(1, min(_FRAME_CHARS, room))
     batch: list[Event] = []
     tokens = chars = 0
     for stream, delta in deltas.items():
-        for event in _events(stream, delta):
+        for event in _events(stream, delta, max_tokens, max_chars):
             tokens += len(event.tokens) + 1
             chars += len(event.text)
-            if batch and (tokens > _FRAME_TOKENS or chars > _FRAME_CHARS):
+            if batch and (tokens > max_tokens or chars > max_chars):
                 yield batch
                 batch, tokens, chars = [], len(event.tokens) + 1, len(event.text)
             batch.append(event)
     yield batch
 
 
-def _events(stream: int, delta: _Delta) -> Iterator[Event]:
+def _events(stream: int, delta: _Delta, max_tokens: int, max_chars: int) -> Iterator[Event]:
     text = "".join(delta.texts)
     tokens = delta.tokens
-    pieces = max(-(-len(tokens) // _FRAME_TOKENS), -(-len(text) // _FRAME_CHARS), 1)
+    pieces = max(-(-len(tokens) // max_tokens), -(-len(text) // max_chars), 1)
     num_tokens, num_chars = -(-len(tokens) // pieces), -(-len(text) // pieces)
     for i in range(pieces):
         first = min(i * num_tokens, len(tokens))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,17 +46,19 @@ def parse_spec(text: str) -> ModelSpec:
     """
     name, given, source = text.partition("=")
     if not given or text.startswith(_TORCH_FREE):
-        name, source = "", text
+        given, source = "", text
     source = source.strip()
-    builtin = _builtin_folder(source) if not Path(source).exists() else None
-    folder = builtin or Path(source).expanduser()
-    if not name:
+    if not source:
+        raise SpecError(f"{text!r} names no model; give a folder, a hub name, or 'demo'")
+    builtin = None if _exists(Path(source)) else _builtin_folder(source)
+    folder = builtin or Path(os.path.expanduser(source))
+    if not given:
         name = source if builtin else _name_of(source, folder)
     if len(name) > _NAME_CHARS or not _NAME.fullmatch(name):
         raise SpecError(f"{name!r} cannot be a model's name; allowed are {NAME_RULE}")
     if source.startswith(_TORCH_FREE):
         return ModelSpec(name=name, source=source)
-    if builtin or folder.exists() or _looks_like_path(source):
+    if builtin or _exists(folder) or _looks_like_path(source):
         _check_folder(folder)
         return ModelSpec(name=name, source=str(folder.resolve()))
     return ModelSpec(name=name, source=source)
@@ -64,7 +67,14 @@ def parse_spec(text: str) -> ModelSpec:
 def _name_of(source: str, folder: Path) -> str:
     if source.startswith(_TORCH_FREE):
         return source.partition(":")[0]
-    return folder.resolve().name if folder.exists() or _looks_like_path(source) else source
+    return folder.resolve().name if _exists(folder) or _looks_like_path(source) else source
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # longer than a path may be, or not ours to look at
+        return False
 
 
 def _looks_like_path(source: str) -> bool:
@@ -84,7 +94,7 @@ def _builtin_folder(source: str) -> Path | None:
 
 
 def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
+    if not (_exists(folder) and folder.is_dir()):
         raise SpecError(
             f"there is no folder {str(folder)!r}; give a model's folder, a hub name, or 'demo'"
         )

@@ -34,7 +34,10 @@ class ModelPool:
     @property
     def card(self) -> dict[str, Any]:
         """What the model is, once a replica has loaded it."""
-        return next((r.card for r in self.replicas if r.card), {})
+        for replica in self.replicas:
+            if replica.card:
+                return replica.card
+        return {}
 
     def pick(self) -> Replica | None:
         """Return the replica for the next request, None if none is ready."""

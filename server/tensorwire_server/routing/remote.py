@@ -27,10 +27,11 @@ def parse_address(text: str) -> tuple[str, int]:
     Raises:
         RemoteAddressError: it is something else.
     """
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+    host, _, port = text.rpartition(":")
+    host = host.strip("[]")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise RemoteAddressError(f"a remote worker is given as HOST:PORT, not {text!r}")
-    return host.strip("[]"), int(port)
+    return host, int(port)
 
 
 async def keep_connected(replica: Replica, host: str, port: int) -> None:

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tensorwire_protocol.connection import Connection
-from tensorwire_protocol.errors import ConnectionFailed, TensorwireError
+from tensorwire_protocol.errors import Executed, TensorwireError, WorkerLost
 from tensorwire_protocol.messages import (
     Ack,
     Cancel,
@@ -86,12 +86,17 @@ class Replica:
     @property
     def is_ready(self) -> bool:
         """Say if it can take a request now."""
-        return self.state is ModelState.READY and self._transport is not None
+        return self.state is ModelState.READY and self._open_transport() is not None
 
     @property
     def num_in_flight(self) -> int:
         """How many attempts it has been given and not ended."""
         return len(self._attempts)
+
+    def _open_transport(self) -> AioTransport | None:
+        # A violation closes the connection a moment before `on_lost` tells of it.
+        transport = self._transport
+        return None if transport is None or transport.connection.is_closed else transport
 
     # -- the worker's side --------------------------------------------------------------------
 
@@ -144,14 +149,16 @@ class Replica:
     def _on_heartbeat(self, beat: Heartbeat) -> None:
         self.steps = beat.steps
         self.load = dict(beat.load)
-        before = (self.state, self.detail)
+        before = (self.state, self.detail, self.card)
         if beat.card is not None:
             self.card = dict(beat.card)
-        self.state = ModelState(beat.state)
+        # A state that only a newer worker knows is none in which it takes requests.
+        known = beat.state in (state.value for state in ModelState)
+        self.state = ModelState(beat.state) if known else ModelState.LOADING
         self.detail = beat.detail or ""
-        if self.state is ModelState.FAILED:
-            self.is_permanently_failed = True
-        if (self.state, self.detail) != before:
+        # A worker elsewhere may have been repaired.
+        self.is_permanently_failed = self.state is ModelState.FAILED
+        if (self.state, self.detail, self.card) != before:
             self._on_change(self)
 
     def on_writable(self) -> None:
@@ -179,17 +186,19 @@ class Replica:
         Raises:
             TensorwireError: the worker is gone, or the request does not fit the link.
         """
-        if self._transport is None:
-            raise ConnectionFailed(f"{self.name} has no connection")
-        stream = self._transport.connection.next_stream()
-        self._transport.send(build(stream))
+        transport = self._open_transport()
+        if transport is None:
+            raise WorkerLost(f"{self.name} has no connection to its worker", executed=Executed.NO)
+        stream = transport.connection.next_stream()
+        transport.send(build(stream))
         self._attempts[stream] = _Attempt(number, owner)
         return stream
 
     def cancel(self, stream: int, reason: str) -> None:
         """Ask the worker to stop; its terminal frame is the answer."""
-        if self._transport is not None and stream in self._attempts:
-            self._transport.send(Cancel(stream=stream, reason=reason))
+        transport = self._open_transport()
+        if transport is not None and stream in self._attempts:
+            transport.send(Cancel(stream=stream, reason=reason))
 
     def abandon(self, stream: int) -> None:
         """Stop listening to an attempt; what still comes of it is dropped."""
@@ -209,8 +218,9 @@ class Replica:
 
     def drain(self, grace_s: float) -> None:
         """Ask the worker to take nothing new and to end when it is idle."""
-        if self._transport is not None:
-            self._transport.send(Drain(grace_ms=int(grace_s * 1000)))
+        transport = self._open_transport()
+        if transport is not None:
+            transport.send(Drain(grace_ms=int(grace_s * 1000)))
 
     def close(self) -> None:
         """End the connection to the worker."""

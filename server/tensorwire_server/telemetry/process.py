@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
+from pathlib import Path
 
 
 def process_stats() -> dict[str, int]:
-    """Return resident memory, open descriptors and threads; Linux only."""
-    with open("/proc/self/statm") as statm:
-        resident_pages = int(statm.read().split()[1])
+    """Return process id, open descriptors, threads, tasks and resident memory; Linux only."""
+    resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
     return {
-        "rss_bytes": resident_pages * os.sysconf("SC_PAGE_SIZE"),
-        # One of them is the listing itself.
-        "fds": len(os.listdir("/proc/self/fd")) - 1,
+        "pid": os.getpid(),
+        "fds": len(os.listdir("/proc/self/fd")) - 1,  # the listing has one of its own
         "threads": threading.active_count(),
+        "asyncio_tasks": len(asyncio.all_tasks()),
+        "rss_bytes": resident_pages * os.sysconf("SC_PAGE_SIZE"),
     }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import TYPE_CHECKING
 
 from tensorwire_protocol.errors import InternalError, ModelError, OutOfMemory, TensorwireError
+
+from tensorwire_server.telemetry.faults import log_fault
 
 if TYPE_CHECKING:
     import logging
@@ -17,8 +18,7 @@ def as_wire_error(
     """Return what the peer is told of an engine's failure; the details go to the log."""
     if isinstance(error, TensorwireError):
         return error
-    log_id = secrets.token_hex(4)
-    log.error("%s model=%s log_id=%s", event, model, log_id, exc_info=error)
+    log_id = log_fault(log, event, error, model=model)
     if is_out_of_memory(error):
         return OutOfMemory(f"the device of {model!r} ran out of memory", log_id=log_id)
     return ModelError(f"{model!r} failed while it computed", log_id=log_id)
@@ -28,8 +28,7 @@ def as_internal_error(error: BaseException, model: str, log: logging.Logger) -> 
     """Return what the peer is told of a fault of ours."""
     if isinstance(error, TensorwireError):
         return error
-    log_id = secrets.token_hex(4)
-    log.error("request_failed model=%s log_id=%s", model, log_id, exc_info=error)
+    log_id = log_fault(log, "request_failed", error, model=model)
     return InternalError("the worker failed on this request", log_id=log_id)
 
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from tensorwire_protocol.messages import Finish, Result
 
+from tensorwire_server.telemetry.process import process_stats
 from tensorwire_server.workers.answers import Answers
 from tensorwire_server.workers.intake import Intake
 from tensorwire_server.workers.registry import Registry
-from tensorwire_server.workers.stats import process_stats
 
 if TYPE_CHECKING:
     from tensorwire_protocol.messages import Cancel, Submit

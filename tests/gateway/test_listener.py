@@ -1,0 +1,148 @@
+"""The port: where it may be, and who may come in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+from tensorwire_protocol.connection import NOT_OURS
+from tensorwire_protocol.errors import ErrorCode
+from tensorwire_server.config import ListenConfig
+from tensorwire_server.gateway.listener import Listener, ListenError, bind, is_loopback
+
+from .house import Client, House, house
+from .loops import pass_time
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from .conftest import Run
+
+ANY_PORT = ListenConfig(port=0)
+
+
+@contextlib.asynccontextmanager
+async def listening(opened: House, max_connections: int = 100) -> AsyncIterator[Listener]:
+    config = ListenConfig(port=0, max_connections=max_connections)
+    listener = Listener(opened.gateway, bind(config), config)
+    await listener.start()
+    try:
+        yield listener
+    finally:
+        listener.close()
+
+
+async def connect(listener: Listener) -> Client:
+    client = Client()
+    host, _, port = listener.address.rpartition(":")
+    loop = asyncio.get_running_loop()
+    await loop.create_connection(lambda: client.transport, host.strip("[]"), int(port))
+    return client
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "localhost"])
+def test_addresses_of_this_machine_alone_are_known_as_such(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "192.168.1.1", "::", "8.8.8.8", "example.org", "", "127.0.0.1.example.org"]
+)
+def test_an_address_that_others_reach_is_refused_with_advice(host: str) -> None:
+    assert not is_loopback(host)
+    with pytest.raises(ListenError, match=r"refusing to listen on .*; use 127\.0\.0\.1"):
+        bind(ListenConfig(host=host, port=0))
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with bind(ANY_PORT) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(ListenError, match=rf"port {port} on 127.0.0.1 is taken; .* --port"):
+            bind(ListenConfig(port=port))
+
+
+def test_a_port_is_free_again_after_a_server_s_end() -> None:
+    with bind(ANY_PORT) as first:
+        port = first.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port), timeout=5):
+            accepted, _ = first.accept()
+            accepted.close()
+    bind(ListenConfig(port=port)).close()
+
+
+def test_an_address_of_another_machine_cannot_be_listened_on() -> None:
+    with pytest.raises(ListenError, match="cannot listen on"):
+        bind(ListenConfig(host="::1%nothing", port=0))
+
+
+def test_clients_are_served_on_the_address_that_the_listener_tells(run: Run) -> None:
+    async def test() -> None:
+        async with house() as opened, listening(opened) as listener:
+            assert listener.address.startswith("127.0.0.1:")
+            client = await connect(listener)
+            answer = await client.answered(client.ask("models", None))
+            assert answer.extra == {"models": []}
+            assert len(opened.gateway.sessions) == 1
+            client.transport.close()
+
+    run(test)
+
+
+def test_one_connection_above_the_limit_is_told_that_the_server_is_busy(run: Run) -> None:
+    async def test() -> None:
+        async with house() as opened, listening(opened, max_connections=2) as listener:
+            clients = [await connect(listener) for _ in range(2)]
+            for client in clients:
+                await client.answered(client.ask("health", None))
+            error = await (await connect(listener)).until_lost()
+            assert error is not None
+            assert error.code is ErrorCode.BUSY
+            assert error.retryable
+            assert "2 connections" in error.message
+            for client in clients:
+                await client.answered(client.ask("health", None))
+
+    run(test)
+
+
+def test_a_connection_that_has_ended_makes_room_for_another(run_fast: Run) -> None:
+    async def test() -> None:
+        async with house() as opened, listening(opened, max_connections=1) as listener:
+            for _ in range(3):
+                client = await connect(listener)
+                await client.answered(client.ask("health", None))
+                client.transport.close()
+                await pass_time()
+
+    run_fast(test)
+
+
+def test_something_that_speaks_another_protocol_is_told_what_this_port_is(run: Run) -> None:
+    async def test() -> None:
+        async with house() as opened, listening(opened) as listener:
+            host, _, port = listener.address.rpartition(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(b"GET / HTTP/1.1\r\n\r\n")
+            async with asyncio.timeout(5):
+                assert await reader.read() == NOT_OURS
+            writer.close()
+
+    run(test)
+
+
+def test_a_closed_listener_leaves_open_connections_alone(run: Run) -> None:
+    async def test() -> None:
+        async with house() as opened, listening(opened) as listener:
+            client = await connect(listener)
+            await client.answered(client.ask("health", None))
+            address = listener.address
+            listener.close()
+            host, _, port = address.rpartition(":")
+            with pytest.raises(OSError, match=r"."):
+                await asyncio.open_connection(host, int(port))
+            await client.answered(client.ask("health", None))
+
+    run(test)

@@ -1,0 +1,67 @@
+"""Servers as real processes: one that quiet tests share, and fresh ones for those that break it."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, TypeVar
+
+import pytest
+
+from .serving import Command, RunningServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+
+C = TypeVar("C", bound=Command)
+_alive: list[Command] = []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show with a failure what the processes had to say."""
+    report = yield
+    if report.failed:
+        for command in _alive:
+            arguments = " ".join(map(str, command.process.args[3:]))  # type: ignore[index]
+            report.sections.append((f"stderr of `tensorwire {arguments}`", command.stderr))
+    return report
+
+
+@pytest.fixture
+def launch() -> Iterator[Callable[..., Command]]:
+    """Start `tensorwire` with the given words; ends all of them after the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *words: _enter(stack, Command(*words))
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., RunningServer]]:
+    """Start `tensorwire serve` with the given words; ends all of them after the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *words, **options: _enter(stack, RunningServer(*words, **options))
+
+
+@pytest.fixture(scope="session")
+def quiet_server() -> Iterator[RunningServer]:
+    """A text model and an array model, for tests that leave the server as it was."""
+    with contextlib.ExitStack() as stack:
+        server = _enter(stack, RunningServer("oracle:step_ms=2", "echo:"))
+        yield server.ready()
+
+
+@pytest.fixture
+def server(quiet_server: RunningServer) -> Iterator[RunningServer]:
+    """The shared server; whatever a test took must be given back, to the last descriptor."""
+    # What exists once it was first needed is part of the baseline: a tokenizer's thread.
+    quiet_server.watcher.tokenize("oracle", "x" * 1000)
+    quiet_server.watcher.tokenize("echo", "x" * 1000)
+    baseline = quiet_server.held()
+    yield quiet_server
+    quiet_server.assert_back_at(baseline)
+
+
+def _enter(stack: contextlib.ExitStack, command: C) -> C:
+    _alive.append(command)
+    stack.callback(_alive.remove, command)
+    stack.enter_context(command)
+    return command
