@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from tensorwire.aio_link import AsyncReply
+    from tensorwire.aio_lane import AsyncReply
     from tensorwire.calls import Array, Call, GenerateOptions, Prompt, Prompts, RequestOptions
     from tensorwire.results import Delta, Generation
 
@@ -247,7 +247,9 @@ class AsyncClient:
         return await self._about_server("stats", timeout)
 
     async def _about_server(self, op: str, timeout_s: float | None) -> dict[str, Any]:
-        return await self._one(calls.about_server(op, timeout_s or self._timeout_s))
+        return await self._one(
+            calls.about_server(op, self._timeout_s if timeout_s is None else timeout_s)
+        )
 
     async def _one(self, call: Call[T]) -> T:
         reply = await self._link.open(call)

@@ -1,12 +1,9 @@
-"""The async client's connection: routes what arrives to the calls that wait, without a task or a
-queue for each of them (measured: those cost more than the whole wire).
-"""
+"""The async client's connection: made when a call needs it, made anew when it has ended."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tensorwire_protocol.errors import (
     ConnectionLost,
@@ -14,247 +11,18 @@ from tensorwire_protocol.errors import (
     Executed,
     TensorwireError,
 )
-from tensorwire_protocol.messages import (
-    Ack,
-    Cancel,
-    End,
-    Event,
-    EventBatch,
-    Failure,
-    Goaway,
-    Result,
-)
-from tensorwire_protocol.roles import State
-from tensorwire_protocol.transports.aio import AioTransport
 
-from tensorwire.collecting import GRACE_S, Collector, gave_up
-from tensorwire.dialing import Home, cannot_connect, explained, new_connection, tune
+from tensorwire.aio_lane import Lane
+from tensorwire.dialing import Home, cannot_connect, tune
 from tensorwire.errors import ClientUnusable, for_call
-from tensorwire.results import Delta, Generation
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from tensorwire_protocol.messages import Message
-
     from tensorwire.address import Address
+    from tensorwire.aio_lane import AsyncReply
     from tensorwire.calls import Call
 
 T = TypeVar("T")
-_TICK_S = 1.0
 _ATTEMPTS = 3  # to find a connection that has not ended before the request could be queued
-
-
-class AsyncReply(Generic[T]):
-    """The answer to one call, while it arrives. One task at a time waits for it."""
-
-    __slots__ = (
-        "_timer",
-        "_waiter",
-        "call",
-        "collector",
-        "deltas",
-        "error",
-        "is_ended",
-        "lane",
-        "result",
-        "stream",
-    )
-
-    def __init__(self, lane: Lane, call: Call[T], stream: int, *, keeps_deltas: bool) -> None:
-        self.lane = lane
-        self.call = call
-        self.stream = stream
-        self.collector = Collector(call.op)
-        self.deltas: deque[Delta] | None = deque() if keeps_deltas else None
-        self.is_ended = False
-        self.error: TensorwireError | None = None
-        self.result: T | Generation | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-
-    def give_up_at(self, when: float) -> None:
-        """End the wait at `when` (the loop's clock) if the server has not."""
-        self._timer = self.lane.loop.call_at(when, self._on_timeout)
-
-    def _on_timeout(self) -> None:
-        assert self.call.timeout_s is not None
-        self.lane.cancel(self, "deadline")
-        self.end(error=self.collector.failed(gave_up(self.call.timeout_s)))
-
-    def add(self, index: int, token_ids: list[int], text: str) -> None:
-        """Take what one event brought."""
-        self.collector.add(token_ids, text)
-        if self.deltas is not None and (token_ids or text):
-            self.deltas.append(Delta(text, token_ids, index))
-            self._wake()
-
-    def take(self, message: Message) -> None:
-        """Take a message other than an event."""
-        if isinstance(message, Ack):
-            self.collector.prompt_tokens = message.prompt_tokens
-            return
-        try:
-            if isinstance(message, End):
-                self.end(result=self.collector.finish(message))
-            elif isinstance(message, Result):
-                self.end(result=self.call.read(message))
-            elif isinstance(message, Failure):
-                self.end(error=self.collector.failed(message.to_error()))
-        except TensorwireError as error:
-            self.end(error=error)
-
-    def end(
-        self, *, result: T | Generation | None = None, error: TensorwireError | None = None
-    ) -> None:
-        """Settle the answer, once."""
-        if self.is_ended:
-            return
-        self.is_ended = True
-        self.result, self.error = result, error
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._wake()
-
-    def _wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-
-    async def wait(self) -> None:
-        """Wait until something has changed; cancelling the task cancels the call."""
-        if self._waiter is not None:
-            raise ClientUnusable("another task already waits for this stream")
-        waiter = self._waiter = self.lane.loop.create_future()
-        try:
-            await waiter
-        except BaseException:
-            self._waiter = None
-            self.lane.cancel(self)
-            raise
-
-    async def outcome(self) -> T | Generation:
-        """Wait for the end; return the result or raise the error."""
-        while not self.is_ended:
-            await self.wait()
-        if self.error is not None:
-            raise self.error
-        return cast("T | Generation", self.result)
-
-
-class Lane:
-    """One connection and the replies that arrive on it."""
-
-    def __init__(self, address: Address) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.transport = AioTransport(new_connection(is_passive=False), self)
-        self.is_lost = False
-        self._address = address
-        self._was_greeted = False
-        self._last_taken: int | None = None  # from GOAWAY: later streams were not executed
-        self._replies: dict[int, AsyncReply[Any]] = {}
-        self._tick_handle: asyncio.TimerHandle | None = None
-
-    @property
-    def is_usable(self) -> bool:
-        """Say if a new call may go on this connection."""
-        connection = self.transport.connection
-        return not (self.is_lost or connection.is_closed or connection.peer_is_leaving)
-
-    def start(self) -> None:
-        """Let the connection's clock run."""
-        self._tick_handle = self.loop.call_later(_TICK_S, self._tick)
-
-    def _tick(self) -> None:
-        self.transport.on_timer()
-        if not self.is_lost:
-            self.start()
-
-    def open(
-        self, call: Call[T], deadline: float | None, *, keeps_deltas: bool = False
-    ) -> AsyncReply[T]:
-        """Send `call`; `deadline` is in the loop's time."""
-        stream = self.transport.connection.next_stream()
-        reply = AsyncReply(self, call, stream, keeps_deltas=keeps_deltas)
-        left_s = None if deadline is None else deadline - self.loop.time()
-        self.transport.send(call.request(stream, left_s))
-        self._replies[stream] = reply
-        if deadline is not None:
-            reply.give_up_at(deadline + GRACE_S)
-        return reply
-
-    def cancel(self, reply: AsyncReply[Any], reason: str = "cancelled") -> None:
-        """Tell the server to stop, and drop what still arrives; idempotent."""
-        if self._replies.pop(reply.stream, None) is None or self.is_lost:
-            return
-        if not self.transport.connection.is_closed:
-            self.transport.send(Cancel(stream=reply.stream, reason=reason))
-        if reason == "cancelled":
-            reply.end(error=ClientUnusable("this call was left before its end"))
-
-    # -- what the transport tells -------------------------------------------------------------
-
-    def on_messages(self, messages: Sequence[Message]) -> None:
-        """Route what one read brought."""
-        for message in messages:
-            if isinstance(message, EventBatch):
-                self._route_batch(message)
-            elif isinstance(message, Event):
-                reply = self._replies.get(message.stream)
-                if reply is not None:
-                    reply.add(message.index, cast("list[int]", message.tokens), message.text)
-            elif isinstance(message, Ack):
-                reply = self._replies.get(message.stream)
-                if reply is not None:
-                    reply.take(message)
-            elif isinstance(message, End | Result | Failure):
-                reply = self._replies.pop(message.stream, None)
-                if reply is not None:
-                    reply.take(message)
-            elif isinstance(message, Goaway):
-                self._last_taken = message.last_stream
-        self._was_greeted = self._was_greeted or self.transport.connection.state is State.OPEN
-        if not self._replies and self.transport.connection.peer_is_leaving:
-            self.transport.close()
-
-    def _route_batch(self, batch: EventBatch) -> None:
-        # By columns: building an Event for each token would double the cost of this loop.
-        get = self._replies.get
-        tokens, texts, firsts = cast("list[int]", batch.tokens), batch.texts, batch.first_indexes
-        counts = batch.counts
-        at = 0
-        for i, stream in enumerate(batch.streams):
-            count = 1 if counts is None else counts[i]
-            reply = get(stream)
-            if reply is not None:
-                reply.add(firsts[i], tokens[at : at + count], texts[i])
-            at += count
-
-    def on_writable(self) -> None:
-        """Nothing was held back: requests are bounded by the frame, and the loop keeps them."""
-
-    def on_lost(self, error: TensorwireError | None) -> None:
-        """Fail every call that still waits."""
-        self.is_lost = True
-        if self._tick_handle is not None:
-            self._tick_handle.cancel()
-        replies, self._replies = self._replies, {}
-        plain = explained(
-            error or ConnectionLost("the server closed the connection"),
-            self._address,
-            was_greeted=self._was_greeted,
-        )
-        for stream, reply in replies.items():
-            failed = reply.collector.failed(plain)
-            if self._last_taken is not None and stream > self._last_taken:
-                failed.executed = Executed.NO
-            reply.end(error=failed)
-
-    def close(self) -> None:
-        """End the connection; calls that wait get ConnectionLost."""
-        self.transport.close()
-        self.on_lost(ConnectionLost("the client was closed"))
 
 
 class AsyncLink:

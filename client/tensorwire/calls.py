@@ -7,7 +7,7 @@ drift apart. Nothing here touches a socket or a clock.
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, cast
 
 import numpy as np
@@ -17,6 +17,7 @@ from tensorwire_protocol.operations import milliseconds, write_ids, write_text, 
 from tensorwire_protocol.tensors import RawTensor
 
 from tensorwire.keys import new_key
+from tensorwire.results import light
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -57,7 +58,7 @@ class GenerateOptions(RequestOptions, total=False):
     stop_ids: list[int] | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@light
 class Call(Generic[T]):
     """One request, ready to be sent on any stream; `read` makes its result from a RES."""
 
@@ -218,6 +219,8 @@ def tokenize(
 
 def about_server(op: str, timeout_s: float | None) -> Call[dict[str, Any]]:
     """Return the call for `models`, `health` or `stats`."""
+    if timeout_s is not None:
+        milliseconds(timeout_s)  # refuses what is no duration
     return Call(op=op, read=lambda result: dict(result.extra), timeout_s=timeout_s)
 
 

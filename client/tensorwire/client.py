@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
@@ -101,11 +100,6 @@ class Stream:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        # May run anywhere, so it waits for no lock.
-        with contextlib.suppress(Exception):
-            self._reply.cancel(wait=False)
 
 
 def _note_other(reply: Reply[Any], message: object) -> None:
@@ -272,7 +266,11 @@ class Client:
         return self._about_server("stats", timeout)
 
     def _about_server(self, op: str, timeout_s: float | None) -> dict[str, Any]:
-        return _result(self._link.open(calls.about_server(op, timeout_s or self._timeout_s)))
+        return _result(
+            self._link.open(
+                calls.about_server(op, self._timeout_s if timeout_s is None else timeout_s)
+            )
+        )
 
     def _all(self, many: list[Call[Any]], read: Any) -> list[Any]:
         """Return the results of many calls, in flight at once, in order."""

@@ -93,11 +93,15 @@ class Home:
         return os.getpid() == self.pid
 
     def check(self) -> None:
-        """Raise ClientUnusable unless the client may be used here and now."""
+        """Raise ClientUnusable unless new calls may be made here and now."""
+        self.check_process()
+        if self.is_closed:
+            raise ClientUnusable("this client is closed: make a new one")
+
+    def check_process(self) -> None:
+        """Raise ClientUnusable in a forked child."""
         # A child shares its parent's socket: two writers would garble it.
         if os.getpid() != self.pid:
             raise ClientUnusable(
                 "this client was made before a fork: make a new one in the child process"
             )
-        if self.is_closed:
-            raise ClientUnusable("this client is closed: make a new one")

@@ -55,7 +55,7 @@ class Reply(Generic[T]):
         Raises:
             TensorwireError: the stream's own error, a lost connection, or no answer in time.
         """
-        self._link.home.check()
+        self._link.home.check_process()
         try:
             message = self._transport.receive(self._mailbox, self._give_up_at)
         except TensorwireError as error:
@@ -90,6 +90,13 @@ class Reply(Generic[T]):
         traceback: TracebackType | None,
     ) -> None:
         self.cancel()
+
+    def __del__(self) -> None:
+        # Left without a word: a stream nobody holds, or Ctrl-C just behind the request. This may
+        # run anywhere, so it waits for no lock.
+        if not self.is_ended:
+            with contextlib.suppress(Exception):
+                self.cancel(wait=False)
 
 
 class Link:
@@ -203,8 +210,10 @@ class Link:
 
 
 def _is_usable(transport: BlockingTransport) -> bool:
-    with contextlib.suppress(TensorwireError):
+    try:
         transport.catch_up()
+    except TensorwireError:
+        return False
     return transport.error is None and not transport.connection.peer_is_leaving
 
 

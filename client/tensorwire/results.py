@@ -12,15 +12,15 @@ _T = TypeVar("_T")
 
 
 @dataclass_transform(frozen_default=True)
-def _light(cls: type[_T]) -> type[_T]:
+def light(cls: type[_T]) -> type[_T]:
     """Make a dataclass that is frozen for the type checker only.
 
-    One is made for each token; a really frozen one costs three times as much.
+    For what is made for each token or call: a really frozen one costs three times as much.
     """
     return dataclass(slots=True)(cls)
 
 
-@_light
+@light
 class Delta:
     """What a text model has just added to a stream."""
 

@@ -13,6 +13,7 @@ The model's name says what happens to a request, so that a test needs nothing el
     checksum:N        END carries a wrong checksum
     failed:N          ERR worker_lost after N tokens
     busy, broken      refused at once; broken has a log id
+    picky             fails on the prompt "bad", and is endless on all others
     cat               embed, tokenize, infer: answered by arithmetic (a text's bytes are its ids)
 """
 
@@ -61,7 +62,7 @@ _TICK_S = 0.0005
 _DEFAULT_TOKENS = 8
 _SCRIPTS = (
     "oracle", "endless", "silent", "deaf", "cut", "eof", "gap", "count", "checksum", "failed",
-    "busy", "broken", "cat",
+    "busy", "broken", "picky", "cat",
 )  # fmt: skip
 
 
@@ -150,7 +151,9 @@ class Session:
         prompt = _prompt(request)
         params = request.params
         deadline_ms = request.deadline_ms
-        endless = script in ("endless", "silent", "deaf")
+        if script == "picky" and prompt == "bad":
+            raise InternalError("the prompt is bad")
+        endless = script in ("endless", "silent", "deaf", "picky")
         run = Run(
             request=request,
             script=script,
@@ -175,17 +178,17 @@ class Session:
             return Result(stream=stream, outputs={"ids": ids.astype(np.int32)})
         if request.op == "infer":
             return Result(stream=stream, outputs=dict(inputs))
-        extra: dict[str, Any] = {
+        answers: dict[str, dict[str, Any]] = {
             "models": {
                 "models": [
-                    {"id": "oracle", "state": "ready", "tasks": ["generate", "chat"]},
-                    {"id": "cat", "state": "ready", "tasks": ["embed", "tokenize", "infer"]},
+                    {"name": "oracle", "state": "ready", "tasks": ["generate", "chat"]},
+                    {"name": "cat", "state": "ready", "tasks": ["embed", "tokenize", "infer"]},
                 ]
             },
-            "health": {"status": "ready", "uptime_s": 1.5, "models": {}},
+            "health": {"status": self.server.status, "uptime_s": 1.5, "models": {}},
             "stats": {"gateway": {"sessions": len(self.server.sessions)}, "workers": {}},
-        }[request.op]
-        return Result(stream=stream, extra=extra)
+        }
+        return Result(stream=stream, extra=answers[request.op])
 
     def _cancel(self, cancel: Cancel) -> None:
         run = self.runs.get(cancel.stream)
@@ -199,6 +202,8 @@ class Session:
         """Make one token for each stream, send them as one frame, and end what is over."""
         columns: list[tuple[int, int, int, str]] = []
         for run in list(self.runs.values()):
+            if self.transport.connection.is_closed:  # `on_lost` is on its way
+                return
             if run.script == "deaf":
                 continue
             if run.due is not None and now >= run.due:
@@ -206,8 +211,8 @@ class Session:
                 self._end(run, Finish.DEADLINE)
             elif run.script != "silent":
                 self._step(run, columns)
-            if self.is_lost:
-                return
+        if self.is_lost:
+            return
         self._flush(columns)
         for run in list(self.runs.values()):
             if len(run.tokens) >= run.num_tokens:
@@ -292,6 +297,7 @@ class FakeServer:
         self.cancels: list[Cancel] = []
         self.sessions: list[Session] = []
         self.num_connections = 0
+        self.status = "ready"
         self._changed = threading.Condition()
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
@@ -388,17 +394,23 @@ class FakeServer:
 
     def abort_all(self) -> None:
         """Cut every connection as a crash does; the listener stays."""
-        self.do(lambda: [session.abort() for session in list(self.sessions)])
+
+        def abort() -> None:
+            for session in list(self.sessions):
+                session.abort()
+
+        self.do(abort)
         assert self.wait_until(lambda: not self.sessions)
 
     def say_goaway(self) -> None:
         """Tell every client to take its next request elsewhere; streams go on."""
-        self.do(
-            lambda: [
-                s.transport.send(Goaway(last_stream=s.transport.connection.last_stream))
-                for s in self.sessions
-            ]
-        )
+
+        def say() -> None:
+            for session in self.sessions:
+                last = session.transport.connection.last_stream
+                session.transport.send(Goaway(last_stream=last))
+
+        self.do(say)
 
     def stop_listening(self) -> None:
         """Refuse new connections."""

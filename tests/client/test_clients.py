@@ -26,6 +26,7 @@ from tensorwire import (
     UnknownModel,
     WorkerLost,
 )
+from tensorwire_protocol.messages import Cancel
 
 from .fake_server import cat_vectors, oracle_text, oracle_tokens
 
@@ -122,7 +123,7 @@ def test_embed_gives_a_row_for_each_text_and_a_vector_for_one(
 
 
 def test_infer_sends_and_returns_arrays_by_name(client: Face) -> None:
-    inputs = {
+    inputs: dict[str, Any] = {
         "image": np.arange(50_000, dtype=np.float32).reshape(2, 25_000),
         "mask": np.array([True, False]),
         "scale": 2.5,
@@ -139,7 +140,7 @@ def test_infer_sends_and_returns_arrays_by_name(client: Face) -> None:
 
 def test_tokenize_and_what_the_server_says_of_itself(client: Face) -> None:
     assert client.call("tokenize", "cat", "abc") == [97, 98, 99]
-    assert [m["id"] for m in client.call("models")["models"]] == ["oracle", "cat"]
+    assert [m["name"] for m in client.call("models")["models"]] == ["oracle", "cat"]
     assert client.call("health")["status"] == "ready"
     assert client.call("stats")["gateway"] == {"sessions": 1}
 
@@ -212,6 +213,7 @@ def test_an_unknown_option_is_refused_with_a_suggestion(client: Face) -> None:
         ("generate", ("oracle", [-1]), {}, BadParams),
         ("generate", ("", "x"), {}, BadParams),
         ("generate", ("oracle", "x"), {"timeout": 0}, BadParams),
+        ("health", (), {"timeout": 0}, BadParams),
         ("generate", ("oracle", "x"), {"timeout": float("nan")}, BadParams),
         ("generate", ("oracle", "\ud800"), {}, (BadParams, BadMeta)),
         ("generate", ("oracle", "\ud800" * 5000), {}, BadParams),
@@ -246,7 +248,7 @@ def test_a_failure_in_the_middle_brings_what_had_arrived(client: Face) -> None:
 @pytest.mark.parametrize("model", ["cut:3", "eof:3"])
 def test_a_lost_connection_never_looks_finished(client: Face, model: str) -> None:
     stream = client.stream(model, "x")
-    got = []
+    got: list[int] = []
     with pytest.raises(ConnectionLost) as caught:
         got.extend(d.token_ids[0] for d in stream)
     assert caught.value.executed is Executed.MAYBE
@@ -326,12 +328,10 @@ def test_a_stream_read_to_its_end_is_not_cancelled(client: Face, server: FakeSer
 
 
 def test_an_error_in_a_list_cancels_the_others(client: Face, server: FakeServer) -> None:
-    with pytest.raises(BadParams):
-        client.call("generate", "endless", ["a", "b", ""], max_new_tokens=-1)
+    with pytest.raises(InternalError):
+        client.call("generate", "picky", ["bad", "a", "b"])
     client.settle()
-    with pytest.raises(DeadlineExceeded):
-        client.call("generate", "endless", ["a", "b", "c"], timeout=0.03)
-    assert server.wait_until(lambda: server.open_runs == 0)
+    assert server.wait_until(lambda: len(server.cancels) == 2)
 
 
 def test_a_cancel_from_elsewhere_is_request_cancelled(client: Face, server: FakeServer) -> None:
@@ -341,18 +341,12 @@ def test_a_cancel_from_elsewhere_is_request_cancelled(client: Face, server: Fake
     def cancel_all() -> None:
         for session in server.sessions:
             for number in list(session.runs):
-                session._cancel(type_cancel(number))
+                session._cancel(Cancel(stream=number))
 
     server.do(cancel_all)
     with pytest.raises(RequestCancelled) as caught:
         list(stream)
     assert caught.value.partial.token_ids[:1] == oracle_tokens("x", 1)
-
-
-def type_cancel(stream: int) -> Any:
-    from tensorwire_protocol.messages import Cancel
-
-    return Cancel(stream=stream)
 
 
 # -- connections -----------------------------------------------------------------------------------
@@ -407,5 +401,5 @@ def test_a_closed_client_refuses(client: Face) -> None:
 def test_closing_ends_streams_with_connection_lost(client: Face) -> None:
     stream = client.stream("silent", "x")
     client.close()
-    with pytest.raises((ConnectionLost, ClientUnusable), match="closed"):
+    with pytest.raises(ConnectionLost, match="closed"):
         next(stream)

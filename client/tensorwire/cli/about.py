@@ -6,7 +6,11 @@ import typer
 
 from tensorwire.cli import options, output
 
-_FIRST = ("id", "name", "state", "tasks")  # columns, where the server sends them
+# The columns of `models`, where the server says something under these names.
+_COLUMNS = (
+    "name", "state", "detail", "tasks", "ready_replicas", "replicas", "architecture",
+    "parameters", "context_tokens", "embedding_size",
+)  # fmt: skip
 
 
 def register(app: typer.Typer) -> None:
@@ -27,10 +31,9 @@ def models(
         output.print_json(said)
         return
     listed: list[dict[str, Any]] = said.get("models", [])
-    names = {name: None for model in listed for name in model}
-    columns = [name for name in _FIRST if name in names]
-    columns += [name for name in names if name not in _FIRST]
-    output.print_table(columns, [[model.get(name) for name in columns] for model in listed])
+    columns = [name for name in _COLUMNS if any(model.get(name) for model in listed)]
+    titles = [name.replace("_", " ") for name in columns]
+    output.print_table(titles, [[model.get(name) for name in columns] for model in listed])
 
 
 def health(

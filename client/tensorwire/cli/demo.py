@@ -131,7 +131,8 @@ def _mixed(client: Client) -> None:
     console.print(table)
     num_tokens = sum(row[1] for row in rows)
     console.print(
-        f"{num_tokens} tokens and {sum(not row[1] for row in rows)} embeddings in {wall_s:.2f} s",
+        f"{num_tokens} tokens and {sum(not row[1] for row in rows)} embeddings in {wall_s:.2f} s"
+        " (* as the client saw it; all else from the server's END)",
         style="dim",
     )
 

@@ -37,10 +37,17 @@ Priority = Annotated[int, typer.Option(help="-100 to 100, higher first.")]
 
 
 def client(address: str | None, timeout_s: float | None) -> "Client":
-    """Return a client; nothing is connected yet."""
-    from tensorwire import Client
+    """Return a client; nothing is connected yet.
 
-    return Client(address, timeout=timeout_s)
+    Raises:
+        typer.BadParameter: the address is none.
+    """
+    from tensorwire import BadParams, Client
+
+    try:
+        return Client(address, timeout=timeout_s)
+    except BadParams as error:
+        raise typer.BadParameter(error.message) from error
 
 
 def given(**options: Any) -> dict[str, Any]:

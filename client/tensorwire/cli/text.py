@@ -20,7 +20,9 @@ def register(app: typer.Typer) -> None:
 
 def generate(
     model: options.Model,
-    prompt: Annotated[str, typer.Argument(help='The text to continue; "-" reads stdin.')],
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help='The text to continue; "-" reads stdin.')
+    ],
     max_new_tokens: options.MaxNewTokens = None,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
@@ -58,7 +60,10 @@ def chat(
     model: options.Model,
     message: Annotated[
         str | None,
-        typer.Argument(help='What to say; "-" reads stdin; without it, a conversation begins.'),
+        typer.Argument(
+            metavar="[MESSAGE]",
+            help='What to say; "-" reads stdin; without it, a conversation begins.',
+        ),
     ] = None,
     system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
     max_new_tokens: options.MaxNewTokens = None,
@@ -123,7 +128,7 @@ def _converse(
 
 def tokenize(
     model: options.Model,
-    text: Annotated[str, typer.Argument(help='"-" reads stdin.')],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help='"-" reads stdin.')],
     timeout: options.Timeout = 300.0,
     no_wait: options.NoWait = False,
     address: options.Address = None,
