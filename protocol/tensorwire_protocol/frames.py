@@ -2,7 +2,7 @@
 
     0  u32 body_len   bytes after this header
     4  u8  kind
-    5  u8  flags      1 END, 2 Z (reserved), 4 BODY; others must be 0
+    5  u8  flags      1 END (only on DATA), 2 Z (reserved), 4 BODY; others must be 0
     6  u16 aux        number of segments, or an error code
     8  u32 stream     0 = the connection
     12 u32 meta_len   <= body_len
@@ -44,6 +44,7 @@ class Flag(IntFlag):
 
 _KNOWN_FLAGS = int(Flag.END | Flag.BODY)
 _BODY = int(Flag.BODY)
+_END = int(Flag.END)
 _DATA = int(Kind.DATA)
 # Of the other kinds `aux` must be 0, and they have no body to follow.
 _AUX_KINDS = SEGMENT_KINDS | {Kind.DATA, Kind.ERR, Kind.GOAWAY}
@@ -208,6 +209,8 @@ class FrameDecoder:
 def _check_header(kind: int, flags: int, aux: int) -> None:
     if flags & ~_KNOWN_FLAGS:
         raise BadFraming(f"a frame has reserved flags set ({flags:#04x})")
+    if flags & _END and kind != Kind.DATA:
+        raise BadFraming(f"a frame of kind {kind:#04x} cannot be the end of a body")
     if flags & _BODY and kind not in SEGMENT_KINDS:
         raise BadFraming(f"a frame of kind {kind:#04x} has no body to follow")
     if aux and kind not in _AUX_KINDS:

@@ -138,8 +138,7 @@ class BlockingTransport:
             raise lost from error
         except BaseException:
             # Ctrl-C in the middle of a frame: the peer could make no sense of what comes next.
-            with self._lock:
-                self._end(ConnectionLost("a call was interrupted while it sent"))
+            self._cut("a call was interrupted while it sent")
             raise
 
     def cancel(self, mailbox: Mailbox, reason: str = "cancelled", *, wait: bool = True) -> None:
@@ -293,8 +292,7 @@ class BlockingTransport:
             raise
         except BaseException:
             # Ctrl-C between the kernel's buffer and ours: bytes may be gone.
-            with self._lock:
-                self._end(ConnectionLost("a call was interrupted while it read"))
+            self._cut("a call was interrupted while it read")
             raise
 
     def _read(self) -> None:
@@ -370,11 +368,15 @@ class BlockingTransport:
             for mailbox in self._waiting:
                 mailbox.notify()
 
-    def close(self) -> None:
-        """End the connection; callers that wait get ConnectionLost."""
+    def _cut(self, why: str) -> None:
         with self._lock:
-            self._end(ConnectionLost("the client was closed"))
-        # shutdown wakes a leader that sits in recv or poll; close alone would not.
+            self._end(ConnectionLost(why))
+        # shutdown wakes a leader that sits in recv or poll, which close alone would not; and it
+        # tells the server at once, which then stops what it does for us.
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """End the connection; callers that wait get ConnectionLost."""
+        self._cut("the client was closed")
         self._sock.close()
