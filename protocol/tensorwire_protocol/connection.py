@@ -82,7 +82,7 @@ FEATURE_PASSIVE = "passive"
 
 _BODY = int(Flag.BODY)  # an IntFlag's own `&` costs two microseconds
 _OPENINGS = frozenset({Kind.REQ, Kind.SUBMIT})
-_NOT_BUILT = frozenset({Kind.DATA, Kind.AUTH, Kind.RESUME, Kind.LOAD, Kind.SHM})
+_NOT_BUILT = frozenset({Kind.DATA, Kind.CREDIT, Kind.AUTH, Kind.RESUME, Kind.LOAD, Kind.SHM})
 # These speak of the connection, so their stream is 0.
 _STREAMLESS = frozenset(
     {
@@ -522,7 +522,7 @@ class Connection:
             if now - self._born >= limits.handshake_s:
                 self.fail(HandshakeTimeout(f"no greeting within {limits.handshake_s:g} s"))
             return
-        if FEATURE_PASSIVE in self.peer_features:
+        if FEATURE_PASSIVE in self.peer_features and not self._is_opener:
             return
         silent_s = now - self._heard
         if silent_s >= limits.dead_after_s:

@@ -193,6 +193,8 @@ class FrameDecoder:
         if not num_segments or flags & _BODY:
             if meta_end != len(whole) and kind != _DATA:
                 raise BadFraming("a frame has bytes behind its meta that belong to nothing")
+            if meta_bytes and kind == _DATA:
+                raise BadFraming("a DATA frame has no meta")
             segments = [whole[meta_end:]] if kind == _DATA else []
             return Frame(kind, flags, aux, stream, whole[meta_start:meta_end], segments)
         if num_segments > self._max_segments:

@@ -262,7 +262,7 @@ def test_a_peer_must_accept_enough_for_an_error_to_reach_it(limits: Any, fits: b
 
 # -- who may send what ----------------------------------------------------------------------------
 
-NOT_BUILT = {Kind.DATA, Kind.AUTH, Kind.RESUME, Kind.LOAD, Kind.SHM}
+NOT_BUILT = {Kind.DATA, Kind.CREDIT, Kind.AUTH, Kind.RESUME, Kind.LOAD, Kind.SHM}
 
 
 @pytest.mark.parametrize("role", Role)
@@ -325,7 +325,7 @@ VIOLATIONS: dict[str, tuple[bytes, type[TensorwireError]]] = {
     "garbage": (b"\xde\xad\xbe\xef" * 8, FrameTooLarge),
     "zeros": (bytes(16), UnknownKind),
     "a meta that is no msgpack": (build_frame(Kind.CANCEL, 1, b"\xc1"), BadFraming),
-    "a meta of the wrong shape": (build_frame(Kind.CREDIT, 1, b"\x90"), BadFraming),
+    "a meta of the wrong shape": (build_frame(Kind.CANCEL, 1, b"\x90"), BadFraming),
     "reserved flags": (build_frame(Kind.PING, 0, b"\xc0", flags=2), BadFraming),
     "a request on stream 0": (wire(request(0)), SequenceError),
     "an answer to nothing": (wire(end(1, 0)), UnknownKind),
