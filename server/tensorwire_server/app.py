@@ -166,7 +166,9 @@ class Server:
         return (own.workers if own else None) or self.config.workers.count
 
     def _start_local(self, spec: ModelSpec, pool: ModelPool, index: int, threads: int) -> None:
-        replica = Replica(f"{spec.name}/{index}", on_change=self._on_replica_change)
+        replica = Replica(
+            f"{spec.name}/{index}", on_change=self._on_replica_change, model=spec.name
+        )
         pool.replicas.append(replica)
         own = self.config.models.get(spec.name)
         batching = self.config.batching
@@ -224,8 +226,8 @@ class Server:
         for pool in self.pools.values():
             if replica in pool.replicas:
                 return pool
-        name = replica.card.get("model")
-        if not isinstance(name, str):
+        name = replica.model
+        if name is None:
             return None
         self._unnamed.remove(replica)
         pool = self.pools.setdefault(name, ModelPool(name))

@@ -48,7 +48,6 @@ def test_models_lists_what_each_model_is_and_how_far(run_fast: Run) -> None:
                 "detail": "",
                 "replicas": 2,
                 "ready_replicas": 1,
-                "model": "a/b",
                 "tasks": ["chat", "embed", "generate", "infer", "tokenize"],
                 "context_tokens": 2048,
             }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from gateway.fake_worker import FakeWorker
-from gateway.loops import run_on
+from gateway.loops import FakeClockLoop, run_on
 from tensorwire_server.models.lifecycle import ModelState
 from tensorwire_server.routing.remote import RemoteAddressError, keep_connected, parse_address
 from tensorwire_server.routing.replica import Replica
@@ -101,3 +101,28 @@ def test_a_remote_worker_that_is_not_there_is_said_to_be_missing() -> None:
                 await keeping
 
     run(test)
+
+
+def test_what_is_no_worker_is_named_so_and_not_asked_again_at_once() -> None:
+    class Silent(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            connected.append(transport)
+
+    connected: list[asyncio.BaseTransport] = []
+
+    async def test() -> None:
+        replica = Replica("far", on_change=lambda _: None)
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(Silent, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        keeping = asyncio.ensure_future(keep_connected(replica, "127.0.0.1", port))
+        await asyncio.sleep(60)  # of the fake clock
+        assert replica.detail == f"what answers at 127.0.0.1:{port} is no worker"
+        # Five seconds of patience for each, and growing pauses between them.
+        assert 3 <= len(connected) <= 10
+        keeping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await keeping
+        server.close()
+
+    run_on(FakeClockLoop, test)

@@ -335,3 +335,23 @@ def test_a_replica_that_is_given_up_says_why() -> None:
     changes = Changes()
     changes.replica.fail("it ended three times")
     assert changes.seen == [("failed", "it ended three times")]
+
+
+def test_a_worker_that_comes_back_with_another_model_is_refused_until_the_right_one_is_back() -> (
+    None
+):
+    async def test() -> None:
+        changes = Changes()
+        for model, is_ready in [("m", True), ("other", False), ("m", True)]:
+            worker = FakeWorker()
+            await worker.attach(changes.replica)
+            await pass_time()
+            worker.beat("ready", model=model)
+            await pass_time()
+            assert changes.replica.is_ready is is_ready
+            if not is_ready:
+                assert changes.replica.detail == "the worker at m/0 now holds 'other'"
+            worker.die()
+            await pass_time()
+
+    run(test)

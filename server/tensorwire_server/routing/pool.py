@@ -45,7 +45,7 @@ class ModelPool:
 
     def describe(self) -> dict[str, Any]:
         """Return what `models` tells a client."""
-        card = {name: value for name, value in self.card.items() if name != "eos_ids"}
+        card = {k: v for k, v in self.card.items() if k not in ("eos_ids", "model") and v != 0}
         return {
             "name": self.name,
             "state": self.state.value,

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
 from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tensorwire_server.routing.replica import Replica
 
-log = logging.getLogger(__name__)
-
 _FIRST_BACKOFF_S = 0.1
 _MAX_BACKOFF_S = 5.0
 _CONNECT_S = 5.0
+_FIRST_BEAT_S = 5.0  # a worker says how it is as soon as it is greeted
 
 
 class RemoteAddressError(ValueError):
@@ -36,19 +35,32 @@ def parse_address(text: str) -> tuple[str, int]:
 
 async def keep_connected(replica: Replica, host: str, port: int) -> None:
     """Connect, and connect again whenever the connection is lost, until cancelled."""
-    loop = asyncio.get_running_loop()
     backoff_s = _FIRST_BACKOFF_S
     while True:
-        lost = asyncio.Event()
-        try:
-            async with asyncio.timeout(_CONNECT_S):
-                build = partial(replica.build_transport, lost.set)
-                await loop.create_connection(build, host, port)
-        except (OSError, TimeoutError) as error:
-            replica.disconnected(f"no worker answers at {host}:{port}")
-            log.info("remote_unreachable address=%s:%d reason=%s", host, port, error)
-        else:
-            await lost.wait()
-            backoff_s = _FIRST_BACKOFF_S
+        await _connect_once(replica, host, port)
+        # Only a worker that was there and went is sought again at once.
+        backoff_s = _FIRST_BACKOFF_S if replica.has_beaten else backoff_s
         await asyncio.sleep(backoff_s)
         backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
+
+
+async def _connect_once(replica: Replica, host: str, port: int) -> None:
+    """Connect and wait for the end of the connection."""
+    loop = asyncio.get_running_loop()
+    lost = asyncio.Event()
+    try:
+        async with asyncio.timeout(_CONNECT_S):
+            build = partial(replica.build_transport, lost.set)
+            await loop.create_connection(build, host, port)
+    except (OSError, TimeoutError):
+        replica.disconnected(f"no worker answers at {host}:{port}")
+        return
+    with contextlib.suppress(TimeoutError):
+        # Not wait_for: until Python 3.12 it can swallow a cancellation.
+        async with asyncio.timeout(_FIRST_BEAT_S):
+            await lost.wait()
+    if not replica.has_beaten:
+        replica.close()
+        replica.disconnected(f"what answers at {host}:{port} is no worker")
+        return
+    await lost.wait()

@@ -65,17 +65,22 @@ class Replica:
 
     Args:
         name: for logs and `stats`, for example "demo/0".
+        model: what it must hold; None for a remote one, which says it the first time it is ready.
         on_change: called when `state`, `card` or `detail` have changed.
     """
 
-    def __init__(self, name: str, *, on_change: Callable[[Replica], None]) -> None:
+    def __init__(
+        self, name: str, *, on_change: Callable[[Replica], None], model: str | None = None
+    ) -> None:
         self.name = name
+        self.model = model
         self.state = ModelState.LOADING
         self.detail = "starting"
         self.card: dict[str, Any] = {}
         self.load: dict[str, Any] = {}
         self.steps = 0
         self.is_permanently_failed = False
+        self.has_beaten = False  # on the present connection: what answers is a worker
         self._on_change = on_change
         self._on_link_lost: Callable[[], None] | None = None
         self._transport: AioTransport | None = None
@@ -103,6 +108,7 @@ class Replica:
     def build_transport(self, on_lost: Callable[[], None] | None = None) -> AioTransport:
         """Return a transport for a fresh connection to the worker; `on_lost` is told its end."""
         self._on_link_lost = on_lost
+        self.has_beaten = False
         connection = Connection(
             Role.DISPATCHER, scratch=shared_scratch(), software="tensorwire-gateway"
         )
@@ -147,6 +153,7 @@ class Replica:
             attempt.owner.on_failure(message.to_error())
 
     def _on_heartbeat(self, beat: Heartbeat) -> None:
+        self.has_beaten = True
         self.steps = beat.steps
         self.load = dict(beat.load)
         before = (self.state, self.detail, self.card)
@@ -156,10 +163,22 @@ class Replica:
         known = beat.state in (state.value for state in ModelState)
         self.state = ModelState(beat.state) if known else ModelState.LOADING
         self.detail = beat.detail or ""
+        self._check_model()
         # A worker elsewhere may have been repaired.
         self.is_permanently_failed = self.state is ModelState.FAILED
         if (self.state, self.detail, self.card) != before:
             self._on_change(self)
+
+    def _check_model(self) -> None:
+        """Refuse a worker that holds another model than the one clients know it by."""
+        holds = self.card.get("model")
+        if not isinstance(holds, str):
+            return
+        if self.model is None:
+            self.model = holds
+        elif holds != self.model:
+            self.state = ModelState.FAILED
+            self.detail = f"the worker at {self.name} now holds {holds!r}"
 
     def on_writable(self) -> None:
         """Nothing is held back on this link."""
@@ -170,8 +189,10 @@ class Replica:
         attempts, self._attempts = self._attempts, {}
         if not self.is_permanently_failed:
             self.state, self.detail = ModelState.LOADING, "restarting"
-        if attempts or error:
-            log.warning("replica_lost replica=%s in_flight=%d", self.name, len(attempts))
+        if attempts or (error and self.has_beaten):
+            log.warning(
+                "replica_lost replica=%s in_flight=%d reason=%s", self.name, len(attempts), error
+            )
         for attempt in attempts.values():
             attempt.owner.on_replica_lost()
         self._on_change(self)
@@ -207,6 +228,7 @@ class Replica:
     def disconnected(self, reason: str) -> None:
         """Say why there is no connection at present."""
         if not self.is_permanently_failed and self.detail != reason:
+            log.warning("replica_unreachable replica=%s reason=%s", self.name, reason)
             self.state, self.detail = ModelState.LOADING, reason
             self._on_change(self)
 
