@@ -187,7 +187,7 @@ class Replica:
         """The worker, or the way to it, is gone: whoever waits for it is told."""
         self._transport = None
         attempts, self._attempts = self._attempts, {}
-        if not self.is_permanently_failed:
+        if not self.is_permanently_failed and self.has_beaten:
             self.state, self.detail = ModelState.LOADING, "restarting"
         if attempts or (error and self.has_beaten):
             log.warning(
