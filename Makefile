@@ -5,9 +5,10 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+PEERS := .cache/bench-wire
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test check format setup clean
+.PHONY: demo test check format setup bench-wire clean
 
 demo: $(VENV)/.demo  ## start a server with two real models, talk to it, stop it
 	$(BIN)/tensorwire demo
@@ -40,6 +41,16 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	touch $@ $(VENV)/.demo
+
+bench-wire: $(VENV)/.demo $(PEERS)/.installed  ## our wire next to gRPC, FastAPI, mosec, bare sockets
+	PYTHONPATH=benchmarks $(BIN)/python -m wire.run \
+		--json $(PEERS)/result.json --plot $(PEERS)/result.png $(BENCH_ARGS)
+
+# What we are compared with stays out of our own environment.
+$(PEERS)/.installed: benchmarks/wire/requirements.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip --disable-pip-version-check -q install -r $<
+	touch $@
 
 clean:  ## forget the environment and all caches
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

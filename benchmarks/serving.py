@@ -22,6 +22,7 @@ class Served:
 
     address: str
     ready_after_s: float
+    pid: int  # the gateway's; the workers are its children
 
 
 @contextmanager
@@ -37,7 +38,8 @@ def serving(*models: str) -> Iterator[Served]:
         words = process.stdout.readline().split()
         if not words:
             raise RuntimeError("the server did not start; run it by hand to see why")
-        yield Served(address=words[1], ready_after_s=time.perf_counter() - began)
+        ready_after_s = time.perf_counter() - began
+        yield Served(address=words[1], ready_after_s=ready_after_s, pid=process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(_STOP_S)

@@ -99,7 +99,6 @@ def test_models_have_settings_of_their_own(load: Load) -> None:
         ("listen.drain_s=soon", "listen.drain_s must be float, got 'soon'"),
         ("listen.port.x=1", "listen.port must be int, got {'x': '1'}"),
         ("workers.device=gpu", "workers.device must be auto, cpu or cuda, got 'gpu'"),
-        ("models.m.workers=1", "missing required field `source`"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_rule(load: Load, setting: str, message: str) -> None:

@@ -248,6 +248,9 @@ def build_specs(sources: Iterable[str], config: Config) -> list[ModelSpec]:
         for name, own in config.models.items()
         if own.source and name not in named
     ]
+    for name, own in config.models.items():
+        if not own.source and name not in named:
+            raise SpecError(f"models.{name} is configured, but nothing is served by that name")
     names = [spec.name for spec in specs]
     for name in names:
         if names.count(name) > 1:

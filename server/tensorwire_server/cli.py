@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tensorwire_server.config import Config, ConfigError, load_config
+from tensorwire_server.config import Config, ConfigError, WorkersConfig, load_config
 from tensorwire_server.gateway.listener import ListenError
+from tensorwire_server.models.lifecycle import ModelState
 from tensorwire_server.models.spec import DEFAULT_MODEL, SpecError
 from tensorwire_server.routing.remote import RemoteAddressError
 
@@ -130,7 +131,9 @@ class Progress:
             self._status.update(text)  # type: ignore[attr-defined]
             return
         for name, detail in now.items():
-            if self._shown.get(name) != detail:
+            # Why a model failed is told once, when the server ends with it.
+            is_failed = server.pools[name].state is ModelState.FAILED
+            if self._shown.get(name) != detail and not is_failed:
                 logging.getLogger(__name__).info("model_progress model=%s state=%s", name, detail)
         self._shown = now
 
@@ -156,9 +159,11 @@ def worker(
     try:
         spec = parse_spec(model)
         parse_listen(listen)
-    except (SpecError, argparse.ArgumentTypeError) as error:
+        WorkersConfig(device=device, threads=threads)  # the rules of `serve` hold here too
+    except (SpecError, ConfigError, argparse.ArgumentTypeError) as error:
         _exit(str(error), WRONG_USAGE)
-    threads = threads or len(os.sched_getaffinity(0))
+    if threads is None:
+        threads = len(os.sched_getaffinity(0))
     worker_spec = WorkerSpec(model=spec.name, source=spec.source, device=device, threads=threads)
     # Threads are read from the environment when torch is loaded: a fresh process, as everywhere.
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)

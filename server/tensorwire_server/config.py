@@ -75,7 +75,7 @@ class AdmissionConfig:
 class ModelConfig:
     """What one model has of its own, where it differs from `workers`."""
 
-    source: str
+    source: str | None = None  # None: what the command line names
     workers: int | None = None
     threads: int | None = None
 

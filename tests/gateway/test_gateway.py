@@ -69,7 +69,12 @@ def test_a_stream_is_passed_on_token_by_token_and_ends_once(run: Run) -> None:
         ({"model": "other"}, "UNKNOWN_MODEL", "there is no model 'other'; this server has m"),
         ({"model": ""}, "BAD_META", "needs a model id"),
         ({"model": None}, "BAD_META", "needs a model id"),
-        ({"model": "m@beef"}, "UNKNOWN_MODEL", "model 'm' has no revision 'beef'"),
+        ({"model": "m@beef"}, "UNKNOWN_MODEL", "at least 8 of its digits, not 'beef'"),
+        (
+            {"model": "m@beefbeef"},
+            "UNKNOWN_MODEL",
+            "model 'm' has revision abcdef012345, not 'beefbeef'",
+        ),
         ({"op": "embed"}, "UNKNOWN_OP", "model 'm' does not embed; it does generate"),
         ({"inputs": {}}, "BAD_META", "generate takes the inputs"),
         ({"params": {"temprature": 1}}, "BAD_PARAMS", "did you mean 'temperature'"),
@@ -201,7 +206,7 @@ def test_what_waits_for_a_model_that_fails_is_failed_with_the_reason(run_fast: R
 
 @pytest.mark.parametrize(
     ("request_", "code"),
-    [({"op": "embed"}, "UNKNOWN_OP"), ({"model": "m@beef"}, "UNKNOWN_MODEL")],
+    [({"op": "embed"}, "UNKNOWN_OP"), ({"model": "m@beefbeef"}, "UNKNOWN_MODEL")],
 )
 def test_what_a_loading_model_cannot_do_is_found_out_when_it_is_ready(
     run_fast: Run, request_: dict[str, Any], code: str

@@ -113,6 +113,11 @@ class Command:
         """Return the exit code."""
         return self.process.wait(within_s)
 
+    def cpu_s(self) -> float:
+        """Return the processor's time that the process has used since its start."""
+        fields = _stat_fields(self.pid)
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def children(self) -> list[int]:
         """Return the processes that it has started and that are alive."""
         found = []

@@ -17,7 +17,8 @@ import pytest
 import tensorwire_server
 from engine.driving import Comparison, Request, compare, mixed_requests, references
 from sentence_transformers import SentenceTransformer
-from tensorwire import AsyncClient
+from tensorwire import AsyncClient, UnknownModel
+from tensorwire_server.models.manifest import revision_of
 
 if TYPE_CHECKING:
     from tensorwire import Generation
@@ -132,3 +133,12 @@ def test_embeddings_equal_those_of_sentence_transformers(real_models: RunningSer
     assert made.shape == expected.shape
     # float32 on both sides; batches are cut differently.
     np.testing.assert_allclose(made, expected, atol=1e-5)
+
+
+def test_a_model_is_asked_for_by_its_revision(real_models: RunningServer) -> None:
+    with real_models.client() as client:
+        revision = next(m for m in client.models()["models"] if m["name"] == "demo")["revision"]
+        assert revision == revision_of(DEMO)
+        assert client.tokenize(f"demo@{revision[:8]}", "x") == client.tokenize("demo", "x")
+        with pytest.raises(UnknownModel, match="has revision"):
+            client.tokenize("demo@00000000", "x")

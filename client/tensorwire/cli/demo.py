@@ -19,7 +19,8 @@ from tensorwire import Client, Generation
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PROMPT = "Return a list of"
+PROMPT = "This module provides"
+MIN_STREAMED = 20  # fewer tokens would show no stream
 SENTENCES = (
     "A cat sleeps on the warm window sill.",
     "The kitten naps in the sunshine by the window.",
@@ -89,11 +90,13 @@ def _wait_until_ready(process: subprocess.Popen[str]) -> str:
 def _stream(client: Client) -> None:
     _step(f"an answer of 'demo' as it is made, to the prompt {PROMPT!r}")
     console.print(PROMPT, style="bold", end="")
-    with client.stream("demo", PROMPT, max_new_tokens=96, seed=7) as stream:
+    with client.stream("demo", PROMPT, max_new_tokens=96, seed=4) as stream:
         for delta in stream:
             console.print(delta.text, end="", markup=False, soft_wrap=True)
     console.print()
     generation = stream.generation
+    if len(generation.token_ids) < MIN_STREAMED:
+        raise DemoError(f"the answer has only {len(generation.token_ids)} tokens")
     first_ms = generation.timings.first_token_ms or 0.0
     console.print(
         f"{len(generation.token_ids)} tokens, finish {generation.finish_reason},"

@@ -28,6 +28,7 @@ from tensorwire_server.gateway.reports import answer_report
 from tensorwire_server.gateway.requests import LiveRequest
 from tensorwire_server.gateway.session import Session
 from tensorwire_server.models.lifecycle import ModelState
+from tensorwire_server.models.manifest import MIN_DIGITS
 from tensorwire_server.models.spec import parse_model_id
 
 if TYPE_CHECKING:
@@ -282,13 +283,21 @@ def _check_can_wait(request: Request, pool: ModelPool) -> None:
 def _check_card(op: str, revision: str | None, pool: ModelPool) -> None:
     """Refuse what the model is not, or does not do; while it loads that is not known."""
     card = pool.card
-    if card and revision is not None and not card.get("revision", "").startswith(revision):
-        raise UnknownModel(
-            f"model {pool.name!r} has no revision {revision!r}; ask for {pool.name!r} without one"
-        )
+    if revision is not None:
+        _check_revision(revision, pool)
     tasks = card.get("tasks")
     if tasks and op not in tasks:
         raise UnknownOperation(f"model {pool.name!r} does not {op}; it does {_list(tasks)}")
+
+
+def _check_revision(revision: str, pool: ModelPool) -> None:
+    if len(revision) < MIN_DIGITS:
+        raise UnknownModel(
+            f"a revision is given by at least {MIN_DIGITS} of its digits, not {revision!r}"
+        )
+    if pool.card and not (pool.card.get("revision") or "").startswith(revision):
+        held = (pool.card.get("revision") or "one that is not known")[:12]
+        raise UnknownModel(f"model {pool.name!r} has revision {held}, not {revision!r}")
 
 
 def _list(names: Any) -> str:

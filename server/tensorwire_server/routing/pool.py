@@ -45,7 +45,12 @@ class ModelPool:
 
     def describe(self) -> dict[str, Any]:
         """Return what `models` tells a client."""
-        card = {k: v for k, v in self.card.items() if k not in ("eos_ids", "model") and v != 0}
+        said_elsewhere = ("eos_ids", "model")
+        card = {
+            name: value
+            for name, value in self.card.items()
+            if name not in said_elsewhere and value not in (0, None)
+        }
         return {
             "name": self.name,
             "state": self.state.value,

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import ctypes
+import errno
 import ipaddress
 import logging
 import os
@@ -14,6 +15,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
+from tensorwire_server.workers.exits import ExitCode
 from tensorwire_server.workers.host import WorkerHost
 from tensorwire_server.workers.spec import WorkerSpec
 
@@ -42,12 +44,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             code = runner.run(_serve(args))
         except OSError as error:
-            sys.exit(f"the worker of {args.spec.model!r} has no way to a gateway: {error}")
+            sys.exit(_no_way(args, error))
         logging.shutdown()
         sys.stdout.flush()
         # Nothing is left to tidy up, and the compute thread may be inside a step: an ordinary
         # exit would wait for it, or tear torch down under it.
         os._exit(code)
+
+
+def _no_way(args: argparse.Namespace, error: OSError) -> str:
+    """Say in one sentence why there is no way to a gateway."""
+    if args.listen is None:
+        return f"error: the worker of {args.spec.model!r} has no way to its gateway: {error}"
+    where = _shown(*args.listen)
+    if error.errno == errno.EADDRINUSE:
+        return f"error: {where} is taken; stop what uses it or give another --listen"
+    return f"error: cannot listen on {where}: {error.strerror}"
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -76,7 +88,12 @@ async def _serve(args: argparse.Namespace) -> int:
         loop.add_signal_handler(signal.SIGINT, host.drain)
     loop.add_signal_handler(signal.SIGTERM, host.drain)
     host.start()
-    return await host.exit_code
+    code = await host.exit_code
+    if args.listen is not None and code == ExitCode.FAILED:
+        # A person started this one: a sentence, and the exit code of any command that failed.
+        print(f"error: {host.detail}", file=sys.stderr)
+        return 1
+    return code
 
 
 def _transports(host: WorkerHost) -> Callable[[], AioTransport]:

@@ -21,6 +21,7 @@ from tensorwire_protocol.messages import Heartbeat
 from tensorwire_server.workers.arrays import ArrayLoop, InlineArrays
 from tensorwire_server.workers.engines import card_map, load_engine, prove, reason_of
 from tensorwire_server.workers.exits import ExitCode
+from tensorwire_server.workers.hashing import Hashing
 from tensorwire_server.workers.link import Link
 from tensorwire_server.workers.loop import GenerateLoop
 from tensorwire_server.workers.service import Service
@@ -61,6 +62,11 @@ class WorkerHost:
         self._card: dict[str, Any] | None = None
         self.exit_code: asyncio.Future[int] = self._loop.create_future()
 
+    @property
+    def detail(self) -> str:
+        """How far loading is, or why it failed."""
+        return self._detail
+
     def start(self) -> None:
         """Begin to load, and to beat."""
         threading.Thread(target=self._compute, name="compute", daemon=True).start()
@@ -89,6 +95,7 @@ class WorkerHost:
         """Load, prove, then run for ever: one thread, so that torch's own pools are its own."""
         tell = self._loop.call_soon_threadsafe
         spec, answers = self._spec, self._service.answers
+        hashing = Hashing(spec.source)
         try:
             engine = load_engine(spec, self._handed_over(self._on_phase))
             tell(self._on_phase, "first forward")
@@ -106,7 +113,7 @@ class WorkerHost:
             compute = InlineArrays(engine, spec, take=answers.on_batch)
         else:
             compute = ArrayLoop(engine, spec, post=self._handed_over(answers.on_batch))
-        tell(self._on_computed, compute)
+        tell(self._on_computed, compute, hashing.revision())
         try:
             compute.run()
         except BaseException as error:
@@ -125,10 +132,14 @@ class WorkerHost:
         self._detail = phase
         self._beat()
 
-    def _on_computed(self, compute: Compute) -> None:
+    def _on_computed(self, compute: Compute, revision: str | None) -> None:
         self._service.start(compute)
         self._state, self._detail = "ready", ""
-        self._card = {"model": self._spec.model, **card_map(compute.engine.card)}
+        self._card = {
+            "model": self._spec.model,
+            "revision": revision,
+            **card_map(compute.engine.card),
+        }
         self._beat(with_card=True)
         if self._on_ready is not None:
             self._on_ready()
