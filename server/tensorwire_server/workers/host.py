@@ -102,7 +102,8 @@ class WorkerHost:
             prove(engine)
         except BaseException as error:
             reason = reason_of(error)
-            log.error("worker_failed model=%s reason=%r", spec.model, reason)
+            if self._is_local:  # the other kind tells the person who started it
+                log.error("worker_failed model=%s reason=%r", spec.model, reason)
             log.debug("worker_failed", exc_info=error)
             tell(self._on_failed, reason)
             return
