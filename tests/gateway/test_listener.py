@@ -53,7 +53,8 @@ def test_addresses_of_this_machine_alone_are_known_as_such(host: str) -> None:
 )
 def test_an_address_that_others_reach_is_refused_with_advice(host: str) -> None:
     assert not is_loopback(host)
-    with pytest.raises(ListenError, match=r"refusing to listen on .*; use 127\.0\.0\.1"):
+    advice = r"refusing to listen on .*`tensorwire token new .*--auth-file"
+    with pytest.raises(ListenError, match=advice):
         bind(ListenConfig(host=host, port=0))
 
 
