@@ -21,10 +21,21 @@ class Certificate:
 def make_certificate(folder: Path, names: str = "DNS:localhost,IP:127.0.0.1") -> Certificate:
     """Make a certificate for some names, with its key."""
     made = Certificate(folder / "cert.pem", folder / "key.pem")
+    words = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    words += ["-subj", "/CN=tensorwire-test", "-addext", f"subjectAltName={names}"]
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-        + ["-nodes", "-days", "2", "-subj", "/CN=tensorwire-test", "-addext"]
-        + [f"subjectAltName={names}", "-keyout", str(made.key), "-out", str(made.cert)],
+        [*words, "-keyout", str(made.key), "-out", str(made.cert)],
         check=True,
         capture_output=True,
         timeout=30,

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import ssl
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tensorwire_protocol.auth import NONCE_BYTES, hmac_key, key_id_of
@@ -14,6 +11,8 @@ from tensorwire_protocol.errors import BadParams
 from tensorwire_protocol.login import HmacLogin, Login, TokenLogin
 
 if TYPE_CHECKING:
+    import ssl
+
     from tensorwire.address import Address
 
 VARIABLE = "TENSORWIRE_TOKEN"
@@ -77,18 +76,22 @@ def make_access(
 
 
 def _context(ca: str | os.PathLike[str] | None) -> ssl.SSLContext:
-    path = None if ca is None else Path(ca)
+    import ssl  # only who uses it pays for it
+
+    path = None if ca is None else os.fspath(ca)
     try:
         context = ssl.create_default_context(cafile=path)
     except ssl.SSLError as error:
-        raise BadParams(f"{str(path)!r} holds no certificates in PEM form") from error
+        raise BadParams(f"{path!r} holds no certificates in PEM form") from error
     except OSError as error:
-        raise BadParams(f"{str(path)!r} cannot be read: {error.strerror}") from error
+        raise BadParams(f"{path!r} cannot be read: {error.strerror}") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     return context
 
 
 def _is_loopback(host: str) -> bool:
+    import ipaddress  # only who has a token pays for it
+
     if host == "localhost":
         return True
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import ssl
 from typing import TYPE_CHECKING
 
 from tensorwire_protocol.connection import FEATURE_PASSIVE, Connection
@@ -61,16 +60,23 @@ def cannot_connect(address: Address, error: OSError, timeout_s: float) -> Connec
         text = f"no server answers at {address} within {timeout_s:g} s"
     elif isinstance(error, socket.gaierror):
         text = f"the host {address.host!r} cannot be found: {error.strerror}"
-    elif isinstance(error, ssl.SSLCertVerificationError):
-        text = (
-            f"the certificate of {address} is not accepted: {error.verify_message}; name who signed"
-            " it with ca= or SSL_CERT_FILE, and another host name with server_name="
-        )
-    elif isinstance(error, ssl.SSLError):
-        text = f"no TLS 1.3 connection to {address}: {error.reason or error}"
+    elif address.is_tls:
+        text = _without_tls(address, error)
     else:
         text = f"no connection to {address}: {error.strerror or error}"
     return ConnectionLost(text, executed=Executed.NO)
+
+
+def _without_tls(address: Address, error: OSError) -> str:
+    import ssl  # only who uses it pays for it
+
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"the certificate of {address} is not accepted: {error.verify_message}; name who signed"
+            " it with ca= or SSL_CERT_FILE, and another host name with server_name="
+        )
+    reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+    return f"no TLS 1.3 connection to {address}: {reason or error}"
 
 
 def explained(error: TensorwireError, address: Address, *, was_greeted: bool) -> TensorwireError:

@@ -18,7 +18,6 @@ from tensorwire_protocol.errors import (
 from tensorwire_protocol.messages import TERMINAL, Failure
 from tensorwire_protocol.roles import State
 from tensorwire_protocol.transports.blocking import BlockingTransport
-from tensorwire_protocol.transports.tls import TlsSocket
 
 from tensorwire.access import Access
 from tensorwire.collecting import GRACE_S, Collector, gave_up
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
     from tensorwire_protocol.messages import Message, Request
     from tensorwire_protocol.transports.blocking import Mailbox
+    from tensorwire_protocol.transports.tls import TlsSocket
 
     from tensorwire.address import Address
     from tensorwire.calls import Call
@@ -202,6 +202,8 @@ class Link:
         if name is None:
             return sock
         assert self._access.tls is not None
+        from tensorwire_protocol.transports.tls import TlsSocket  # loads ssl
+
         try:
             return TlsSocket(sock, self._access.tls, name)
         except OSError as error:
