@@ -21,18 +21,8 @@ class Certificate:
 def make_certificate(folder: Path, names: str = "DNS:localhost,IP:127.0.0.1") -> Certificate:
     """Make a certificate for some names, with its key."""
     made = Certificate(folder / "cert.pem", folder / "key.pem")
-    words = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-days",
-        "2",
-    ]
+    words = ["openssl", "req", "-x509", "-nodes", "-days", "2", "-newkey", "ec"]
+    words += ["-pkeyopt", "ec_paramgen_curve:P-256"]
     words += ["-subj", "/CN=tensorwire-test", "-addext", f"subjectAltName={names}"]
     subprocess.run(
         [*words, "-keyout", str(made.key), "-out", str(made.cert)],

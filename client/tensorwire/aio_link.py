@@ -10,6 +10,7 @@ from tensorwire_protocol.errors import (
     DeadlineExceeded,
     Executed,
     TensorwireError,
+    Unauthenticated,
 )
 
 from tensorwire.access import Access
@@ -60,6 +61,9 @@ class AsyncLink:
                 )
             lane = await self._connected(call, deadline)
             attempts += 1
+            refusal = lane.transport.connection.error
+            if isinstance(refusal, Unauthenticated):  # the next connection would fare no better
+                raise for_call(refusal)
         return lane.open(call, deadline, keeps_deltas=keeps_deltas)
 
     def _check_loop(self) -> asyncio.AbstractEventLoop:

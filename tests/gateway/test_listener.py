@@ -19,6 +19,8 @@ from .loops import pass_time
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from tensorwire_protocol.login import Login
+
     from .conftest import Run
 
 ANY_PORT = ListenConfig(port=0)
@@ -35,8 +37,8 @@ async def listening(opened: House, max_connections: int = 100) -> AsyncIterator[
         listener.close()
 
 
-async def connect(listener: Listener) -> Client:
-    client = Client()
+async def connect(listener: Listener, login: Login | None = None) -> Client:
+    client = Client(login=login)
     host, _, port = listener.address.rpartition(":")
     loop = asyncio.get_running_loop()
     await loop.create_connection(lambda: client.transport, host.strip("[]"), int(port))
