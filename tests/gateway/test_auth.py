@@ -109,7 +109,7 @@ def test_only_the_very_token_is_known(token: str) -> None:
     assert credentials.check_token(token) is None
     known = credentials.check_token(TOKEN)
     assert known is not None
-    assert (known.name, known.rights) == ("alice", {Right.INFER})
+    assert (known.name, known.rights) == ("alice", frozenset({Right.INFER}))
 
 
 @pytest.mark.parametrize("token", [TOKEN, WRONG, OTHER, "nonsense"])

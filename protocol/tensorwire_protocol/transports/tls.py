@@ -85,8 +85,9 @@ class TlsSocket:
                 self._take(data)
             count = self._decrypt(buffer)
             has_answer = self._outgoing.pending > 0
-        if has_answer:  # to a change of keys, for example
-            self._send_outgoing()
+        if has_answer:  # to a change of keys, for example; a peer that is gone needs none
+            with contextlib.suppress(OSError):
+                self._send_outgoing()
         if count is None:
             raise BlockingIOError("no whole TLS record has come yet")
         return count
@@ -101,7 +102,7 @@ class TlsSocket:
             except ssl.SSLWantReadError:
                 self._may_have_more = False
                 return count or None
-            except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            except (ssl.SSLZeroReturnError, ssl.SSLEOFError):  # with and without a goodbye
                 return count  # what was read first is still handed out
             if not got:
                 return count
