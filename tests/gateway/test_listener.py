@@ -60,6 +60,11 @@ def test_an_address_that_others_reach_is_refused_with_advice(host: str) -> None:
         bind(ListenConfig(host=host, port=0))
 
 
+def test_with_authentication_any_address_may_be_listened_on() -> None:
+    with bind(ListenConfig(host="0.0.0.0", port=0), has_auth=True) as sock:
+        assert sock.getsockname()[0] == "0.0.0.0"
+
+
 def test_a_port_that_is_taken_is_named() -> None:
     with bind(ANY_PORT) as first:
         port = first.getsockname()[1]

@@ -26,7 +26,7 @@ from tensorwire_protocol.errors import (
     Unauthenticated,
 )
 from tensorwire_protocol.frames import PREFACE, build_frame
-from tensorwire_protocol.limits import CLIENT_LINK
+from tensorwire_protocol.limits import CLIENT_LINK, Limits
 from tensorwire_protocol.login import HmacLogin, Login, TokenLogin
 from tensorwire_protocol.messages import (
     Auth,
@@ -229,11 +229,13 @@ def test_a_peer_without_a_login_has_four_kib_in_all(more: int) -> None:
     assert isinstance(server.error, FrameTooLarge) == (more > 0)
 
 
-def test_a_peer_without_a_login_gets_one_kib_at_most() -> None:
-    server = server_with()
+@pytest.mark.parametrize("preauth_frames", [4, 1000])
+def test_a_peer_without_a_login_gets_one_kib_at_most(preauth_frames: int) -> None:
+    limits = Limits(preauth_frames=preauth_frames)
+    server = Connection(Role.SERVER, limits=limits, authenticator=Knows(), nonce=SERVER_NONCE)
     server.feed(raw_hello() + b"".join(sent(ask(i)) for i in range(1, 100)))
-    assert server.is_closed
-    assert server.pending_bytes <= 1024 + 128  # the last words come on top
+    assert isinstance(server.error, Flood)
+    assert server.pending_bytes <= 1024 + 256  # the answer too many, and the last words
 
 
 def test_after_the_login_the_small_allowance_is_over() -> None:

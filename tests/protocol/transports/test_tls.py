@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from certificates import Certificate, make_certificate
+from tensorwire_protocol.transports.blocking import _readable
 from tensorwire_protocol.transports.tls import TlsSocket
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def test_what_is_already_decrypted_is_told_without_a_poll(pair: Pair) -> None:
     pair.far.sendall(pair.records(b"abcd"))
     assert pair.receive(1, 1) == b"a"
     assert pair.client.has_buffered
+    assert _readable(pair.client)(0.0)
     assert pair.receive(3, 3) == b"bcd"
 
 
