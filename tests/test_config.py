@@ -87,7 +87,7 @@ def test_models_have_settings_of_their_own(load: Load) -> None:
     ("setting", "message"),
     [
         ("lsten.port=1", "there is no section 'lsten'; did you mean 'listen'?"),
-        ("x.y=1", "there is no section 'x'; known are listen, admission, workers"),
+        ("x.y=1", "there is no section 'x'; known are listen, auth, tls, admission, workers"),
         ("listen.prt=1", "there is no key of listen 'prt'; did you mean 'port'?"),
         ("listen.zzz=1", "there is no key of listen 'zzz'; known are host, port"),
         ("models.m.sorce=x", "there is no key of m 'sorce'; did you mean 'source'?"),

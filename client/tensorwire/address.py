@@ -1,4 +1,7 @@
-"""Where the server is: `host:port`, `[::1]:port`, optionally after `tensorwire://`."""
+"""Where the server is: `host:port`, `[::1]:port`, optionally after `tensorwire://`.
+
+`tensorwires://` means TLS.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ class Address:
 
     host: str
     port: int
+    is_tls: bool = False
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -30,7 +34,8 @@ def parse_address(text: str | None) -> Address:
         BadParams: it is not of the form host:port.
     """
     given = text or os.environ.get(VARIABLE) or f"{DEFAULT_HOST}:{DEFAULT_PORT}"
-    rest = given.removeprefix("tensorwire://").removesuffix("/")
+    is_tls = given.startswith("tensorwires://")
+    rest = given.removeprefix("tensorwires://" if is_tls else "tensorwire://").removesuffix("/")
     host, colon, port = rest.rpartition(":")
     if not colon or (":" in rest and rest.endswith("]")):
         host, port = rest, str(DEFAULT_PORT)
@@ -40,4 +45,4 @@ def parse_address(text: str | None) -> Address:
     wrong_host = not host or "/" in host or (":" in host and not is_bracketed)
     if wrong_host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise BadParams(f"an address must be host:port or [ipv6]:port, not {given!r}")
-    return Address(host, int(port))
+    return Address(host, int(port), is_tls)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import numpy as np
 
 from tensorwire import calls
+from tensorwire.access import make_access
 from tensorwire.address import parse_address
 from tensorwire.aio_link import AsyncLink
 from tensorwire.dialing import CONNECT_TIMEOUT_S
 from tensorwire.errors import ClientUnusable
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import AsyncIterator, Mapping, Sequence
     from types import TracebackType
     from typing import Self, Unpack
@@ -121,11 +122,14 @@ class AsyncClient:
 
     Args:
         address: "host:port", "[::1]:port" or "tensorwire://host:port"; by default
-            TENSORWIRE_ADDRESS, else 127.0.0.1:8947.
-        token: by default TENSORWIRE_TOKEN. Kept for servers that ask for one; this version
-            of the protocol has no login yet, and the token is not sent.
+            TENSORWIRE_ADDRESS, else 127.0.0.1:8947. "tensorwires://host:port" means TLS.
+        token: by default TENSORWIRE_TOKEN. It is sent over TLS and loopback; elsewhere client and
+            server prove to each other that they know it, and what follows can be read.
         timeout: seconds for each call in all, connecting included; None for no limit.
         connect_timeout: seconds for the connecting part of it.
+        tls: True for TLS 1.3, whatever the address says.
+        ca: PEM file with whoever signed the server's certificate; by default the system's.
+        server_name: in the server's certificate, where it is not the address's host.
     """
 
     def __init__(
@@ -135,9 +139,14 @@ class AsyncClient:
         token: str | None = None,
         timeout: float | None = 300.0,
         connect_timeout: float = CONNECT_TIMEOUT_S,
+        tls: bool | None = None,
+        ca: str | os.PathLike[str] | None = None,
+        server_name: str | None = None,
     ) -> None:
-        self._link = AsyncLink(parse_address(address), connect_timeout)
-        self._token = token or os.environ.get("TENSORWIRE_TOKEN")
+        where, access = make_access(
+            parse_address(address), token, tls=tls, ca=ca, server_name=server_name
+        )
+        self._link = AsyncLink(where, connect_timeout, access)
         self._timeout_s = timeout
 
     @property

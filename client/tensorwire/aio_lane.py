@@ -35,6 +35,7 @@ from tensorwire.results import Delta, Generation
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tensorwire_protocol.login import Login
     from tensorwire_protocol.messages import Message
 
     from tensorwire.address import Address
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _TICK_S = 1.0
+_GREETED = (State.AUTHENTICATING, State.OPEN)
 
 
 class AsyncReply(Generic[T]):
@@ -145,9 +147,9 @@ class AsyncReply(Generic[T]):
 class Lane:
     """One connection and the replies that arrive on it."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, login: Login | None = None) -> None:
         self.loop = asyncio.get_running_loop()
-        self.transport = AioTransport(new_connection(is_passive=False), self)
+        self.transport = AioTransport(new_connection(is_passive=False, login=login), self)
         self.is_lost = False
         self._address = address
         self._was_greeted = False
@@ -213,7 +215,7 @@ class Lane:
                     reply.take(message)
             elif isinstance(message, Goaway):
                 self._last_taken = message.last_stream
-        self._was_greeted = self._was_greeted or self.transport.connection.state is State.OPEN
+        self._was_greeted = self._was_greeted or self.transport.connection.state in _GREETED
         if not self._replies and self.transport.connection.peer_is_leaving:
             self.transport.close()
 

@@ -10,8 +10,10 @@ from tensorwire_protocol.errors import (
     DeadlineExceeded,
     Executed,
     TensorwireError,
+    Unauthenticated,
 )
 
+from tensorwire.access import Access
 from tensorwire.aio_lane import Lane
 from tensorwire.dialing import Home, cannot_connect, tune
 from tensorwire.errors import ClientUnusable, for_call
@@ -28,8 +30,11 @@ _ATTEMPTS = 3  # to find a connection that has not ended before the request coul
 class AsyncLink:
     """Opens calls on the current connection, and makes one when there is none."""
 
-    def __init__(self, address: Address, connect_timeout_s: float) -> None:
+    def __init__(
+        self, address: Address, connect_timeout_s: float, access: Access | None = None
+    ) -> None:
         self.address = address
+        self._access = access or Access()
         self.home = Home()
         self._connect_timeout_s = connect_timeout_s
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -56,6 +61,9 @@ class AsyncLink:
                 )
             lane = await self._connected(call, deadline)
             attempts += 1
+            refusal = lane.transport.connection.error
+            if isinstance(refusal, Unauthenticated):  # the next connection would fare no better
+                raise for_call(refusal)
         return lane.open(call, deadline, keeps_deltas=keeps_deltas)
 
     def _check_loop(self) -> asyncio.AbstractEventLoop:
@@ -99,11 +107,16 @@ class AsyncLink:
 
     async def _dial(self) -> Lane:
         loop = asyncio.get_running_loop()
-        lane = Lane(self.address)
+        access = self._access
+        lane = Lane(self.address, access.login(self.address))
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 raw, _ = await loop.create_connection(
-                    lambda: lane.transport, self.address.host, self.address.port
+                    lambda: lane.transport,
+                    self.address.host,
+                    self.address.port,
+                    ssl=access.tls,
+                    server_hostname=access.server_name_at(self.address),
                 )
         except OSError as error:  # TimeoutError is one
             raise cannot_connect(self.address, error, self._connect_timeout_s) from error

@@ -23,6 +23,8 @@ from tensorwire_protocol.roles import Role
 from tensorwire.errors import ClientUnusable
 
 if TYPE_CHECKING:
+    from tensorwire_protocol.login import Login
+
     from tensorwire.address import Address
 
 CONNECT_TIMEOUT_S = 10.0
@@ -32,10 +34,10 @@ SOFTWARE = "tensorwire-python"
 _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPALIVE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 
 
-def new_connection(*, is_passive: bool) -> Connection:
+def new_connection(*, is_passive: bool, login: Login | None = None) -> Connection:
     """Return the client's end of a connection; a passive one reads only while a call waits."""
     features = (FEATURE_PASSIVE,) if is_passive else ()
-    return Connection(Role.CLIENT, software=SOFTWARE, features=features)
+    return Connection(Role.CLIENT, software=SOFTWARE, features=features, login=login)
 
 
 def tune(sock: socket.socket) -> None:
@@ -58,9 +60,23 @@ def cannot_connect(address: Address, error: OSError, timeout_s: float) -> Connec
         text = f"no server answers at {address} within {timeout_s:g} s"
     elif isinstance(error, socket.gaierror):
         text = f"the host {address.host!r} cannot be found: {error.strerror}"
+    elif address.is_tls:
+        text = _without_tls(address, error)
     else:
         text = f"no connection to {address}: {error.strerror or error}"
     return ConnectionLost(text, executed=Executed.NO)
+
+
+def _without_tls(address: Address, error: OSError) -> str:
+    import ssl  # only who uses it pays for it
+
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"the certificate of {address} is not accepted: {error.verify_message}; name who signed"
+            " it with ca= or SSL_CERT_FILE, and another host name with server_name="
+        )
+    reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+    return f"no TLS 1.3 connection to {address}: {reason or error}"
 
 
 def explained(error: TensorwireError, address: Address, *, was_greeted: bool) -> TensorwireError:

@@ -8,11 +8,18 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from tensorwire_protocol.errors import ConnectionFailed, DeadlineExceeded, Executed, TensorwireError
+from tensorwire_protocol.errors import (
+    ConnectionFailed,
+    DeadlineExceeded,
+    Executed,
+    TensorwireError,
+    Unauthenticated,
+)
 from tensorwire_protocol.messages import TERMINAL, Failure
 from tensorwire_protocol.roles import State
 from tensorwire_protocol.transports.blocking import BlockingTransport
 
+from tensorwire.access import Access
 from tensorwire.collecting import GRACE_S, Collector, gave_up
 from tensorwire.dialing import Home, cannot_connect, explained, new_connection, tune
 from tensorwire.errors import for_call
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
 
     from tensorwire_protocol.messages import Message, Request
     from tensorwire_protocol.transports.blocking import Mailbox
+    from tensorwire_protocol.transports.tls import TlsSocket
 
     from tensorwire.address import Address
     from tensorwire.calls import Call
@@ -102,8 +110,11 @@ class Reply(Generic[T]):
 class Link:
     """Opens calls on the current connection; safe to share between threads."""
 
-    def __init__(self, address: Address, connect_timeout_s: float) -> None:
+    def __init__(
+        self, address: Address, connect_timeout_s: float, access: Access | None = None
+    ) -> None:
         self.address = address
+        self._access = access or Access()
         self.home = Home()
         self._connect_timeout_s = connect_timeout_s
         self._dialing = threading.Lock()
@@ -133,7 +144,7 @@ class Link:
             try:
                 mailbox = transport.open(build)
                 return Reply(self, call, transport, mailbox, deadline)
-            except ConnectionFailed as error:
+            except (ConnectionFailed, Unauthenticated) as error:
                 # While nothing of the request has left, it may go on a new connection.
                 if was_built or self.home.is_closed or attempts == _ATTEMPTS:
                     raise for_call(self.explained(transport, error)) from error.__cause__
@@ -177,12 +188,26 @@ class Link:
         except OSError as error:
             raise cannot_connect(self.address, error, timeout_s) from error
         try:
-            sock.settimeout(None)
             tune(sock)
-            return BlockingTransport(sock, new_connection(is_passive=True))
+            channel = self._secured(sock, timeout_s)
+            sock.settimeout(None)
+            login = self._access.login(self.address)
+            return BlockingTransport(channel, new_connection(is_passive=True, login=login))
         except BaseException:
             sock.close()
             raise
+
+    def _secured(self, sock: socket.socket, timeout_s: float) -> socket.socket | TlsSocket:
+        name = self._access.server_name_at(self.address)
+        if name is None:
+            return sock
+        assert self._access.tls is not None
+        from tensorwire_protocol.transports.tls import TlsSocket  # loads ssl
+
+        try:
+            return TlsSocket(sock, self._access.tls, name)
+        except OSError as error:
+            raise cannot_connect(self.address, error, timeout_s) from error
 
     def _retire(self, transport: BlockingTransport) -> None:
         for old in [*self._leaving, transport]:

@@ -6,20 +6,25 @@ directions pass one gate: `_admit` for what the peer sends, `send` for what this
              client side                              server side
     CONNECTING   preface, HELLO sent        PREFACE   waiting for 8 bytes
         | WELCOME                               | preface right
-        v                                       v
-      OPEN  <---- requests may be           HANDSHAKE  waiting for HELLO
-        |          sent before WELCOME          | HELLO: WELCOME queued
         |                                       v
-        |  violation, ERR on stream 0,        OPEN
+        |   AUTHENTICATING: only where      HANDSHAKE  waiting for HELLO
+        |   `login.py` wants a step more        | HELLO: WELCOME queued
+        |   than the greeting                   |   AUTHENTICATING: HELLO did not say who it is
+        v                                       v
+      OPEN  <---- requests may be             OPEN
+        |          sent before WELCOME          |
+        |  violation, ERR on stream 0,          |
         v  close                                v
      CLOSED                                  CLOSED
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
+from tensorwire_protocol.auth import LOCAL
 from tensorwire_protocol.codec import decode, encode
 from tensorwire_protocol.errors import (
     BadFraming,
@@ -37,6 +42,7 @@ from tensorwire_protocol.errors import (
     SequenceError,
     TensorwireError,
     TooLarge,
+    Unauthenticated,
     UnknownKind,
     Unsupported,
 )
@@ -48,11 +54,14 @@ from tensorwire_protocol.frames import (
     Flag,
     Frame,
     FrameDecoder,
+    build_frame,
 )
 from tensorwire_protocol.limits import CLIENT_LINK, MIN_FRAME_BYTES, WORKER_LINK, Limits
+from tensorwire_protocol.login import ClientLogin, ServerLogin
 from tensorwire_protocol.messages import (
     TERMINAL,
     Ack,
+    Auth,
     Cancel,
     End,
     Event,
@@ -75,6 +84,9 @@ from tensorwire_protocol.roles import ACCEPTS, OPENERS, PEER, Role, State
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from tensorwire_protocol.auth import Authenticator, Principal
+    from tensorwire_protocol.login import Login
+
 VERSION = 1
 NOT_OURS = b"tensorwire: this port speaks the Tensorwire protocol, version 1, not what was sent\n"
 # A peer with this feature reads only while one of its callers waits, so silence proves nothing.
@@ -82,6 +94,7 @@ FEATURE_PASSIVE = "passive"
 
 _BODY = int(Flag.BODY)  # an IntFlag's own `&` costs two microseconds
 _OPENINGS = frozenset({Kind.REQ, Kind.SUBMIT})
+_REFUSED_EARLY = frozenset({Kind.REQ, Kind.RESUME})  # each is answered on its own stream
 _NOT_BUILT = frozenset({Kind.DATA, Kind.CREDIT, Kind.AUTH, Kind.RESUME, Kind.LOAD, Kind.SHM})
 # These speak of the connection, so their stream is 0.
 _STREAMLESS = frozenset(
@@ -101,6 +114,9 @@ class Connection:
         limits: what this side accepts; the server side announces them.
         scratch: receive memory that all connections of one thread may share.
         software, features, session: what HELLO or WELCOME says of this side.
+        login: how a client says who it is.
+        authenticator: who decides about a client's login; without one every peer may do all.
+        nonce: 32 random bytes, fresh for each connection that has an authenticator.
     """
 
     def __init__(
@@ -112,6 +128,9 @@ class Connection:
         software: str = "",
         features: Iterable[str] = (),
         session: bytes = b"",
+        login: Login | None = None,
+        authenticator: Authenticator | None = None,
+        nonce: bytes = b"",
     ) -> None:
         on_worker_link = role in (Role.DISPATCHER, Role.WORKER)
         self.role = role
@@ -123,7 +142,14 @@ class Connection:
         self.peer_software = ""
         self.last_stream = 0  # highest stream opened by the client side
         self.peer_is_leaving = False  # GOAWAY was received
+        # Who the peer of a server is; None until it has shown it.
+        self.principal: Principal | None = LOCAL if authenticator is None else None
         self._is_opener = role in OPENERS
+        self._login = ClientLogin(login)
+        self._guard = None if authenticator is None else ServerLogin(authenticator, nonce)
+        self._num_early_frames = self._early_out_bytes = 0  # before the peer has logged in
+        # What is sent too early waits: for WELCOME, or until the server has proven itself.
+        self._holds_early = not self._is_opener or self._login.is_mutual
         self._accepts, self._may_send = ACCEPTS[role], ACCEPTS[PEER[role]]
         self._meta_bytes = (
             self.limits.server_meta_bytes if self._is_opener else self.limits.client_meta_bytes
@@ -149,14 +175,14 @@ class Connection:
         self._ping_heard = 0.0
         if self._is_opener:
             self._queue([PREFACE])
-            self._emit(
-                Hello(
-                    version=VERSION,
-                    features=self._features,
-                    limits=self.limits.differing_from(self.peer_limits),
-                    software=software,
-                )
+            hello = Hello(
+                version=VERSION,
+                features=self._features,
+                limits=self.limits.differing_from(self.peer_limits),
+                software=software,
+                auth=self._login.hello_auth(),
             )
+            self._login.note_hello(self._emit(hello))
 
     # -- what the driver asks -----------------------------------------------------------------
 
@@ -216,7 +242,7 @@ class Connection:
                 message = self._admit(frame, now)
                 if message is not None:
                     messages.append(message)
-        except ConnectionFailed as error:
+        except (ConnectionFailed, Unauthenticated) as error:
             self.fail(error)
         return messages
 
@@ -260,7 +286,7 @@ class Connection:
         if len(frame.meta) > self._meta_bytes:
             raise BadFraming(f"a meta has {len(frame.meta)} bytes, {self._meta_bytes} allowed")
         if self.state is not State.OPEN:
-            return self._admit_greeting(frame)
+            return self._admit_early(frame)
         if kind in _NOT_BUILT:
             raise UnknownKind(f"{Kind(kind).name} was not negotiated on this connection")
         message = self._decode(frame)
@@ -272,10 +298,28 @@ class Connection:
         except RequestRefused as error:
             raise BadFraming(f"{Kind(frame.kind).name}: {error.message}") from error
 
-    def _admit_greeting(self, frame: Frame) -> Message | None:
-        expected = Kind.WELCOME if self._is_opener else Kind.HELLO
+    def _admit_early(self, frame: Frame) -> Message | None:
+        if not self._is_opener:
+            self._count_early(frame)
         if frame.kind == Kind.ERR and frame.stream == 0:
             return self._note(self._decode(frame), 0.0)
+        if self.state is State.AUTHENTICATING:
+            self._admit_login(frame)
+            return None
+        return self._admit_greeting(frame)
+
+    def _count_early(self, frame: Frame) -> None:
+        """Keep a peer that has not logged in within its allowance."""
+        self._num_early_frames += 1
+        if self._num_early_frames > self.limits.preauth_frames:
+            raise Flood(f"more than {self.limits.preauth_frames} frames came before the login")
+        # At least what the frame's body had: its table of segments and their padding are not kept.
+        had = len(frame.meta) + sum(map(len, frame.segments)) + frame.aux * (8 + 63)
+        left = self._decoder.max_frame_bytes - had
+        self._decoder.max_frame_bytes = max(0, left)
+
+    def _admit_greeting(self, frame: Frame) -> Message | None:
+        expected = Kind.WELCOME if self._is_opener else Kind.HELLO
         if frame.kind != expected:
             raise SequenceError(f"{Kind(frame.kind).name} came before {expected.name}")
         greeting = self._decode(frame)
@@ -287,22 +331,73 @@ class Connection:
         self._welcome_bytes = self._surely_welcome_bytes()
         if min(self.peer_limits.frame_bytes, self._peer_meta_bytes()) < MIN_FRAME_BYTES:
             raise BadFraming(f"the peer must accept frames and metas of {MIN_FRAME_BYTES} bytes")
+        if isinstance(greeting, Welcome):
+            self._on_welcome(greeting, frame)
+            return greeting
+        self._on_hello(greeting, frame)
+        # No further than here: what is handed on may end up in a log.
+        return greeting if greeting.auth is None else replace(greeting, auth=None)
+
+    def _on_welcome(self, welcome: Welcome, frame: Frame) -> None:
+        answer = self._login.answer(welcome.auth, _whole(frame))
+        if answer is None:
+            self._open()
+        else:
+            self._emit(answer)
+            self.state = State.AUTHENTICATING
+
+    def _on_hello(self, hello: Hello, frame: Frame) -> None:
+        guard = self._guard
+        if guard is not None:
+            self.principal = guard.greet(hello.auth, _whole(frame))
+        welcome = Welcome(
+            version=VERSION,
+            features=tuple(f for f in hello.features if f in self._features),
+            limits=self.limits.to_wire(),
+            software=self._software,
+            session=self._session,
+            auth=None if guard is None else guard.welcome_auth(),
+        )
+        sent = self._emit(welcome)
+        if guard is not None and self.principal is None:
+            self._early_out_bytes += len(sent)
+            guard.note_welcome(sent)
+            self.state = State.AUTHENTICATING
+        else:
+            self._open()
+
+    def _open(self) -> None:
         self.state = State.OPEN
         self._decoder.max_frame_bytes = self.limits.frame_bytes
-        if isinstance(greeting, Hello):
-            both = tuple(f for f in greeting.features if f in self._features)
-            self._emit(
-                Welcome(
-                    version=VERSION,
-                    features=both,
-                    limits=self.limits.to_wire(),
-                    software=self._software,
-                    session=self._session,
-                )
-            )
-            self._queue(self._held)
-            self._held = []
-        return greeting
+        self._queue(self._held)
+        self._held = []
+
+    def _admit_login(self, frame: Frame) -> None:
+        """Take what may come between the greeting and the end of the login."""
+        kind = frame.kind
+        if kind == Kind.AUTH:
+            auth = self._decode(frame)
+            assert isinstance(auth, Auth)
+            if self._guard is None:
+                self._login.confirm(auth)
+            else:
+                self.principal, answer = self._guard.prove(auth)
+                self._emit(answer)
+            self._open()
+        elif kind in _REFUSED_EARLY and not self._is_opener:
+            self._refuse_early(frame.stream)
+        elif kind != Kind.CANCEL:  # of what was just refused
+            raise SequenceError(f"{Kind(kind).name} came before the login was done")
+
+    def _refuse_early(self, stream: int) -> None:
+        """Answer a request of a peer that has not logged in; nothing of it is looked at."""
+        if stream <= self.last_stream:
+            raise SequenceError(f"stream {stream} was opened after stream {self.last_stream}")
+        self.last_stream = stream
+        refusal = Unauthenticated("this server serves nobody without a login: give a token")
+        self._early_out_bytes += len(self._emit(Failure.of(stream, refusal)))
+        if self._early_out_bytes > self.limits.preauth_out_bytes:
+            raise Flood("a peer without a login has had all the answers that it gets")
 
     def _admit_opening(self, frame: Frame) -> Message | None:
         """Take a REQ or SUBMIT: what is wrong inside it fails that request alone."""
@@ -419,8 +514,8 @@ class Connection:
             self._note_opening(message)
         elif isinstance(message, TERMINAL) and message.stream:
             self._note_ending(message.stream)
-        if self.state is not State.OPEN and not self._is_opener:
-            self._held += buffers  # a GOAWAY during the handshake: WELCOME has to come first
+        if self.state is not State.OPEN and self._holds_early:
+            self._held += buffers  # among them a GOAWAY, which may not come before WELCOME
             return
         self._out += buffers
         self._out_bytes += size
@@ -483,8 +578,11 @@ class Connection:
         self.state = State.CLOSED
         self._decoder.clear()
 
-    def _emit(self, message: Message) -> None:
-        self._queue(encode(message, self.limits))
+    def _emit(self, message: Message) -> bytes:
+        """Queue a message of the connection itself, and return its one frame."""
+        frame = b"".join(encode(message, self.limits))
+        self._queue([frame])
+        return frame
 
     def _queue(self, buffers: list[Any]) -> None:
         self._out += buffers
@@ -530,3 +628,10 @@ class Connection:
         elif silent_s >= limits.ping_after_s and now - self._pinged >= limits.ping_after_s:
             self._pinged = now
             self._emit(Ping())
+
+
+def _whole(frame: Frame) -> bytes:
+    """Return the bytes that a frame without segments came as."""
+    return build_frame(
+        frame.kind, frame.stream, bytes(frame.meta), flags=frame.flags, aux=frame.aux
+    )

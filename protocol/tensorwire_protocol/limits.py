@@ -18,8 +18,9 @@ class Limits:
     frame_bytes: int = MIB + 64 * KIB  # body of one frame
     client_meta_bytes: int = 16 * KIB  # meta of a frame from a client
     server_meta_bytes: int = 256 * KIB  # meta of a frame from a server or on a worker link
-    preauth_bytes: int = 4 * KIB  # everything a peer may send before its HELLO is accepted
+    preauth_bytes: int = 4 * KIB  # bodies of all frames of a peer that has not logged in
     preauth_frames: int = 4
+    preauth_out_bytes: int = KIB  # to such a peer, in all
     meta_depth: int = 16
     container_items: int = 4096
     key_bytes: int = 64  # of one key in a map

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tensorwire_protocol.auth import Right
 from tensorwire_protocol.errors import BadMeta, BadParams, UnknownOperation
 from tensorwire_protocol.tensors import RawTensor, pack_ids
 
@@ -36,9 +37,10 @@ class Param:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """What a client may ask for by name."""
+    """What a client may ask for by name, and who may: nothing exists here without its right."""
 
     name: str
+    right: Right
     needs_model: bool
     inputs: tuple[frozenset[str], ...] | None  # the sets of inputs it accepts; None: any names
     params: Mapping[str, Param] = field(default_factory=dict)
@@ -91,22 +93,36 @@ OPERATIONS: dict[str, Operation] = {
     for op in (
         Operation(
             name="generate",
+            right=Right.INFER,
             needs_model=True,
             inputs=(frozenset({"prompt"}), frozenset({"ids"})),
             params=_SAMPLING | _WAIT,
         ),
         Operation(
             name="chat",
+            right=Right.INFER,
             needs_model=True,
             inputs=(frozenset({"roles", "texts"}),),
             params=_SAMPLING | _WAIT,
         ),
-        Operation(name="embed", needs_model=True, inputs=(frozenset({"texts"}),), params=_WAIT),
-        Operation(name="tokenize", needs_model=True, inputs=(frozenset({"prompt"}),), params=_WAIT),
-        Operation(name="infer", needs_model=True, inputs=None, params=_WAIT),
-        Operation(name="models", needs_model=False, inputs=(frozenset(),)),
-        Operation(name="health", needs_model=False, inputs=(frozenset(),)),
-        Operation(name="stats", needs_model=False, inputs=(frozenset(),)),
+        Operation(
+            name="embed",
+            right=Right.INFER,
+            needs_model=True,
+            inputs=(frozenset({"texts"}),),
+            params=_WAIT,
+        ),
+        Operation(
+            name="tokenize",
+            right=Right.INFER,
+            needs_model=True,
+            inputs=(frozenset({"prompt"}),),
+            params=_WAIT,
+        ),
+        Operation(name="infer", right=Right.INFER, needs_model=True, inputs=None, params=_WAIT),
+        Operation(name="models", right=Right.INFER, needs_model=False, inputs=(frozenset(),)),
+        Operation(name="health", right=Right.INFER, needs_model=False, inputs=(frozenset(),)),
+        Operation(name="stats", right=Right.ADMIN, needs_model=False, inputs=(frozenset(),)),
     )
 }
 STREAMED = frozenset({"generate", "chat"})

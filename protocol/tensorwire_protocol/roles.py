@@ -22,6 +22,7 @@ class State(Enum):
     PREFACE = "preface"
     HANDSHAKE = "handshake"
     CONNECTING = "connecting"
+    AUTHENTICATING = "authenticating"
     OPEN = "open"
     CLOSED = "closed"
 

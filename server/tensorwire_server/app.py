@@ -7,13 +7,16 @@ import logging
 import os
 import signal
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tensorwire_protocol.limits import CLIENT_LINK
 
 from tensorwire_server import __version__
+from tensorwire_server.gateway.auth import load_credentials
 from tensorwire_server.gateway.gateway import Gateway
-from tensorwire_server.gateway.listener import Listener, bind
+from tensorwire_server.gateway.listener import Listener, bind, is_loopback
+from tensorwire_server.gateway.tls import load_tls
 from tensorwire_server.models.lifecycle import ModelState
 from tensorwire_server.models.spec import SpecError, parse_spec
 from tensorwire_server.routing.pool import ModelPool
@@ -48,7 +51,8 @@ class Server:
         on_change: called with the server whenever a model's state or progress has changed.
 
     Raises:
-        ListenError, SpecError, RemoteAddressError: at construction, before anything is started.
+        ListenError, SpecError, RemoteAddressError, CredentialsError, TlsError: at construction,
+            before anything is started.
     """
 
     def __init__(
@@ -69,7 +73,10 @@ class Server:
         self._loaded = asyncio.Event()  # every model has computed, or one can not
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._sock = bind(config.listen)
+        file = config.auth.file
+        self._credentials = None if file is None else load_credentials(Path(file))
+        self._tls = load_tls(config.tls)
+        self._sock = bind(config.listen, has_auth=self._credentials is not None)
 
     @property
     def address(self) -> str:
@@ -88,9 +95,16 @@ class Server:
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self.stop)
         self._gateway = Gateway(
-            self.config.admission, CLIENT_LINK, self.pools, SOFTWARE, unnamed=self._unnamed
+            self.config.admission,
+            CLIENT_LINK,
+            self.pools,
+            SOFTWARE,
+            unnamed=self._unnamed,
+            credentials=self._credentials,
         )
-        self._listener = Listener(self._gateway, self._sock, self.config.listen)
+        if self._tls is None and not is_loopback(self.config.listen.host):
+            log.warning("listening_in_plain host=%s", self.config.listen.host)
+        self._listener = Listener(self._gateway, self._sock, self.config.listen, self._tls)
         await self._listener.start()
         self._spawn(self._gateway.run_timers())
         try:

@@ -1,4 +1,4 @@
-"""The server's sub-commands: `tensorwire serve` and `tensorwire worker`."""
+"""The server's sub-commands: `tensorwire serve`, `tensorwire worker` and `tensorwire token`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tensorwire_server.config import Config, ConfigError, WorkersConfig, load_config
+from tensorwire_server.gateway.auth import CredentialsError, add_credential
 from tensorwire_server.gateway.listener import ListenError
+from tensorwire_server.gateway.tls import TlsError
 from tensorwire_server.models.lifecycle import ModelState
 from tensorwire_server.models.spec import DEFAULT_MODEL, SpecError
 from tensorwire_server.routing.remote import RemoteAddressError
@@ -42,6 +44,14 @@ _Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda (auto).")]
 _Remote = Annotated[
     list[str] | None, typer.Option(metavar="HOST:PORT", help="A worker that runs elsewhere.")
 ]
+_AuthFile = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Serve only who has a token in FILE (`tensorwire token`)."),
+]
+_TlsCert = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Speak TLS 1.3 with this PEM certificate.")
+]
+_TlsKey = Annotated[str | None, typer.Option(metavar="FILE", help="The certificate's key, PEM.")]
 _File = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="A TOML file.")]
 _Set = Annotated[
     list[str] | None,
@@ -57,6 +67,9 @@ def serve(
     workers: _Workers = None,
     device: _Device = None,
     remote: _Remote = None,
+    auth_file: _AuthFile = None,
+    tls_cert: _TlsCert = None,
+    tls_key: _TlsKey = None,
     config: _File = None,
     set_: _Set = None,
 ) -> None:
@@ -67,6 +80,9 @@ def serve(
         "workers.count": workers,
         "workers.device": device,
         "workers.remote": ",".join(remote) if remote else None,
+        "auth.file": auth_file,
+        "tls.cert": tls_cert,
+        "tls.key": tls_key,
     }
     settings = [f"{key}={value}" for key, value in flags.items() if value is not None]
     try:
@@ -93,7 +109,7 @@ def run_server(config: Config, sources: list[str]) -> None:
 
     try:
         _run(main())
-    except (SpecError, RemoteAddressError) as error:
+    except (SpecError, RemoteAddressError, CredentialsError, TlsError) as error:
         _exit(str(error), WRONG_USAGE)
     except (ListenError, StartError) as error:
         _exit(str(error), FAILED)
@@ -169,6 +185,34 @@ def worker(
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     arguments = ["--spec", worker_spec.to_json(), "--listen", listen]
     os.execv(sys.executable, [sys.executable, "-m", "tensorwire_server.workers", *arguments])
+
+
+token = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Make the tokens with which clients log in.",
+)
+
+
+@token.callback()
+def _token() -> None: ...
+
+
+@token.command("new")
+def token_new(
+    name: Annotated[str, typer.Option(metavar="NAME", help="Whose it is, for your eyes.")],
+    file: Annotated[Path, typer.Option(metavar="FILE", help="Where `serve --auth-file` looks.")],
+    rights: Annotated[
+        str, typer.Option(metavar="LIST", help="Of infer, admin, upload, with commas.")
+    ] = "infer",
+) -> None:
+    """Print a new token, once; FILE gets its hashes. A server that runs must be started anew."""
+    try:
+        made = add_credential(file, name, [right.strip() for right in rights.split(",")])
+    except CredentialsError as error:
+        _exit(str(error), WRONG_USAGE)
+    print(made)
 
 
 def _run(main: Coroutine[None, None, None]) -> None:

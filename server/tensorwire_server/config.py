@@ -53,6 +53,26 @@ class ListenConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AuthConfig:
+    """Who may use the server."""
+
+    file: str | None = None  # of `tensorwire token new`; None: everybody on this machine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsConfig:
+    """TLS 1.3 on the port: PEM files, both or neither."""
+
+    cert: str | None = None  # with the chain behind it
+    key: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.cert is None) != (self.key is None):
+            given, missing = ("cert", "key") if self.key is None else ("key", "cert")
+            raise ConfigError(f"tls.{given} is set, tls.{missing} is not: TLS needs both")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AdmissionConfig:
     """How much may be queued or running before the answer is BUSY."""
 
@@ -130,6 +150,8 @@ class Config:
     """The whole tree."""
 
     listen: ListenConfig = field(default_factory=ListenConfig)
+    auth: AuthConfig = field(default_factory=AuthConfig)
+    tls: TlsConfig = field(default_factory=TlsConfig)
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     batching: BatchingConfig = field(default_factory=BatchingConfig)

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from tensorwire_protocol.errors import TensorwireError
+    from tensorwire_protocol.login import Login
     from tensorwire_protocol.messages import Message, Submit
+    from tensorwire_server.gateway.auth import Credentials
     from tensorwire_server.gateway.session import Session
 
 PATIENCE_S = 5.0
@@ -49,10 +51,10 @@ INPUTS: dict[str, dict[str, Any]] = {
 class Client:
     """One client; keeps every frame in the order it came."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, login: Login | None = None) -> None:
         self.messages: list[Message] = []
         self.lost: list[TensorwireError | None] = []
-        self.transport = AioTransport(Connection(Role.CLIENT, limits=limits), self)
+        self.transport = AioTransport(Connection(Role.CLIENT, limits=limits, login=login), self)
         self._changed = asyncio.Event()
 
     # -- the transport's driver ---------------------------------------------------------------
@@ -175,7 +177,10 @@ class House:
     """A gateway, its models, and who talks to it."""
 
     def __init__(
-        self, admission: AdmissionConfig | None = None, limits: Limits = CLIENT_LINK
+        self,
+        admission: AdmissionConfig | None = None,
+        limits: Limits = CLIENT_LINK,
+        credentials: Credentials | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.pools: dict[str, ModelPool] = {}
@@ -186,6 +191,7 @@ class House:
             self.pools,
             "test",
             unnamed=self.unnamed,
+            credentials=credentials,
             clock=loop.time,
         )
         self.workers: list[FakeWorker] = []
@@ -283,10 +289,12 @@ class House:
 
 @contextlib.asynccontextmanager
 async def house(
-    admission: AdmissionConfig | None = None, limits: Limits = CLIENT_LINK
+    admission: AdmissionConfig | None = None,
+    limits: Limits = CLIENT_LINK,
+    credentials: Credentials | None = None,
 ) -> AsyncIterator[House]:
     """Open a house, and close it whatever happens."""
-    opened = House(admission, limits)
+    opened = House(admission, limits, credentials)
     try:
         yield opened
     except BaseException:

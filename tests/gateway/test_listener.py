@@ -19,6 +19,8 @@ from .loops import pass_time
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from tensorwire_protocol.login import Login
+
     from .conftest import Run
 
 ANY_PORT = ListenConfig(port=0)
@@ -35,8 +37,8 @@ async def listening(opened: House, max_connections: int = 100) -> AsyncIterator[
         listener.close()
 
 
-async def connect(listener: Listener) -> Client:
-    client = Client()
+async def connect(listener: Listener, login: Login | None = None) -> Client:
+    client = Client(login=login)
     host, _, port = listener.address.rpartition(":")
     loop = asyncio.get_running_loop()
     await loop.create_connection(lambda: client.transport, host.strip("[]"), int(port))
@@ -53,8 +55,14 @@ def test_addresses_of_this_machine_alone_are_known_as_such(host: str) -> None:
 )
 def test_an_address_that_others_reach_is_refused_with_advice(host: str) -> None:
     assert not is_loopback(host)
-    with pytest.raises(ListenError, match=r"refusing to listen on .*; use 127\.0\.0\.1"):
+    advice = r"refusing to listen on .*`tensorwire token new .*--auth-file"
+    with pytest.raises(ListenError, match=advice):
         bind(ListenConfig(host=host, port=0))
+
+
+def test_with_authentication_any_address_may_be_listened_on() -> None:
+    with bind(ListenConfig(host="0.0.0.0", port=0), has_auth=True) as sock:
+        assert sock.getsockname()[0] == "0.0.0.0"
 
 
 def test_a_port_that_is_taken_is_named() -> None:

@@ -19,6 +19,7 @@ HOW_TO_INSTALL = "`tensorwire {name}` needs the server: pip install 'tensorwire[
 # Listed in the help even where the server is not installed.
 _HELP = {
     "serve": "Serve models from this machine.",
+    "token": "Make the tokens with which clients log in to a server of yours.",
     "worker": "Run one replica of a model (`serve` starts these).",
 }
 _SERVER_MODULES = frozenset(

@@ -37,12 +37,22 @@ if TYPE_CHECKING:
 
     from tensorwire_protocol.connection import Connection
     from tensorwire_protocol.messages import Request
+    from tensorwire_protocol.transports.tls import TlsSocket
 
 _TICK_S = 1.0  # how often a reader that hears nothing looks at the clock
 
 
-def _readable(sock: socket.socket) -> Callable[[float], bool]:
+def _readable(sock: socket.socket | TlsSocket) -> Callable[[float], bool]:
     """Return a function that waits up to so many seconds until `sock` has something to read."""
+    wait = _waiting_on(sock)
+    if isinstance(sock, socket.socket):
+        return wait
+    tls = sock
+    # What TLS has taken from the socket no poll would tell.
+    return lambda timeout_s: tls.has_buffered or wait(timeout_s)
+
+
+def _waiting_on(sock: socket.socket | TlsSocket) -> Callable[[float], bool]:
     if not hasattr(select, "poll"):  # Windows
         return lambda timeout_s: bool(select.select([sock], [], [], timeout_s)[0])
     poll = select.poll()
@@ -71,7 +81,7 @@ class Mailbox:
 class BlockingTransport:
     """Moves bytes between a connected blocking socket and a `Connection`."""
 
-    def __init__(self, sock: socket.socket, connection: Connection) -> None:
+    def __init__(self, sock: socket.socket | TlsSocket, connection: Connection) -> None:
         self.connection = connection
         self._sock = sock
         self._is_readable = _readable(sock)
@@ -285,6 +295,8 @@ class BlockingTransport:
     def _read_once(self) -> None:
         try:
             self._read()
+        except BlockingIOError:
+            return  # a part of a TLS record
         except OSError as error:
             with self._lock:
                 self._end(ConnectionLost(f"the connection was lost: {error}"))

@@ -9,6 +9,7 @@ import time
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
+from tensorwire_protocol.auth import NONCE_BYTES
 from tensorwire_protocol.errors import (
     Draining,
     ErrorCode,
@@ -22,6 +23,7 @@ from tensorwire_protocol.errors import (
 from tensorwire_protocol.operations import check_request
 
 from tensorwire_server.gateway.admission import Admission
+from tensorwire_server.gateway.auth import check_right
 from tensorwire_server.gateway.deadlines import Deadlines
 from tensorwire_server.gateway.journal import Journal
 from tensorwire_server.gateway.reports import answer_report
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from tensorwire_protocol.messages import Request
 
     from tensorwire_server.config import AdmissionConfig
+    from tensorwire_server.gateway.auth import Credentials
     from tensorwire_server.routing.pool import ModelPool
     from tensorwire_server.routing.replica import Replica
 
@@ -57,6 +60,7 @@ class Gateway:
         models: the models to serve, by name.
         unnamed: remote replicas that have not said yet which model they hold; the owner of the
             list takes them out.
+        credentials: whom to serve; None for everybody who can connect.
         clock: monotonic seconds.
     """
 
@@ -68,6 +72,7 @@ class Gateway:
         software: str,
         *,
         unnamed: Sequence[Replica] = (),
+        credentials: Credentials | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.models = models
@@ -80,6 +85,7 @@ class Gateway:
         self._config = config
         self._limits = limits
         self._software = software
+        self._credentials = credentials
         self._loop = asyncio.get_running_loop()
         self._clock = clock
         self.started_at = clock()
@@ -102,14 +108,21 @@ class Gateway:
 
     # -- sessions -----------------------------------------------------------------------------
 
-    def open_session(self) -> Session:
-        """Return the driver for a fresh client connection."""
+    def open_session(self, *, is_private: bool = True) -> Session:
+        """Return the driver for a fresh client connection.
+
+        Args:
+            is_private: nobody else can read it, so it may carry a token.
+        """
+        credentials = self._credentials
         session = Session(
             self,
             self._loop,
             limits=self._limits,
             session_id=os.urandom(_SESSION_ID_BYTES),
             software=self._software,
+            authenticator=None if credentials is None else credentials.over(is_private=is_private),
+            nonce=b"" if credentials is None else os.urandom(NONCE_BYTES),
         )
         self.sessions.add(session)
         self._deserted.clear()
@@ -130,6 +143,7 @@ class Gateway:
             TensorwireError: it is refused; nothing was executed.
         """
         operation = check_request(request)
+        check_right(session.principal, operation)
         if not operation.needs_model:
             answer_report(self, session, request)
             return None

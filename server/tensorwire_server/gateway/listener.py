@@ -7,11 +7,16 @@ import errno
 import ipaddress
 import logging
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from tensorwire_protocol.errors import Busy
 
+from tensorwire_server.gateway.tls import HANDSHAKE_S, SHUTDOWN_S
+
 if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable
+
     from tensorwire_server.config import ListenConfig
     from tensorwire_server.gateway.gateway import Gateway
 
@@ -33,18 +38,31 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def bind(config: ListenConfig) -> socket.socket:
+def is_private(transport: asyncio.BaseTransport) -> bool:
+    """Say if nobody else can read a connection: TLS, a Unix socket or loopback."""
+    if transport.get_extra_info("sslcontext") is not None:
+        return True
+    peer = transport.get_extra_info("peername")
+    # Of a Unix socket the name is a string, mostly an empty one.
+    return is_loopback(peer[0]) if isinstance(peer, tuple) else isinstance(peer, str | bytes)
+
+
+def bind(config: ListenConfig, *, has_auth: bool = False) -> socket.socket:
     """Return a listening socket.
+
+    Args:
+        has_auth: clients are asked who they are.
 
     Raises:
         ListenError: the port is taken, the address is not this machine's, or others could reach
             it although nothing would ask them who they are.
     """
     where = f"{config.host}:{config.port}"
-    if not is_loopback(config.host):
+    if not has_auth and not is_loopback(config.host):
         raise ListenError(
             f"refusing to listen on {where}: without authentication only loopback addresses are"
-            " allowed; use 127.0.0.1"
+            " allowed; make a token with `tensorwire token new --name NAME --file FILE` and serve"
+            " with --auth-file FILE, or use 127.0.0.1"
         )
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
@@ -64,12 +82,19 @@ def bind(config: ListenConfig) -> socket.socket:
 
 
 class Listener:
-    """Accepts connections on a bound socket until closed."""
+    """Accepts connections on a bound socket until closed; with `tls` none without it."""
 
-    def __init__(self, gateway: Gateway, sock: socket.socket, config: ListenConfig) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        sock: socket.socket,
+        config: ListenConfig,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._gateway = gateway
         self._sock = sock
         self._config = config
+        self._tls = tls
         self._server: asyncio.Server | None = None
 
     @property
@@ -81,10 +106,17 @@ class Listener:
     async def start(self) -> None:
         """Begin to accept."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._accept, sock=self._sock, backlog=_BACKLOG)
+        self._server = await loop.create_server(
+            lambda: _Arrival(self._accept),
+            sock=self._sock,
+            backlog=_BACKLOG,
+            ssl=self._tls,
+            ssl_handshake_timeout=HANDSHAKE_S if self._tls else None,
+            ssl_shutdown_timeout=SHUTDOWN_S if self._tls else None,
+        )
 
-    def _accept(self) -> asyncio.BaseProtocol:
-        session = self._gateway.open_session()
+    def _accept(self, transport: asyncio.Transport) -> asyncio.BaseProtocol:
+        session = self._gateway.open_session(is_private=is_private(transport))
         limit = self._config.max_connections
         if len(self._gateway.sessions) > limit:
             log.warning("connection_refused connections=%d", len(self._gateway.sessions))
@@ -96,3 +128,19 @@ class Listener:
         """Accept nothing more; open connections are not touched."""
         if self._server is not None:
             self._server.close()
+
+
+class _Arrival(asyncio.BufferedProtocol):
+    """Holds the place of a session until the connection is made.
+
+    A TLS handshake that fails never makes one, and nobody would tell the session of its end.
+    """
+
+    def __init__(self, accept: Callable[[asyncio.Transport], asyncio.BaseProtocol]) -> None:
+        self._accept = accept
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        stream = cast("asyncio.Transport", transport)
+        protocol = self._accept(stream)
+        stream.set_protocol(protocol)
+        protocol.connection_made(stream)

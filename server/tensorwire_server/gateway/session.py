@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterator, Sequence
 
+    from tensorwire_protocol.auth import Authenticator, Principal
     from tensorwire_protocol.limits import Limits
 
     from tensorwire_server.gateway.requests import LiveRequest
@@ -72,6 +73,8 @@ class Session:
         limits: Limits,
         session_id: bytes,
         software: str,
+        authenticator: Authenticator | None = None,
+        nonce: bytes = b"",
     ) -> None:
         connection = Connection(
             Role.SERVER,
@@ -80,6 +83,8 @@ class Session:
             software=software,
             features=("passive",),
             session=session_id,
+            authenticator=authenticator,
+            nonce=nonce,
         )
         self.transport = AioTransport(connection, self)
         self._connection = connection
@@ -89,6 +94,11 @@ class Session:
         self._deltas: dict[int, _Delta] = {}
         self._stalls_s: dict[int, float] = {}  # how long a stream's tokens were held back
         self._flush_is_due = False
+
+    @property
+    def principal(self) -> Principal | None:
+        """Who the client is, once it has logged in."""
+        return self._connection.principal
 
     @property
     def num_live(self) -> int:
