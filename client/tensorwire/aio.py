@@ -14,6 +14,7 @@ from tensorwire.address import parse_address
 from tensorwire.aio_link import AsyncLink
 from tensorwire.dialing import CONNECT_TIMEOUT_S
 from tensorwire.errors import ClientUnusable
+from tensorwire.retrying import MAX_ATTEMPTS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -90,7 +91,7 @@ class AsyncStream:
         """Tell the server to stop if it has not ended; idempotent."""
         self._is_over = True
         if self._reply is not None:
-            self._reply.lane.cancel(self._reply)
+            self._reply.cancel()
 
     async def __aenter__(self) -> Self:
         if self._reply is None and not self._is_over:
@@ -110,7 +111,7 @@ class AsyncStream:
         with contextlib.suppress(Exception):
             reply = self._reply
             if reply is not None and not reply.is_ended and self._link.home.is_here:
-                reply.lane.loop.call_soon_threadsafe(reply.lane.cancel, reply)
+                reply.loop.call_soon_threadsafe(reply.cancel)
 
 
 class AsyncClient:
@@ -126,6 +127,9 @@ class AsyncClient:
             of the protocol has no login yet, and the token is not sent.
         timeout: seconds for each call in all, connecting included; None for no limit.
         connect_timeout: seconds for the connecting part of it.
+        max_attempts: how often in a row a call is tried without anything arriving: a lost
+            connection is replaced, and what the server surely did not run, or knows again by its
+            request key, is sent again. Streams go on where they were. 1: never.
     """
 
     def __init__(
@@ -135,8 +139,9 @@ class AsyncClient:
         token: str | None = None,
         timeout: float | None = 300.0,
         connect_timeout: float = CONNECT_TIMEOUT_S,
+        max_attempts: int = MAX_ATTEMPTS,
     ) -> None:
-        self._link = AsyncLink(parse_address(address), connect_timeout)
+        self._link = AsyncLink(parse_address(address), connect_timeout, max_attempts)
         self._token = token or os.environ.get("TENSORWIRE_TOKEN")
         self._timeout_s = timeout
 
@@ -268,7 +273,7 @@ class AsyncClient:
                 results.append(await open_replies.popleft().outcome())
         finally:
             for reply in open_replies:
-                reply.lane.cancel(reply)
+                reply.cancel()
         return results
 
     # -- life ---------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from tensorwire.dialing import CONNECT_TIMEOUT_S
 from tensorwire.errors import ClientUnusable
 from tensorwire.link import Link
 from tensorwire.results import Delta, Generation
+from tensorwire.retrying import MAX_ATTEMPTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -145,6 +146,9 @@ class Client:
             of the protocol has no login yet, and the token is not sent.
         timeout: seconds for each call in all, connecting included; None for no limit.
         connect_timeout: seconds for the connecting part of it.
+        max_attempts: how often in a row a call is tried without anything arriving: a lost
+            connection is replaced, and what the server surely did not run, or knows again by its
+            request key, is sent again. Streams go on where they were. 1: never.
     """
 
     def __init__(
@@ -154,8 +158,9 @@ class Client:
         token: str | None = None,
         timeout: float | None = 300.0,
         connect_timeout: float = CONNECT_TIMEOUT_S,
+        max_attempts: int = MAX_ATTEMPTS,
     ) -> None:
-        self._link = Link(parse_address(address), connect_timeout)
+        self._link = Link(parse_address(address), connect_timeout, max_attempts)
         self._token = token or os.environ.get("TENSORWIRE_TOKEN")
         self._timeout_s = timeout
 
@@ -194,12 +199,12 @@ class Client:
             many = calls.generate_many(model, cast("Prompts", prompt), options, self._timeout_s)
             return self._all(many, _generation)
         one = calls.generate(model, cast("Prompt", prompt), options, self._timeout_s)
-        return _generation(self._link.open(one))
+        return _generation(self._link.call(one))
 
     def stream(self, model: str, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Stream:
         """Continue one prompt, and return its text as it is made; the request is sent at once."""
         call = calls.generate(model, prompt, options, self._timeout_s)
-        return Stream(self._link.open(call))
+        return Stream(self._link.call(call))
 
     def chat(
         self,
@@ -208,7 +213,7 @@ class Client:
         **options: Unpack[GenerateOptions],
     ) -> Generation:
         """Answer a conversation: `messages` are {"role": …, "content": …}, the oldest first."""
-        return _generation(self._link.open(calls.chat(model, messages, options, self._timeout_s)))
+        return _generation(self._link.call(calls.chat(model, messages, options, self._timeout_s)))
 
     def stream_chat(
         self,
@@ -217,7 +222,7 @@ class Client:
         **options: Unpack[GenerateOptions],
     ) -> Stream:
         """Answer a conversation, and return the answer as it is made."""
-        return Stream(self._link.open(calls.chat(model, messages, options, self._timeout_s)))
+        return Stream(self._link.call(calls.chat(model, messages, options, self._timeout_s)))
 
     # -- arrays -------------------------------------------------------------------------------
 
@@ -245,11 +250,11 @@ class Client:
             Arrays by name, read-only. bfloat16 and float8 come as ml_dtypes' arrays where that
             package is installed, else as `RawTensor`.
         """
-        return _result(self._link.open(calls.infer(model, inputs, options, self._timeout_s)))
+        return _result(self._link.call(calls.infer(model, inputs, options, self._timeout_s)))
 
     def tokenize(self, model: str, text: str, **options: Unpack[RequestOptions]) -> list[int]:
         """Return the token ids that `text` has as a prompt."""
-        return _result(self._link.open(calls.tokenize(model, text, options, self._timeout_s)))
+        return _result(self._link.call(calls.tokenize(model, text, options, self._timeout_s)))
 
     # -- the server ---------------------------------------------------------------------------
 
@@ -267,7 +272,7 @@ class Client:
 
     def _about_server(self, op: str, timeout_s: float | None) -> dict[str, Any]:
         return _result(
-            self._link.open(
+            self._link.call(
                 calls.about_server(op, self._timeout_s if timeout_s is None else timeout_s)
             )
         )
@@ -280,7 +285,7 @@ class Client:
             for call in many:
                 if len(open_replies) >= calls.MAX_IN_FLIGHT:
                     results.append(read(open_replies.popleft()))
-                open_replies.append(self._link.open(call))
+                open_replies.append(self._link.call(call))
             while open_replies:
                 results.append(read(open_replies.popleft()))
         finally:

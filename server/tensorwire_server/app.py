@@ -88,7 +88,12 @@ class Server:
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self.stop)
         self._gateway = Gateway(
-            self.config.admission, CLIENT_LINK, self.pools, SOFTWARE, unnamed=self._unnamed
+            self.config.admission,
+            CLIENT_LINK,
+            self.pools,
+            SOFTWARE,
+            outcomes=self.config.outcomes,
+            unnamed=self._unnamed,
         )
         self._listener = Listener(self._gateway, self._sock, self.config.listen)
         await self._listener.start()
