@@ -272,7 +272,7 @@ class Session:
             return
         self.transport.flush()
         if run.script == "torn":
-            self.server.torn[run.request.key] = run
+            self.server.torn |= {other.request.key: other for other in self.runs.values()}
         if run.script in ("cut", "torn"):
             self.abort()
         else:

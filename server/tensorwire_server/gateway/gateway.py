@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import time
-from array import array
 from collections import Counter, defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from tensorwire_protocol.errors import (
     UnknownModel,
     UnknownOperation,
 )
-from tensorwire_protocol.messages import Ack, End, Failure, Result
+from tensorwire_protocol.messages import Ack, End, Failure
 from tensorwire_protocol.operations import check_request
 
 from tensorwire_server.config import OutcomesConfig
@@ -31,10 +30,8 @@ from tensorwire_server.gateway.admission import Admission
 from tensorwire_server.gateway.deadlines import Deadlines
 from tensorwire_server.gateway.journal import Journal
 from tensorwire_server.gateway.outcomes import (
-    MAX_RESULT_BYTES,
     Outcome,
     Outcomes,
-    arrays_bytes,
     fingerprint,
 )
 from tensorwire_server.gateway.reports import answer_report
@@ -47,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tensorwire_protocol.limits import Limits
-    from tensorwire_protocol.messages import Request, Resume
+    from tensorwire_protocol.messages import Request, Result, Resume
 
     from tensorwire_server.config import AdmissionConfig
     from tensorwire_server.gateway.outcomes import Name
@@ -169,10 +166,7 @@ class Gateway:
         self, session: Session, request: Request, known: LiveRequest | Outcome
     ) -> LiveRequest | None:
         """Answer a request whose key is known with that very request, from its beginning."""
-        if isinstance(known, LiveRequest):
-            before = fingerprint(known.entry.request)
-        else:
-            before = known.fingerprint
+        before = fingerprint(known.entry.request) if isinstance(known, LiveRequest) else known.asked
         if fingerprint(request) != before:
             raise KeyReused("this request key was used before, for another request")
         return self._hand_over(session, request.stream, known)
@@ -315,14 +309,9 @@ class Gateway:
             return
         if not self.by_key.holds(name, live):
             return
-        is_large = isinstance(terminal, Result) and arrays_bytes(terminal) > MAX_RESULT_BYTES
         entry = live.entry
         outcome = Outcome(
-            fingerprint(entry.request),
-            live.prompt_tokens,
-            array("i", entry.tokens) if entry.tokens else (),
-            entry.text,
-            None if is_large else terminal,
+            fingerprint(entry.request), live.prompt_tokens, entry.tokens, entry.text, terminal
         )
         self.by_key.keep(name, live, outcome, self.now())
 

@@ -12,10 +12,10 @@ again), and requests that were stopped because nobody came back for them.
 
 from __future__ import annotations
 
-import hashlib
 import sys
+from array import array
 from collections import deque
-from dataclasses import dataclass
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
@@ -37,24 +37,42 @@ MAX_RESULT_BYTES = 64 * 1024  # of arrays; of a larger result only the fact is k
 _RECORD_BYTES = 1536  # measured: what an outcome without tokens, text and arrays takes
 
 
-@dataclass(slots=True, eq=False)
 class Outcome:
-    """How a request ended, and everything a client may still ask of it."""
+    """How a request ended, and everything a client may still ask of it.
 
-    fingerprint: bytes  # of what was asked
-    prompt_tokens: int | None
-    tokens: Sequence[int]
-    text: str
-    terminal: End | Result | Failure | None  # None: a result too large to be kept
-    expires_at: float = 0.0
+    Args:
+        asked: a hash of what was asked.
+        terminal: its last frame; a result that is too large is not kept.
+    """
 
-    @property
-    def size_bytes(self) -> int:
-        """About what it takes in memory."""
-        num_bytes = _RECORD_BYTES + 4 * len(self.tokens) + sys.getsizeof(self.text)
-        if isinstance(self.terminal, Result):
-            num_bytes += arrays_bytes(self.terminal)
-        return num_bytes
+    __slots__ = ("asked", "expires_at", "prompt_tokens", "size_bytes", "terminal", "text", "tokens")
+
+    def __init__(
+        self,
+        asked: bytes,
+        prompt_tokens: int | None,
+        tokens: Sequence[int],
+        text: str,
+        terminal: End | Result | Failure,
+    ) -> None:
+        self.asked = asked
+        self.prompt_tokens = prompt_tokens
+        self.tokens = array("i", tokens) if tokens else ()
+        self.text = text
+        self.terminal: End | Result | Failure | None = terminal
+        self.expires_at = 0.0
+        size = _RECORD_BYTES
+        if tokens or text:
+            size += 4 * len(tokens) + sys.getsizeof(text)
+        if type(terminal) is Result:
+            num_bytes = 0
+            for value in terminal.outputs.values():
+                num_bytes += value.nbytes if type(value) is np.ndarray else _size(value)
+            if num_bytes > MAX_RESULT_BYTES:
+                self.terminal = None
+            else:
+                size += num_bytes
+        self.size_bytes = size  # about what it takes in memory
 
 
 class Outcomes(Generic[L]):
@@ -113,11 +131,12 @@ class Outcomes(Generic[L]):
         if self._live.get(name) is not live:  # it was forgotten before its end
             return
         del self._live[name]
-        outcome.expires_at = now + self._config.seconds
+        config = self._config
+        outcome.expires_at = now + config.seconds
         self._kept[name] = outcome
         self._order.append(name)
         self._num_bytes += outcome.size_bytes
-        while len(self._kept) > self._config.keys or self._num_bytes > self._config.bytes:
+        while len(self._kept) > config.keys or self._num_bytes > config.bytes:
             self._drop_oldest()
 
     def expire(self, now: float) -> None:
@@ -137,11 +156,6 @@ class Outcomes(Generic[L]):
         assert self._num_bytes <= self._config.bytes
         ages = [self._kept[name].expires_at for name in self._order]
         assert ages == sorted(ages)
-
-
-def arrays_bytes(result: Result) -> int:
-    """Return how many bytes of arrays and lists a result holds."""
-    return sum(_size(value) for value in result.outputs.values())
 
 
 def _size(value: Any) -> int:
@@ -165,24 +179,25 @@ _PIECES = 64
 def fingerprint(request: Request) -> bytes:
     """Return a hash of what was asked: not of how urgently, nor on which stream."""
     asked = (request.op, request.model, request.inputs, request.params)
-    return hashlib.blake2b(_encode(asked), digest_size=16).digest()
+    return blake2b(_encode(asked), digest_size=16).digest()
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, RawTensor):
         return value.dtype, value.bits.shape, _spread(_bytes_of(value.bits))
     if isinstance(value, np.ndarray):
-        return value.dtype.str, value.dtype.name, value.shape, _spread(_bytes_of(value))
+        dtype = value.dtype  # its number, too: what numpy does not know itself is all "V2"
+        if value.nbytes <= _LOOKED_AT_BYTES:
+            return dtype.str, dtype.num, value.shape, value.tobytes()
+        return dtype.str, dtype.num, value.shape, _spread(_bytes_of(value))
     raise TypeError(f"no request carries a {type(value).__name__}")
 
 
-def _bytes_of(array: np.ndarray[Any, Any]) -> bytes | memoryview:
-    if array.nbytes <= _LOOKED_AT_BYTES:
-        return array.tobytes()
+def _bytes_of(array: np.ndarray[Any, Any]) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def _spread(data: bytes | memoryview) -> bytes | memoryview:
+def _spread(data: memoryview) -> bytes | memoryview:
     if len(data) <= _LOOKED_AT_BYTES:
         return data
     piece = _LOOKED_AT_BYTES // _PIECES
