@@ -420,7 +420,8 @@ def test_a_stream_goes_on_where_its_connection_was_cut(
     assert server.num_connections == 2
     # What had not begun to arrive is asked for again, under its key.
     assert len(server.requests) + len(server.resumes) == 2
-    assert {m.key for m in [*server.requests, *server.resumes]} == {server.requests[0].key}
+    assert {resume.key for resume in server.resumes} <= {server.requests[0].key}
+    assert len({request.key for request in server.requests}) == 1
     for resume in server.resumes:
         arrived = oracle_tokens("x", resume.next_index)
         assert resume.next_char == len(oracle_text(arrived))
@@ -469,7 +470,7 @@ def test_all_attempts_share_one_deadline(client: Face, server: FakeServer) -> No
     with pytest.raises(Busy):  # which asks for 50 ms
         client.call("generate", "busy", "x", timeout=0.08)
     assert len(server.requests) <= 2
-    sent = [request.deadline_ms for request in server.requests]
+    sent = [request.deadline_ms or 0 for request in server.requests]
     assert sent == sorted(sent, reverse=True)
 
 

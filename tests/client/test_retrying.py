@@ -21,7 +21,7 @@ from tensorwire_protocol.errors import DeadlineExceeded, PeerSilent, SequenceErr
 
 
 def after(attempts: Attempts, error: TensorwireError, **given: Any) -> Retry | None:
-    facts = {
+    facts: dict[str, Any] = {
         "arrived": 0,
         "can_resume": True,
         "params": {},
@@ -34,7 +34,7 @@ def after(attempts: Attempts, error: TensorwireError, **given: Any) -> Retry | N
 
 def how(error: TensorwireError, **given: Any) -> Again | None:
     retry = after(Attempts(3, RetryBudget()), error, **given)
-    return retry and retry.how
+    return retry.how if retry is not None else None
 
 
 @pytest.mark.parametrize(

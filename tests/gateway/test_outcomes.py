@@ -81,7 +81,8 @@ def test_the_bytes_of_texts_tokens_and_arrays_count() -> None:
 
 
 def asked(**fields: Any) -> bytes:
-    return fingerprint(Request(**{"stream": 1, "op": "infer", "key": bytes(16)} | fields))
+    base: dict[str, Any] = {"stream": 1, "op": "infer", "key": bytes(16)}
+    return fingerprint(Request(**base | fields))
 
 
 def test_a_fingerprint_is_of_what_was_asked_and_not_of_how_urgently() -> None:

@@ -242,7 +242,7 @@ def test_an_answer_in_one_piece_comes_once_wherever_its_connection_is_cut(
             Proxy(server.address, [cut]) as proxy,
             tensorwire.Client(proxy.address, timeout=20.0) as client,
         ):
-            assert (client.infer("echo", {"x": array})["x"] == array).all()
+            assert np.array_equal(client.infer("echo", {"x": array})["x"], array)  # type: ignore[arg-type]
 
 
 def test_a_client_that_vanishes_costs_the_worker_no_more_than_the_grace(
