@@ -164,6 +164,10 @@ LOWEST = {
     "batching.max_items": 1,
     "batching.max_batch_tokens": 1,
     "batching.max_wait_ms": 0,
+    "outcomes.resume_grace_s": 0,
+    "outcomes.seconds": 0,
+    "outcomes.keys": 0,
+    "outcomes.bytes": 0,
 }
 
 

@@ -14,6 +14,7 @@ from tensorwire.address import parse_address
 from tensorwire.aio_link import AsyncLink
 from tensorwire.dialing import CONNECT_TIMEOUT_S
 from tensorwire.errors import ClientUnusable
+from tensorwire.retrying import MAX_ATTEMPTS
 
 if TYPE_CHECKING:
     import os
@@ -91,7 +92,7 @@ class AsyncStream:
         """Tell the server to stop if it has not ended; idempotent."""
         self._is_over = True
         if self._reply is not None:
-            self._reply.lane.cancel(self._reply)
+            self._reply.cancel()
 
     async def __aenter__(self) -> Self:
         if self._reply is None and not self._is_over:
@@ -111,7 +112,7 @@ class AsyncStream:
         with contextlib.suppress(Exception):
             reply = self._reply
             if reply is not None and not reply.is_ended and self._link.home.is_here:
-                reply.lane.loop.call_soon_threadsafe(reply.lane.cancel, reply)
+                reply.loop.call_soon_threadsafe(reply.cancel)
 
 
 class AsyncClient:
@@ -130,6 +131,9 @@ class AsyncClient:
         tls: True for TLS 1.3, whatever the address says.
         ca: PEM file with whoever signed the server's certificate; by default the system's.
         server_name: in the server's certificate, where it is not the address's host.
+        max_attempts: how often in a row a call is tried without anything arriving: a lost
+            connection is replaced, and what the server surely did not run, or knows again by its
+            request key, is sent again. Streams go on where they were. 1: never.
     """
 
     def __init__(
@@ -142,11 +146,12 @@ class AsyncClient:
         tls: bool | None = None,
         ca: str | os.PathLike[str] | None = None,
         server_name: str | None = None,
+        max_attempts: int = MAX_ATTEMPTS,
     ) -> None:
         where, access = make_access(
             parse_address(address), token, tls=tls, ca=ca, server_name=server_name
         )
-        self._link = AsyncLink(where, connect_timeout, access)
+        self._link = AsyncLink(where, connect_timeout, max_attempts, access)
         self._timeout_s = timeout
 
     @property
@@ -277,7 +282,7 @@ class AsyncClient:
                 results.append(await open_replies.popleft().outcome())
         finally:
             for reply in open_replies:
-                reply.lane.cancel(reply)
+                reply.cancel()
         return results
 
     # -- life ---------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from tensorwire_protocol.errors import (
     ConnectionLost,
@@ -29,21 +29,30 @@ from tensorwire_protocol.transports.aio import AioTransport
 
 from tensorwire.collecting import GRACE_S, Collector, gave_up
 from tensorwire.dialing import explained, new_connection
-from tensorwire.errors import ClientUnusable
+from tensorwire.errors import ClientUnusable, for_call
 from tensorwire.results import Delta, Generation
+from tensorwire.retrying import Again
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tensorwire_protocol.login import Login
-    from tensorwire_protocol.messages import Message
+    from tensorwire_protocol.messages import Message, Request, Resume
 
     from tensorwire.address import Address
     from tensorwire.calls import Call
+    from tensorwire.retrying import Attempts
 
 T = TypeVar("T")
 _TICK_S = 1.0
 _GREETED = (State.AUTHENTICATING, State.OPEN)
+
+
+class Rescuer(Protocol):
+    """Who can find another connection for a call: the link."""
+
+    def rescue(self, reply: AsyncReply[Any], error: TensorwireError) -> bool:
+        """Try a call again after `error`, unless False is returned."""
 
 
 class AsyncReply(Generic[T]):
@@ -52,20 +61,38 @@ class AsyncReply(Generic[T]):
     __slots__ = (
         "_timer",
         "_waiter",
+        "attempts",
         "call",
+        "can_resume",
         "collector",
+        "deadline",
         "deltas",
         "error",
         "is_ended",
         "lane",
+        "loop",
+        "rescuer",
         "result",
         "stream",
     )
 
-    def __init__(self, lane: Lane, call: Call[T], stream: int, *, keeps_deltas: bool) -> None:
-        self.lane = lane
+    def __init__(
+        self,
+        rescuer: Rescuer,
+        call: Call[T],
+        attempts: Attempts,
+        deadline: float | None,
+        *,
+        keeps_deltas: bool,
+    ) -> None:
+        self.rescuer = rescuer
+        self.attempts = attempts
+        self.loop = asyncio.get_running_loop()
         self.call = call
-        self.stream = stream
+        self.deadline = deadline  # the loop's time
+        self.lane: Lane | None = None  # None: not sent, or its connection was lost
+        self.stream = 0
+        self.can_resume = False  # the server of a lost connection knew RESUME
         self.collector = Collector(call.op)
         self.deltas: deque[Delta] | None = deque() if keeps_deltas else None
         self.is_ended = False
@@ -74,14 +101,39 @@ class AsyncReply(Generic[T]):
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    def give_up_at(self, when: float) -> None:
-        """End the wait at `when` (the loop's clock) if the server has not."""
-        self._timer = self.lane.loop.call_at(when, self._on_timeout)
+    def is_sent_on(self, lane: Lane, stream: int) -> None:
+        """Note where the answer will come."""
+        self.lane, self.stream = lane, stream
+        if self._timer is None and self.deadline is not None:
+            self._timer = self.loop.call_at(self.deadline + GRACE_S, self._on_timeout)
 
     def _on_timeout(self) -> None:
         assert self.call.timeout_s is not None
-        self.lane.cancel(self, "deadline")
+        self.cancel("deadline")
         self.end(error=self.collector.failed(gave_up(self.call.timeout_s)))
+
+    def cancel(self, reason: str = "cancelled") -> None:
+        """Tell the server to stop, and drop what still arrives; idempotent."""
+        if self.is_ended:
+            return
+        lane, self.lane = self.lane, None
+        if lane is not None:
+            lane.cancel(self.stream, reason)
+        if reason == "cancelled":
+            self.end(error=ClientUnusable("this call was left before its end"))
+
+    def fail(self, error: TensorwireError) -> None:
+        """An attempt ended in an error: try again, or end."""
+        self.lane = None
+        if not self.is_ended and not self.rescuer.rescue(self, error):
+            self.end(error=self.failure(error))
+
+    def failure(self, error: TensorwireError) -> TensorwireError:
+        """Return the error that the call ends with, after `error` was the last of it."""
+        told = self.attempts.error or error
+        failed = self.collector.failed(told)
+        failed.__cause__ = told.__cause__
+        return failed
 
     def add(self, index: int, token_ids: list[int], text: str) -> None:
         """Take what one event brought."""
@@ -101,7 +153,7 @@ class AsyncReply(Generic[T]):
             elif isinstance(message, Result):
                 self.end(result=self.call.read(message))
             elif isinstance(message, Failure):
-                self.end(error=self.collector.failed(message.to_error()))
+                self.fail(message.to_error())
         except TensorwireError as error:
             self.end(error=error)
 
@@ -127,12 +179,12 @@ class AsyncReply(Generic[T]):
         """Wait until something has changed; cancelling the task cancels the call."""
         if self._waiter is not None:
             raise ClientUnusable("another task already waits for this stream")
-        waiter = self._waiter = self.lane.loop.create_future()
+        waiter = self._waiter = self.loop.create_future()
         try:
             await waiter
         except BaseException:
             self._waiter = None
-            self.lane.cancel(self)
+            self.cancel()
             raise
 
     async def outcome(self) -> T | Generation:
@@ -172,27 +224,30 @@ class Lane:
         if not self.is_lost:
             self.start()
 
-    def open(
-        self, call: Call[T], deadline: float | None, *, keeps_deltas: bool = False
-    ) -> AsyncReply[T]:
-        """Send `call`; `deadline` is in the loop's time."""
-        stream = self.transport.connection.next_stream()
-        reply = AsyncReply(self, call, stream, keeps_deltas=keeps_deltas)
-        left_s = None if deadline is None else deadline - self.loop.time()
-        self.transport.send(call.request(stream, left_s))
-        self._replies[stream] = reply
-        if deadline is not None:
-            reply.give_up_at(deadline + GRACE_S)
-        return reply
+    def begin(self, reply: AsyncReply[Any], how: Again) -> None:
+        """Send a call, or ask for the rest of its answer.
 
-    def cancel(self, reply: AsyncReply[Any], reason: str = "cancelled") -> None:
-        """Tell the server to stop, and drop what still arrives; idempotent."""
-        if self._replies.pop(reply.stream, None) is None or self.is_lost:
+        Raises:
+            TensorwireError: it could not be sent.
+        """
+        stream = self.transport.connection.next_stream()
+        message: Request | Resume
+        if how is Again.RESUME:
+            collector = reply.collector
+            message = reply.call.resume(stream, len(collector.token_ids), collector.num_chars)
+        else:
+            left_s = None if reply.deadline is None else reply.deadline - self.loop.time()
+            message = reply.call.request(stream, left_s)
+        self.transport.send(message)
+        self._replies[stream] = reply
+        reply.is_sent_on(self, stream)
+
+    def cancel(self, stream: int, reason: str) -> None:
+        """Tell the server to stop, and drop what still arrives."""
+        if self._replies.pop(stream, None) is None or self.is_lost:
             return
         if not self.transport.connection.is_closed:
-            self.transport.send(Cancel(stream=reply.stream, reason=reason))
-        if reason == "cancelled":
-            reply.end(error=ClientUnusable("this call was left before its end"))
+            self.transport.send(Cancel(stream=stream, reason=reason))
 
     # -- what the transport tells -------------------------------------------------------------
 
@@ -246,13 +301,20 @@ class Lane:
             self._address,
             was_greeted=self._was_greeted,
         )
+        connection = self.transport.connection
         for stream, reply in replies.items():
-            failed = reply.collector.failed(plain)
+            own = for_call(plain)
             if self._last_taken is not None and stream > self._last_taken:
-                failed.executed = Executed.NO
-            reply.end(error=failed)
+                own.executed = Executed.NO
+            # A connection that was lost before WELCOME says nothing of it.
+            reply.can_resume = reply.can_resume or connection.can_resume
+            reply.fail(own)
 
     def close(self) -> None:
-        """End the connection; calls that wait get ConnectionLost."""
-        self.transport.close()
+        """End the connection, and all that runs on it; calls that wait get ConnectionLost."""
+        if not self.transport.connection.is_closed:
+            for stream in self._replies:  # a lost connection would let them go on
+                self.transport.send(Cancel(stream=stream))
+            self.transport.flush()
         self.on_lost(ConnectionLost("the client was closed"))
+        self.transport.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tensorwire_protocol.errors import (
@@ -14,28 +15,36 @@ from tensorwire_protocol.errors import (
 )
 
 from tensorwire.access import Access
-from tensorwire.aio_lane import Lane
+from tensorwire.aio_lane import AsyncReply, Lane
 from tensorwire.dialing import Home, cannot_connect, tune
 from tensorwire.errors import ClientUnusable, for_call
+from tensorwire.retrying import Again, Attempts, RetryBudget
 
 if TYPE_CHECKING:
     from tensorwire.address import Address
-    from tensorwire.aio_lane import AsyncReply
     from tensorwire.calls import Call
+    from tensorwire.retrying import Retry
 
 T = TypeVar("T")
-_ATTEMPTS = 3  # to find a connection that has not ended before the request could be queued
+_TRIES = 3  # to find a connection that has not ended before the request could be queued
 
 
 class AsyncLink:
     """Opens calls on the current connection, and makes one when there is none."""
 
     def __init__(
-        self, address: Address, connect_timeout_s: float, access: Access | None = None
+        self,
+        address: Address,
+        connect_timeout_s: float,
+        max_attempts: int,
+        access: Access | None = None,
     ) -> None:
         self.address = address
         self._access = access or Access()
         self.home = Home()
+        self._max_attempts = max_attempts
+        self._budget = RetryBudget()
+        self._rescues: dict[asyncio.Task[None], AsyncReply[Any]] = {}
         self._connect_timeout_s = connect_timeout_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lane: Lane | None = None
@@ -51,20 +60,78 @@ class AsyncLink:
         self.home.check()
         loop = self._check_loop()
         deadline = None if call.timeout_s is None else loop.time() + call.timeout_s
+        attempts = Attempts(self._max_attempts, self._budget)
+        reply = AsyncReply(self, call, attempts, deadline, keeps_deltas=keeps_deltas)
         lane = self._lane
-        attempts = 0
+        if lane is not None and lane.is_usable:
+            lane.begin(reply, Again.REQUEST)
+        else:
+            await self._start(reply, Again.REQUEST)
+        return reply
+
+    async def _start(self, reply: AsyncReply[Any], how: Again) -> None:
+        """Send a call, or ask for the rest; again while that fails and may be tried."""
+        while True:
+            try:
+                lane = await self._usable_lane(reply.call, reply.deadline)
+                if not reply.is_ended:  # it may have been left meanwhile
+                    lane.begin(reply, how)
+                return
+            except TensorwireError as error:
+                retry = self._after(reply, error)
+                if retry is None:
+                    failure = reply.failure(error)
+                    raise failure from failure.__cause__
+            await asyncio.sleep(retry.wait_s)
+            how = retry.how
+
+    async def _usable_lane(self, call: Call[Any], deadline: float | None) -> Lane:
+        lane = self._lane
+        num_tries = 0
         while lane is None or not lane.is_usable:
-            if attempts == _ATTEMPTS:
+            if num_tries == _TRIES:
                 raise ConnectionLost(
                     f"the server at {self.address} closes each connection at once",
                     executed=Executed.NO,
                 )
+            self.home.check()
             lane = await self._connected(call, deadline)
-            attempts += 1
+            num_tries += 1
             refusal = lane.transport.connection.error
             if isinstance(refusal, Unauthenticated):  # the next connection would fare no better
                 raise for_call(refusal)
-        return lane.open(call, deadline, keeps_deltas=keeps_deltas)
+        return lane
+
+    def _after(self, reply: AsyncReply[Any], error: TensorwireError) -> Retry | None:
+        if self.home.is_closed or not self.home.is_here:
+            return None
+        return reply.attempts.after(
+            error,
+            arrived=reply.collector.num_arrived,
+            can_resume=reply.can_resume,
+            params=reply.call.params,
+            now=reply.loop.time(),
+            deadline=reply.deadline,
+            chance=random.random(),
+        )
+
+    def rescue(self, reply: AsyncReply[Any], error: TensorwireError) -> bool:
+        """Try a call again after `error`, unless False is returned."""
+        retry = self._after(reply, error)
+        if retry is None:
+            return False
+        task = asyncio.create_task(self._rescue(reply, retry))
+        self._rescues[task] = reply
+        task.add_done_callback(self._rescues.pop)
+        return True
+
+    async def _rescue(self, reply: AsyncReply[Any], retry: Retry) -> None:
+        try:
+            await asyncio.sleep(retry.wait_s)
+            if not reply.is_ended:
+                await self._start(reply, retry.how)
+        except TensorwireError as error:
+            reply.end(error=error)
 
     def _check_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
@@ -131,6 +198,9 @@ class AsyncLink:
             return
         if self._dialing is not None:
             self._dialing.cancel()
+        for rescue, reply in self._rescues.items():
+            rescue.cancel()
+            reply.end(error=reply.failure(ConnectionLost("the client was closed")))
         for lane in [*self._leaving, self._lane]:
             if lane is not None and not lane.is_lost:
                 lane.close()

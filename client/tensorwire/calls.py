@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, cast
 
 import numpy as np
 from tensorwire_protocol.errors import BadParams, BadTensor, InternalError
-from tensorwire_protocol.messages import Request
+from tensorwire_protocol.messages import Request, Resume
 from tensorwire_protocol.operations import milliseconds, write_ids, write_text, write_texts
 from tensorwire_protocol.tensors import RawTensor
 
@@ -83,6 +83,10 @@ class Call(Generic[T]):
             deadline_ms=None if left_s is None else milliseconds(max(left_s, 0.001)),
             priority=self.priority,
         )
+
+    def resume(self, stream: int, next_index: int, next_char: int) -> Resume:
+        """Return the message that asks for the rest, behind what has arrived."""
+        return Resume(stream=stream, key=self.key, next_index=next_index, next_char=next_char)
 
 
 def _call(

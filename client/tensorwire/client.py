@@ -15,6 +15,7 @@ from tensorwire.dialing import CONNECT_TIMEOUT_S
 from tensorwire.errors import ClientUnusable
 from tensorwire.link import Link
 from tensorwire.results import Delta, Generation
+from tensorwire.retrying import MAX_ATTEMPTS
 
 if TYPE_CHECKING:
     import os
@@ -149,6 +150,9 @@ class Client:
         tls: True for TLS 1.3, whatever the address says.
         ca: PEM file with whoever signed the server's certificate; by default the system's.
         server_name: in the server's certificate, where it is not the address's host.
+        max_attempts: how often in a row a call is tried without anything arriving: a lost
+            connection is replaced, and what the server surely did not run, or knows again by its
+            request key, is sent again. Streams go on where they were. 1: never.
     """
 
     def __init__(
@@ -161,11 +165,12 @@ class Client:
         tls: bool | None = None,
         ca: str | os.PathLike[str] | None = None,
         server_name: str | None = None,
+        max_attempts: int = MAX_ATTEMPTS,
     ) -> None:
         where, access = make_access(
             parse_address(address), token, tls=tls, ca=ca, server_name=server_name
         )
-        self._link = Link(where, connect_timeout, access)
+        self._link = Link(where, connect_timeout, max_attempts, access)
         self._timeout_s = timeout
 
     @property
@@ -203,12 +208,12 @@ class Client:
             many = calls.generate_many(model, cast("Prompts", prompt), options, self._timeout_s)
             return self._all(many, _generation)
         one = calls.generate(model, cast("Prompt", prompt), options, self._timeout_s)
-        return _generation(self._link.open(one))
+        return _generation(self._link.call(one))
 
     def stream(self, model: str, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Stream:
         """Continue one prompt, and return its text as it is made; the request is sent at once."""
         call = calls.generate(model, prompt, options, self._timeout_s)
-        return Stream(self._link.open(call))
+        return Stream(self._link.call(call))
 
     def chat(
         self,
@@ -217,7 +222,7 @@ class Client:
         **options: Unpack[GenerateOptions],
     ) -> Generation:
         """Answer a conversation: `messages` are {"role": …, "content": …}, the oldest first."""
-        return _generation(self._link.open(calls.chat(model, messages, options, self._timeout_s)))
+        return _generation(self._link.call(calls.chat(model, messages, options, self._timeout_s)))
 
     def stream_chat(
         self,
@@ -226,7 +231,7 @@ class Client:
         **options: Unpack[GenerateOptions],
     ) -> Stream:
         """Answer a conversation, and return the answer as it is made."""
-        return Stream(self._link.open(calls.chat(model, messages, options, self._timeout_s)))
+        return Stream(self._link.call(calls.chat(model, messages, options, self._timeout_s)))
 
     # -- arrays -------------------------------------------------------------------------------
 
@@ -254,11 +259,11 @@ class Client:
             Arrays by name, read-only. bfloat16 and float8 come as ml_dtypes' arrays where that
             package is installed, else as `RawTensor`.
         """
-        return _result(self._link.open(calls.infer(model, inputs, options, self._timeout_s)))
+        return _result(self._link.call(calls.infer(model, inputs, options, self._timeout_s)))
 
     def tokenize(self, model: str, text: str, **options: Unpack[RequestOptions]) -> list[int]:
         """Return the token ids that `text` has as a prompt."""
-        return _result(self._link.open(calls.tokenize(model, text, options, self._timeout_s)))
+        return _result(self._link.call(calls.tokenize(model, text, options, self._timeout_s)))
 
     # -- the server ---------------------------------------------------------------------------
 
@@ -276,7 +281,7 @@ class Client:
 
     def _about_server(self, op: str, timeout_s: float | None) -> dict[str, Any]:
         return _result(
-            self._link.open(
+            self._link.call(
                 calls.about_server(op, self._timeout_s if timeout_s is None else timeout_s)
             )
         )
@@ -289,7 +294,7 @@ class Client:
             for call in many:
                 if len(open_replies) >= calls.MAX_IN_FLIGHT:
                     results.append(read(open_replies.popleft()))
-                open_replies.append(self._link.open(call))
+                open_replies.append(self._link.call(call))
             while open_replies:
                 results.append(read(open_replies.popleft()))
         finally:

@@ -30,10 +30,11 @@ GRACE_S = 1.0  # the server's own END for a deadline may take so long to arrive
 class Collector:
     """Gathers one answer. That indexes have no gap was already checked by the connection."""
 
-    __slots__ = ("_is_streamed", "_texts", "prompt_tokens", "token_ids")
+    __slots__ = ("_is_streamed", "_texts", "num_chars", "prompt_tokens", "token_ids")
 
     def __init__(self, op: str) -> None:
         self.token_ids: list[int] = []
+        self.num_chars = 0
         self.prompt_tokens: int | None = None
         self._is_streamed = op in STREAMED
         self._texts: list[str] = []
@@ -43,6 +44,12 @@ class Collector:
         self.token_ids += token_ids
         if text:
             self._texts.append(text)
+            self.num_chars += len(text)
+
+    @property
+    def num_arrived(self) -> int:
+        """Tokens and characters together: 0 while the caller can have seen nothing."""
+        return len(self.token_ids) + self.num_chars
 
     def finish(self, end: End) -> Generation:
         """Return the whole, checked against what the server says it sent.

@@ -6,7 +6,7 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from tensorwire_protocol.connection import FEATURE_PASSIVE, Connection
+from tensorwire_protocol.connection import FEATURE_PASSIVE, FEATURE_RESUME, Connection
 from tensorwire_protocol.errors import (
     BadFraming,
     BadPreface,
@@ -36,7 +36,7 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPALIVE": 15, "TCP_KEEPINTVL": 5, "TCP_
 
 def new_connection(*, is_passive: bool, login: Login | None = None) -> Connection:
     """Return the client's end of a connection; a passive one reads only while a call waits."""
-    features = (FEATURE_PASSIVE,) if is_passive else ()
+    features = (FEATURE_PASSIVE, FEATURE_RESUME) if is_passive else (FEATURE_RESUME,)
     return Connection(Role.CLIENT, software=SOFTWARE, features=features, login=login)
 
 

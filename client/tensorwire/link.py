@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 import threading
 import time
@@ -12,6 +13,7 @@ from tensorwire_protocol.errors import (
     ConnectionFailed,
     DeadlineExceeded,
     Executed,
+    RequestCancelled,
     TensorwireError,
     Unauthenticated,
 )
@@ -23,39 +25,85 @@ from tensorwire.access import Access
 from tensorwire.collecting import GRACE_S, Collector, gave_up
 from tensorwire.dialing import Home, cannot_connect, explained, new_connection, tune
 from tensorwire.errors import for_call
+from tensorwire.retrying import Again, Attempts, RetryBudget
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
-    from tensorwire_protocol.messages import Message, Request
+    from tensorwire_protocol.messages import Message, Request, Resume
     from tensorwire_protocol.transports.blocking import Mailbox
     from tensorwire_protocol.transports.tls import TlsSocket
 
     from tensorwire.address import Address
     from tensorwire.calls import Call
+    from tensorwire.retrying import Retry
 
 T = TypeVar("T")
-_ATTEMPTS = 3  # to find a connection that has not ended before the request could be queued
+_TRIES = 3  # to find a connection that has not ended before the request could be queued
 
 
 class Reply(Generic[T]):
-    """The answer to one call, while it arrives; leaving the `with` block early cancels the call."""
+    """The answer to one call, while it arrives; leaving the `with` block early cancels the call.
 
-    def __init__(
-        self,
-        link: Link,
-        call: Call[T],
-        transport: BlockingTransport,
-        mailbox: Mailbox,
-        deadline: float | None,
-    ) -> None:
+    A lost connection, or a refusal that may pass, is not the caller's: see `retrying`.
+    """
+
+    def __init__(self, link: Link, call: Call[T], deadline: float | None) -> None:
         self.call = call
         self.collector = Collector(call.op)
         self.is_ended = False
         self._link = link  # kept alive as long as its answers are awaited
-        self._transport = transport
-        self._mailbox = mailbox
+        self._deadline = deadline
         self._give_up_at = None if deadline is None else deadline + GRACE_S
+        self._attempts = Attempts(link.max_attempts, link.budget)
+        self._transport: BlockingTransport | None = None
+        self._mailbox: Mailbox | None = None
+        self._can_resume = False
+        self._start(None)
+
+    def _start(self, retry: Retry | None) -> None:
+        """Send the request, or ask for the rest of it; again while that fails and may be tried."""
+        while True:
+            try:
+                if self.is_ended:
+                    raise RequestCancelled("the call was cancelled before its end")
+                self._send(retry.how if retry is not None else Again.REQUEST)
+                return
+            except TensorwireError as error:
+                retry = self._after(error)
+
+    def _send(self, how: Again) -> None:
+        call, collector, deadline = self.call, self.collector, self._deadline
+
+        def build(stream: int) -> Request | Resume:
+            if how is Again.RESUME:
+                return call.resume(stream, len(collector.token_ids), collector.num_chars)
+            left_s = None if deadline is None else deadline - time.monotonic()
+            return call.request(stream, left_s)
+
+        self._transport, self._mailbox = self._link.open(call, deadline, build)
+
+    def _after(self, error: TensorwireError) -> Retry:
+        """Wait until the call may be tried again; raise if it may not."""
+        link = self._link
+        retry = None
+        if not link.home.is_closed and link.home.is_here:
+            retry = self._attempts.after(
+                error,
+                arrived=self.collector.num_arrived,
+                can_resume=self._can_resume,
+                params=self.call.params,
+                now=time.monotonic(),
+                deadline=self._deadline,
+                chance=random.random(),
+            )
+        if retry is None:
+            self.is_ended = True
+            told = self._attempts.error or error
+            raise self.collector.failed(told) from told.__cause__
+        time.sleep(retry.wait_s)
+        return retry
 
     def receive(self) -> Message:
         """Wait for the next message; a failure is raised.
@@ -63,21 +111,30 @@ class Reply(Generic[T]):
         Raises:
             TensorwireError: the stream's own error, a lost connection, or no answer in time.
         """
-        self._link.home.check_process()
+        while True:
+            self._link.home.check_process()
+            try:
+                return self._receive()
+            except _Failed as failed:
+                self._start(self._after(failed.error))
+
+    def _receive(self) -> Message:
+        assert self._transport is not None
+        assert self._mailbox is not None
         try:
             message = self._transport.receive(self._mailbox, self._give_up_at)
         except TensorwireError as error:
-            self.is_ended = True
-            plain = self._link.explained(self._transport, error)
-            raise self.collector.failed(plain) from error.__cause__
+            # A connection that was lost before WELCOME says nothing of it.
+            self._can_resume = self._can_resume or self._transport.connection.can_resume
+            raise _Failed(self._link.explained(self._transport, error)) from None
         if message is None:
             self.cancel("deadline")
             assert self.call.timeout_s is not None
             raise self.collector.failed(gave_up(self.call.timeout_s))
         if isinstance(message, TERMINAL):
-            self.is_ended = True
             if isinstance(message, Failure):
-                raise self.collector.failed(message.to_error())
+                raise _Failed(message.to_error())
+            self.is_ended = True
         return message
 
     def cancel(self, reason: str = "cancelled", *, wait: bool = True) -> None:
@@ -85,7 +142,7 @@ class Reply(Generic[T]):
         if self.is_ended:
             return
         self.is_ended = True
-        if self._link.home.is_here:
+        if self._link.home.is_here and self._transport is not None and self._mailbox is not None:
             self._transport.cancel(self._mailbox, reason, wait=wait)
 
     def __enter__(self) -> Reply[T]:
@@ -107,46 +164,71 @@ class Reply(Generic[T]):
                 self.cancel(wait=False)
 
 
+class _Failed(Exception):
+    """An attempt ended in an error that may be worth another attempt."""
+
+    def __init__(self, error: TensorwireError) -> None:
+        self.error = error
+
+
 class Link:
     """Opens calls on the current connection; safe to share between threads."""
 
     def __init__(
-        self, address: Address, connect_timeout_s: float, access: Access | None = None
+        self,
+        address: Address,
+        connect_timeout_s: float,
+        max_attempts: int,
+        access: Access | None = None,
     ) -> None:
         self.address = address
         self._access = access or Access()
         self.home = Home()
+        self.max_attempts = max_attempts
+        self.budget = RetryBudget()
         self._connect_timeout_s = connect_timeout_s
         self._dialing = threading.Lock()
         self._transport: BlockingTransport | None = None
         self._leaving: list[BlockingTransport] = []  # the server said GOAWAY; streams still end
 
-    def open(self, call: Call[T]) -> Reply[T]:
+    def call(self, call: Call[T]) -> Reply[T]:
         """Send `call`.
 
         Raises:
             TensorwireError: it could not be sent, or (executed: maybe) only in part.
         """
+        self.home.check()
         deadline = None if call.timeout_s is None else time.monotonic() + call.timeout_s
-        attempts = 0
+        return Reply(self, call, deadline)
+
+    def open(
+        self,
+        call: Call[Any],
+        deadline: float | None,
+        build: Callable[[int], Request | Resume],
+    ) -> tuple[BlockingTransport, Mailbox]:
+        """Send what `build` makes on a connection that lives.
+
+        Raises:
+            TensorwireError: it could not be sent, or (executed: maybe) only in part.
+        """
+        num_tries = 0
         while True:
             self.home.check()
             transport = self._current(call, deadline)
-            attempts += 1
+            num_tries += 1
             was_built = False
 
-            def build(stream: int) -> Request:
+            def build_and_note(stream: int) -> Request | Resume:
                 nonlocal was_built
                 was_built = True
-                left_s = None if deadline is None else deadline - time.monotonic()
-                return call.request(stream, left_s)
+                return build(stream)
 
             try:
-                mailbox = transport.open(build)
-                return Reply(self, call, transport, mailbox, deadline)
+                return transport, transport.open(build_and_note)
             except (ConnectionFailed, Unauthenticated) as error:
                 # While nothing of the request has left, it may go on a new connection.
-                if was_built or self.home.is_closed or attempts == _ATTEMPTS:
+                if was_built or self.home.is_closed or num_tries == _TRIES:
                     raise for_call(self.explained(transport, error)) from error.__cause__
 
     def explained(self, transport: BlockingTransport, error: TensorwireError) -> TensorwireError:

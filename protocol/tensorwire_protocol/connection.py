@@ -75,6 +75,7 @@ from tensorwire_protocol.messages import (
     Pong,
     Request,
     Result,
+    Resume,
     Step,
     Submit,
     Welcome,
@@ -91,11 +92,13 @@ VERSION = 1
 NOT_OURS = b"tensorwire: this port speaks the Tensorwire protocol, version 1, not what was sent\n"
 # A peer with this feature reads only while one of its callers waits, so silence proves nothing.
 FEATURE_PASSIVE = "passive"
+# A lost connection's streams go on for a while without it, and RESUME finds them on another.
+FEATURE_RESUME = "resume"
 
 _BODY = int(Flag.BODY)  # an IntFlag's own `&` costs two microseconds
-_OPENINGS = frozenset({Kind.REQ, Kind.SUBMIT})
+_OPENINGS = frozenset({Kind.REQ, Kind.RESUME, Kind.SUBMIT})
 _REFUSED_EARLY = frozenset({Kind.REQ, Kind.RESUME})  # each is answered on its own stream
-_NOT_BUILT = frozenset({Kind.DATA, Kind.CREDIT, Kind.AUTH, Kind.RESUME, Kind.LOAD, Kind.SHM})
+_NOT_BUILT = frozenset({Kind.DATA, Kind.CREDIT, Kind.AUTH, Kind.LOAD, Kind.SHM})
 # These speak of the connection, so their stream is 0.
 _STREAMLESS = frozenset(
     {
@@ -205,6 +208,11 @@ class Connection:
     def pending_bytes(self) -> int:
         """How many bytes wait in `take_output`."""
         return self._out_bytes
+
+    @property
+    def can_resume(self) -> bool:
+        """Say if both sides know RESUME."""
+        return FEATURE_RESUME in self._features and FEATURE_RESUME in self.peer_features
 
     def is_open(self, stream: int) -> bool:
         """Say if `stream` has begun and not ended."""
@@ -400,8 +408,10 @@ class Connection:
             raise Flood("a peer without a login has had all the answers that it gets")
 
     def _admit_opening(self, frame: Frame) -> Message | None:
-        """Take a REQ or SUBMIT: what is wrong inside it fails that request alone."""
+        """Take a REQ, RESUME or SUBMIT: what is wrong inside it fails that request alone."""
         stream = frame.stream
+        if frame.kind == Kind.RESUME and not self.can_resume:
+            raise UnknownKind("RESUME was not negotiated on this connection")
         if stream <= self.last_stream:
             raise SequenceError(f"stream {stream} was opened after stream {self.last_stream}")
         self.last_stream = stream
@@ -510,7 +520,7 @@ class Connection:
         size = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
         if size > self._welcome_bytes:
             self._check_size(message, buffers[0], size - HEADER_BYTES)
-        if isinstance(message, (Request, Submit)):
+        if isinstance(message, (Request, Resume, Submit)):
             self._note_opening(message)
         elif isinstance(message, TERMINAL) and message.stream:
             self._note_ending(message.stream)
@@ -556,11 +566,15 @@ class Connection:
         if self._next_index.pop(stream, None) is None:
             raise AssertionError(f"stream {stream} ends, but it is not open")
 
-    def _note_opening(self, message: Request | Submit) -> None:
+    def _note_opening(self, message: Request | Resume | Submit) -> None:
         if message.stream <= self.last_stream:
             raise AssertionError("stream ids must rise")
         self.last_stream = message.stream
-        so_far = len(message.so_far) if isinstance(message, Submit) else 0
+        so_far = 0
+        if isinstance(message, Submit):
+            so_far = len(message.so_far)
+        elif isinstance(message, Resume):
+            so_far = message.next_index
         self._next_index[message.stream] = so_far
 
     def fail(self, error: TensorwireError) -> None:

@@ -174,12 +174,16 @@ class Cancel:
 
 @message
 class Resume:
-    """Go on with the request under `key` at `next_index`; its machinery comes later."""
+    """Go on with the request under `key` behind what has arrived; opens a stream as REQ does.
+
+    Text has a position of its own: the text of a token may come later than the token, without any.
+    """
 
     KIND: ClassVar[Kind] = Kind.RESUME
     stream: int
     key: bytes
-    next_index: int
+    next_index: int  # tokens that have arrived
+    next_char: int = 0  # characters (Unicode code points) of text that have arrived
 
 
 @message

@@ -99,6 +99,7 @@ class Server:
             CLIENT_LINK,
             self.pools,
             SOFTWARE,
+            outcomes=self.config.outcomes,
             unnamed=self._unnamed,
             credentials=self._credentials,
         )

@@ -92,6 +92,24 @@ class AdmissionConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomesConfig:
+    """What can be asked for by its request key: after a lost connection, after the end."""
+
+    resume_grace_s: float = 5.0  # what runs goes on so long without a reader; 0: not at all
+    seconds: float = 600.0  # an outcome is kept, within the next two bounds
+    keys: int = 100_000
+    bytes: int = 256 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        grace_s = self.resume_grace_s
+        _require(0 <= grace_s <= 60, "outcomes.resume_grace_s", "from 0 to 60 seconds", grace_s)
+        _require_seconds(self.seconds, "outcomes.seconds")
+        for key in ("keys", "bytes"):
+            value = getattr(self, key)
+            _require(value >= 0, f"outcomes.{key}", ">= 0", value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """What one model has of its own, where it differs from `workers`."""
 
@@ -155,6 +173,7 @@ class Config:
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
+    outcomes: OutcomesConfig = field(default_factory=OutcomesConfig)
     models: dict[str, ModelConfig] = field(default_factory=dict)
 
 

@@ -8,6 +8,8 @@ The model's name says what happens to a request, so that a test needs nothing el
     deaf              accepted, then nothing at all, whatever happens
     cut:N             the socket is aborted after N tokens
     eof:N             the socket is closed in good order after N tokens, without an END
+    torn:N            the socket is aborted after N tokens, once; RESUME and REQ find the stream
+    flaky:N           refused with BUSY N times, then `oracle`
     gap:N             the token after the first N is left out
     count:N           END says one token more than came
     checksum:N        END carries a wrong checksum
@@ -22,15 +24,17 @@ from __future__ import annotations
 import asyncio
 import threading
 import zlib
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from tensorwire_protocol.connection import Connection
+from tensorwire_protocol.connection import FEATURE_RESUME, Connection
 from tensorwire_protocol.errors import (
     Busy,
     InternalError,
     TensorwireError,
+    UnknownKey,
     UnknownModel,
     WorkerLost,
 )
@@ -38,6 +42,7 @@ from tensorwire_protocol.messages import (
     Ack,
     Cancel,
     End,
+    Event,
     EventBatch,
     Failure,
     Finish,
@@ -45,6 +50,7 @@ from tensorwire_protocol.messages import (
     Hello,
     Request,
     Result,
+    Resume,
 )
 from tensorwire_protocol.operations import STREAMED, check_request, read_ids, read_text, read_texts
 from tensorwire_protocol.roles import Role
@@ -61,8 +67,8 @@ T = TypeVar("T")
 _TICK_S = 0.0005
 _DEFAULT_TOKENS = 8
 _SCRIPTS = (
-    "oracle", "endless", "silent", "deaf", "cut", "eof", "gap", "count", "checksum", "failed",
-    "busy", "broken", "picky", "cat",
+    "oracle", "endless", "silent", "deaf", "cut", "eof", "torn", "flaky", "gap", "count",
+    "checksum", "failed", "busy", "broken", "picky", "cat",
 )  # fmt: skip
 
 
@@ -108,7 +114,9 @@ class Session:
     def __init__(self, server: FakeServer) -> None:
         self.server = server
         self.loop = asyncio.get_running_loop()
-        self.transport = AioTransport(Connection(Role.SERVER, software="fake"), self)
+        self.transport = AioTransport(
+            Connection(Role.SERVER, software="fake", features=("passive", FEATURE_RESUME)), self
+        )
         self.runs: dict[int, Run] = {}
         self.features: tuple[str, ...] = ()
         self.is_lost = False
@@ -119,6 +127,8 @@ class Session:
                 self.features = message.features
             elif isinstance(message, Request):
                 self._admit(message)
+            elif isinstance(message, Resume):
+                self._resume(message)
             elif isinstance(message, Cancel):
                 self._cancel(message)
 
@@ -133,9 +143,30 @@ class Session:
         self.server.note_request(request)
         try:
             check_request(request)
-            self._begin(request)
+            if request.key in self.server.torn:
+                self._attach(request.key, request.stream, 0, 0)
+            else:
+                self._begin(request)
         except TensorwireError as error:
             self.transport.send(Failure.of(request.stream, error))
+
+    def _resume(self, message: Resume) -> None:
+        self.server.resumes.append(message)
+        if message.key in self.server.torn:
+            self._attach(message.key, message.stream, message.next_index, message.next_char)
+        else:
+            error = UnknownKey("no request is known under this key")
+            self.transport.send(Failure.of(message.stream, error))
+
+    def _attach(self, key: bytes, stream: int, next_index: int, next_char: int) -> None:
+        run = self.server.torn.pop(key)
+        run.request, run.script = replace(run.request, stream=stream), "oracle"
+        self.runs[stream] = run
+        self.transport.send(Ack(stream=stream, prompt_tokens=len(run.prompt)))
+        text = oracle_text(run.tokens)[next_char:]
+        tokens = run.tokens[next_index:]
+        self.transport.send(Event(stream=stream, index=next_index, tokens=tokens, text=text))
+        self.server.wake_ticker()
 
     def _begin(self, request: Request) -> None:
         script, _, number = (request.model or "cat").partition(":")
@@ -143,9 +174,12 @@ class Session:
             raise UnknownModel(f"there is no model {request.model!r}; there are: oracle, cat")
         if script == "busy":
             raise Busy("the queue is full (8 of 8)", retry_after_ms=50)
+        if script == "flaky" and self.server.refusals[request.key] < int(number):
+            self.server.refusals[request.key] += 1
+            raise Busy("the queue is full (8 of 8)", retry_after_ms=1)
         if script == "broken":
             raise InternalError("something broke; the log has it under 'abc123'", log_id="abc123")
-        if request.op not in STREAMED and script in ("cat", "oracle"):
+        if request.op not in STREAMED and script in ("cat", "oracle", "flaky"):
             self.transport.send(self._answer(request))
             return
         prompt = _prompt(request)
@@ -219,7 +253,7 @@ class Session:
                 self._end(run, Finish.LENGTH)
 
     def _step(self, run: Run, columns: list[tuple[int, int, int, str]]) -> None:
-        if run.script in ("cut", "eof", "failed") and len(run.tokens) == run.at:
+        if run.script in ("cut", "eof", "torn", "failed") and len(run.tokens) == run.at:
             self._flush(columns)
             self._break(run)
             return
@@ -237,7 +271,9 @@ class Session:
             self.transport.send(Failure.of(run.request.stream, lost))
             return
         self.transport.flush()
-        if run.script == "cut":
+        if run.script == "torn":
+            self.server.torn |= {other.request.key: other for other in self.runs.values()}
+        if run.script in ("cut", "torn"):
             self.abort()
         else:
             self.transport.close()
@@ -294,6 +330,9 @@ class FakeServer:
     def __init__(self) -> None:
         self.port = 0
         self.requests: list[Request] = []
+        self.resumes: list[Resume] = []
+        self.torn: dict[bytes, Run] = {}  # streams without a connection, by key
+        self.refusals: Counter[bytes] = Counter()
         self.cancels: list[Cancel] = []
         self.sessions: list[Session] = []
         self.num_connections = 0

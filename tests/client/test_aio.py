@@ -126,7 +126,7 @@ def test_another_event_loop_is_refused(server: FakeServer) -> None:
 
 def test_one_lost_connection_gives_each_task_an_error_of_its_own(server: FakeServer) -> None:
     async def main() -> list[Any]:
-        async with AsyncClient(server.address) as client:
+        async with AsyncClient(server.address, max_attempts=1) as client:
             calls = [asyncio.create_task(client.generate("endless", str(i))) for i in range(4)]
             await until(lambda: server.open_runs == 4)
             await asyncio.to_thread(server.abort_all)

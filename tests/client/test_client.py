@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from tensorwire import BadPreface, Client, ConnectionLost, DeadlineExceeded, RequestCancelled, link
-from tensorwire_protocol.connection import FEATURE_PASSIVE, Connection
+from tensorwire_protocol.connection import FEATURE_PASSIVE, FEATURE_RESUME, Connection
 from tensorwire_protocol.errors import HandshakeTimeout, PeerSilent, TensorwireError
 from tensorwire_protocol.limits import Limits
 from tensorwire_protocol.messages import Request, Result
@@ -180,7 +180,7 @@ def test_all_prompts_of_a_list_are_in_flight_at_once(server: FakeServer) -> None
 
 
 def test_one_lost_connection_gives_each_thread_an_error_of_its_own(server: FakeServer) -> None:
-    with Client(server.address) as client, ThreadPoolExecutor(4) as pool:
+    with Client(server.address, max_attempts=1) as client, ThreadPoolExecutor(4) as pool:
         waiting = [pool.submit(client.generate, "endless", str(i)) for i in range(4)]
         assert server.wait_until(lambda: server.open_runs == 4)
         server.abort_all()
@@ -203,7 +203,10 @@ def test_it_works_inside_a_running_event_loop(server: FakeServer) -> None:
 def test_it_says_that_it_reads_only_while_a_call_waits(server: FakeServer) -> None:
     with Client(server.address) as client:
         client.health()
-        assert server.do(lambda: server.sessions[0].features) == (FEATURE_PASSIVE,)
+        assert server.do(lambda: server.sessions[0].features) == (
+            FEATURE_PASSIVE,
+            FEATURE_RESUME,
+        )
 
 
 def run_script(script: str, *args: str) -> subprocess.Popen[str]:

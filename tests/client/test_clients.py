@@ -403,3 +403,80 @@ def test_closing_ends_streams_with_connection_lost(client: Face) -> None:
     client.close()
     with pytest.raises(ConnectionLost, match="closed"):
         next(stream)
+
+
+# -- connections that are lost, and refusals that pass ---------------------------------------------
+
+
+@pytest.mark.parametrize("at", [0, 1, 5, 7])
+def test_a_stream_goes_on_where_its_connection_was_cut(
+    client: Face, server: FakeServer, at: int
+) -> None:
+    stream = client.stream(f"torn:{at}", "x", max_new_tokens=8)
+    deltas = list(stream)
+    assert stream.generation.token_ids == oracle_tokens("x", 8)
+    assert [d.index for d in deltas] == sorted({d.index for d in deltas})
+    assert "".join(d.text for d in deltas) == oracle_text(oracle_tokens("x", 8))
+    assert server.num_connections == 2
+    # What had not begun to arrive is asked for again, under its key.
+    assert len(server.requests) + len(server.resumes) == 2
+    assert {resume.key for resume in server.resumes} <= {server.requests[0].key}
+    assert len({request.key for request in server.requests}) == 1
+    for resume in server.resumes:
+        arrived = oracle_tokens("x", resume.next_index)
+        assert resume.next_char == len(oracle_text(arrived))
+
+
+def test_a_whole_generation_survives_a_cut(client: Face) -> None:
+    generation = client.call("generate", "torn:3", "x", max_new_tokens=6)
+    assert generation.token_ids == oracle_tokens("x", 6)
+
+
+def test_many_calls_on_one_connection_survive_its_end(client: Face, server: FakeServer) -> None:
+    prompts = [f"p{i}" for i in range(4)]
+    generations = client.call("generate", "torn:3", prompts, max_new_tokens=6)
+    assert [g.token_ids for g in generations] == [oracle_tokens(p, 6) for p in prompts]
+
+
+def test_a_server_that_forgot_the_stream_leaves_what_had_arrived(
+    client: Face, server: FakeServer
+) -> None:
+    with pytest.raises(ConnectionLost) as caught:
+        list(client.stream("cut:3", "x"))
+    assert caught.value.executed is Executed.MAYBE
+    arrived = caught.value.detail["partial"].token_ids
+    assert arrived == oracle_tokens("x", len(arrived))
+    assert len(server.resumes) == (1 if arrived else 0)
+
+
+@pytest.mark.parametrize("model", ["flaky:1", "flaky:2"])
+def test_a_refusal_that_passes_is_not_the_callers(
+    client: Face, server: FakeServer, model: str
+) -> None:
+    generation = client.call("generate", model, "x", max_new_tokens=4)
+    assert generation.token_ids == oracle_tokens("x", 4)
+    assert len({request.key for request in server.requests}) == 1
+
+
+def test_a_refusal_that_stays_is_raised_after_three_attempts(
+    client: Face, server: FakeServer
+) -> None:
+    with pytest.raises(Busy):
+        client.call("generate", "flaky:3", "x")
+    assert len(server.requests) == 3
+
+
+def test_all_attempts_share_one_deadline(client: Face, server: FakeServer) -> None:
+    with pytest.raises(Busy):  # which asks for 50 ms
+        client.call("generate", "busy", "x", timeout=0.08)
+    assert len(server.requests) <= 2
+    sent = [request.deadline_ms or 0 for request in server.requests]
+    assert sent == sorted(sent, reverse=True)
+
+
+def test_closing_tells_the_server_to_stop(client: Face, server: FakeServer) -> None:
+    stream = client.stream("endless", "x")
+    next(iter(stream))
+    assert server.wait_until(lambda: server.open_runs == 1)
+    client.close()
+    assert server.wait_until(lambda: len(server.cancels) == 1)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import socket
 from typing import TYPE_CHECKING, Any
 
-from tensorwire_protocol.connection import Connection
+from tensorwire_protocol.connection import FEATURE_RESUME, Connection
 from tensorwire_protocol.limits import CLIENT_LINK, Limits
 from tensorwire_protocol.messages import (
     TERMINAL,
@@ -20,10 +21,11 @@ from tensorwire_protocol.messages import (
     Goaway,
     Request,
     Result,
+    Resume,
 )
 from tensorwire_protocol.roles import Role
 from tensorwire_protocol.transports.aio import AioTransport
-from tensorwire_server.config import AdmissionConfig
+from tensorwire_server.config import AdmissionConfig, OutcomesConfig
 from tensorwire_server.gateway.gateway import Gateway
 from tensorwire_server.routing.pool import ModelPool
 from tensorwire_server.routing.replica import Replica
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from tensorwire_server.gateway.session import Session
 
 PATIENCE_S = 5.0
-KEY = bytes(range(16))
+_numbers = itertools.count(1)
 INPUTS: dict[str, dict[str, Any]] = {
     "generate": {"prompt": "hi"},
     "embed": {"texts": ["hi"]},
@@ -48,13 +50,27 @@ INPUTS: dict[str, dict[str, Any]] = {
 }
 
 
+def new_key() -> bytes:
+    """Return a request key that nobody has used."""
+    return next(_numbers).to_bytes(16, "big")
+
+
 class Client:
     """One client; keeps every frame in the order it came."""
 
-    def __init__(self, limits: Limits | None = None, login: Login | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        login: Login | None = None,
+        *,
+        can_resume: bool = False,
+    ) -> None:
         self.messages: list[Message] = []
         self.lost: list[TensorwireError | None] = []
-        self.transport = AioTransport(Connection(Role.CLIENT, limits=limits, login=login), self)
+        features = (FEATURE_RESUME,) if can_resume else ()
+        self.transport = AioTransport(
+            Connection(Role.CLIENT, limits=limits, features=features, login=login), self
+        )
         self._changed = asyncio.Event()
 
     # -- the transport's driver ---------------------------------------------------------------
@@ -75,10 +91,25 @@ class Client:
         """Send a request; return its stream."""
         stream = self.transport.connection.next_stream()
         inputs = fields.pop("inputs", INPUTS.get(op, {}))
+        key = fields.pop("key", None) or new_key()
         self.transport.send(
-            Request(stream=stream, op=op, key=KEY, model=model, inputs=inputs, **fields)
+            Request(stream=stream, op=op, key=key, model=model, inputs=inputs, **fields)
         )
         return stream
+
+    def resume(self, key: bytes, next_index: int = 0, next_char: int = 0) -> int:
+        """Ask for the rest of a request; return the stream it comes on."""
+        stream = self.transport.connection.next_stream()
+        self.transport.send(
+            Resume(stream=stream, key=key, next_index=next_index, next_char=next_char)
+        )
+        return stream
+
+    def cut(self) -> None:
+        """Lose the connection without a word."""
+        raw = self.transport._transport
+        assert raw is not None
+        raw.abort()
 
     def cancel(self, stream: int) -> None:
         """Send CANCEL."""
@@ -181,6 +212,7 @@ class House:
         admission: AdmissionConfig | None = None,
         limits: Limits = CLIENT_LINK,
         credentials: Credentials | None = None,
+        outcomes: OutcomesConfig | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.pools: dict[str, ModelPool] = {}
@@ -190,6 +222,7 @@ class House:
             limits,
             self.pools,
             "test",
+            outcomes=outcomes,
             unnamed=self.unnamed,
             credentials=credentials,
             clock=loop.time,
@@ -234,9 +267,9 @@ class House:
                     await self._changed.wait()
         return worker
 
-    async def connect(self, limits: Limits | None = None) -> Client:
+    async def connect(self, limits: Limits | None = None, *, can_resume: bool = False) -> Client:
         """Return a client that has been greeted."""
-        client = Client(limits)
+        client = Client(limits, can_resume=can_resume)
         loop = asyncio.get_running_loop()
         near, far = socket.socketpair()
         session = self.gateway.open_session()
@@ -283,6 +316,12 @@ class House:
         assert len(gateway.journal) == num_live
         assert len(gateway.deadlines) <= num_live
         assert len(gateway._give_up_timers) <= num_live
+        gateway.by_key.check_invariants()
+        assert gateway.by_key.num_live <= num_live
+        assert len(gateway._names) == num_live
+        detached = [live for live in gateway._live if live.is_detached]
+        assert list(gateway._grace_timers.keys() - detached) == []
+        assert len(gateway._grace_timers) == len(detached)
         assert sum(map(len, gateway._waiting.values())) <= num_live
         assert sum(session.num_live for session in gateway.sessions) <= num_live
 
@@ -292,9 +331,10 @@ async def house(
     admission: AdmissionConfig | None = None,
     limits: Limits = CLIENT_LINK,
     credentials: Credentials | None = None,
+    outcomes: OutcomesConfig | None = None,
 ) -> AsyncIterator[House]:
     """Open a house, and close it whatever happens."""
-    opened = House(admission, limits, credentials)
+    opened = House(admission, limits, credentials, outcomes)
     try:
         yield opened
     except BaseException:

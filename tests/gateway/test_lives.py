@@ -13,7 +13,7 @@ from tensorwire_protocol.messages import End, Failure, Finish
 from tensorwire_server.config import AdmissionConfig
 
 from .fake_worker import FakeWorker, words
-from .house import Client, House
+from .house import Client, House, new_key
 from .loops import FakeClockLoop, pass_time
 
 ADMISSION = AdmissionConfig(max_requests=6, max_requests_per_model=6, stop_grace_s=2.0)
@@ -32,6 +32,8 @@ class Lives(RuleBasedStateMachine):
         self.clients: list[Client] = []
         self.gone: list[Client] = []
         self.asked: list[tuple[Client, int]] = []
+        self.keys: list[bytes] = []
+        self.resumed: set[tuple[Client, int]] = set()
         self.runner.run(self._open())  # most walks would not get as far by themselves
 
     async def _open(self) -> None:
@@ -39,9 +41,10 @@ class Lives(RuleBasedStateMachine):
         self.replicas = [self.house.add_replica() for _ in range(2)]
         await self.house.add_worker(replica=self.replicas[0])
         for _ in range(2):
-            client = await self.house.connect()
+            client = await self.house.connect(can_resume=True)
             self.clients.append(client)
-            self.asked.append((client, client.ask()))
+            self.keys.append(new_key())
+            self.asked.append((client, client.ask(key=self.keys[-1])))
         await pass_time()
 
     def do(self, action: Any = lambda: None) -> None:
@@ -73,7 +76,7 @@ class Lives(RuleBasedStateMachine):
     @rule()
     def connect(self) -> None:
         async def connect() -> None:
-            self.clients.append(await self.house.connect())
+            self.clients.append(await self.house.connect(can_resume=len(self.gone) % 2 == 0))
 
         self.runner.run(connect())
 
@@ -81,7 +84,12 @@ class Lives(RuleBasedStateMachine):
     @rule(pick=PICK, deadline_ms=st.none() | st.integers(50, 5000))
     def ask(self, pick: int, deadline_ms: int | None) -> None:
         client = self.clients[pick % len(self.clients)]
-        self.do(lambda: self.asked.append((client, client.ask(deadline_ms=deadline_ms))))
+        self.keys.append(new_key())
+        self.do(
+            lambda: self.asked.append(
+                (client, client.ask(deadline_ms=deadline_ms, key=self.keys[-1]))
+            )
+        )
 
     @precondition(lambda self: self.asked)
     @rule(pick=PICK)
@@ -89,6 +97,22 @@ class Lives(RuleBasedStateMachine):
         client, stream = self.asked[pick % len(self.asked)]
         if client in self.clients and client.transport.connection.is_open(stream):
             self.do(lambda: client.cancel(stream))
+
+    @precondition(lambda self: self.clients and self.keys)
+    @rule(pick=PICK, of=PICK, how=st.sampled_from(["resume", "join"]), has=st.integers(0, 3))
+    def come_back(self, pick: int, of: int, how: str, has: int) -> None:
+        """Ask for something again: what runs, what has ended, what was forgotten."""
+        client, key = self.clients[pick % len(self.clients)], self.keys[of % len(self.keys)]
+
+        def ask() -> None:
+            if how == "join":
+                self.asked.append((client, client.ask(key=key)))
+            else:
+                stream = client.resume(key, has, len(words(list(range(1, has + 1)))))
+                self.resumed.add((client, stream))
+                self.asked.append((client, stream))
+
+        self.do(ask)
 
     @precondition(lambda self: self.clients)
     @rule(pick=PICK)
@@ -208,6 +232,8 @@ class Lives(RuleBasedStateMachine):
                 if client not in self.gone:
                     (terminal,) = client.terminals(stream)
                     tokens = client.tokens(stream)
+                    if (client, stream) in self.resumed:
+                        continue  # has only the rest
                     assert client.text(stream) == words(tokens)
                     assert not {666, 777} & set(tokens)
                     if isinstance(terminal, End):

@@ -15,6 +15,7 @@ from tensorwire_server.routing.replica import Replica
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from tensorwire_protocol.errors import TensorwireError
     from tensorwire_protocol.messages import Message, Submit
     from tensorwire_server.routing.replica import AttemptOwner
 
@@ -52,6 +53,7 @@ class Books:
         self.journal = Journal()
         self.sent: list[Message] = []
         self.outcomes: list[str] = []
+        self.notes: list[str] = []
         self.num_stopping = 0
         self.time = 100.0
         self.stalled_s = 0.0
@@ -62,7 +64,16 @@ class Books:
     def on_stopping(self, live: LiveRequest) -> None:
         self.num_stopping += 1
 
-    def on_closed(self, live: LiveRequest, outcome: str) -> None:
+    def on_detached(self, live: LiveRequest) -> None:
+        self.notes.append("detached")
+
+    def on_deserted(self, live: LiveRequest) -> None:
+        self.notes.append("deserted")
+
+    def on_attached(self, live: LiveRequest) -> None:
+        self.notes.append("attached")
+
+    def on_closed(self, live: LiveRequest, terminal: End | Result | Failure, outcome: str) -> None:
         assert live.is_closed
         self.outcomes.append(outcome)
         self.journal.close(live.entry)
@@ -78,6 +89,9 @@ class Books:
 
     def send_terminal(self, message: End | Result | Failure) -> None:
         self.sent.append(message)
+
+    def dismiss(self, stream: int, error: TensorwireError) -> None:
+        self.sent.append(Failure.of(stream, error))
 
 
 class Life:

@@ -28,7 +28,7 @@ from tensorwire_protocol.messages import (
 from tensorwire_protocol.roles import Role
 
 from .fake_worker import FakeWorker, echo, words
-from .house import INPUTS, KEY, events_of, house
+from .house import INPUTS, events_of, house, new_key
 from .loops import pass_time
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ NARROW = Limits(send_high_water_bytes=1024)
 
 
 def request(stream: int, op: str = "generate") -> Request:
-    return Request(stream=stream, op=op, key=KEY, model="m", inputs=INPUTS[op])
+    return Request(stream=stream, op=op, key=new_key(), model="m", inputs=INPUTS[op])
 
 
 class BareClient:

@@ -183,7 +183,11 @@ STRATEGIES: dict[type[Any], st.SearchStrategy[Any]] = {
     ),
     Cancel: st.builds(Cancel, stream=STREAM, reason=TEXT),
     Resume: st.builds(
-        Resume, stream=STREAM, key=st.binary(min_size=16, max_size=16), next_index=U32
+        Resume,
+        stream=STREAM,
+        key=st.binary(min_size=16, max_size=16),
+        next_index=U32,
+        next_char=U32,
     ),
     Result: st.builds(
         Result, stream=STREAM, outputs=INPUTS, usage=NUMBERS, timings=NUMBERS, extra=MAP
@@ -235,7 +239,7 @@ EXAMPLES: list[Message] = [
     request(1),
     Data(stream=1, segment=0, payload=b"x"),
     Cancel(stream=1),
-    Resume(stream=1, key=KEY, next_index=0),
+    Resume(stream=1, key=KEY, next_index=0, next_char=0),
     Result(stream=1),
     event(1, 0, [5]),
     EventBatch(streams=[1], first_indexes=[0], counts=None, tokens=[5], texts=["a"]),

@@ -15,7 +15,7 @@ from hypothesis.stateful import (
     rule,
 )
 from tensorwire_protocol.codec import decode
-from tensorwire_protocol.connection import FEATURE_PASSIVE, NOT_OURS, Connection
+from tensorwire_protocol.connection import FEATURE_PASSIVE, FEATURE_RESUME, NOT_OURS, Connection
 from tensorwire_protocol.errors import (
     BadFraming,
     BadMeta,
@@ -54,6 +54,7 @@ from tensorwire_protocol.messages import (
     Pong,
     Request,
     Result,
+    Resume,
     Submit,
     Welcome,
 )
@@ -260,9 +261,57 @@ def test_a_peer_must_accept_enough_for_an_error_to_reach_it(limits: Any, fits: b
     assert fits or isinstance(last_words(server), BadFraming)
 
 
+# -- RESUME ---------------------------------------------------------------------------------------
+
+
+def resuming_pair() -> tuple[Connection, Connection]:
+    client = Connection(Role.CLIENT, features=(FEATURE_RESUME,))
+    server = Connection(Role.SERVER, features=(FEATURE_RESUME, "other"))
+    server.feed(output(client))
+    client.feed(output(server))
+    assert client.can_resume
+    assert server.can_resume
+    return client, server
+
+
+def test_resume_opens_a_stream_whose_events_go_on_at_its_index() -> None:
+    client, server = resuming_pair()
+    client.send(Resume(stream=1, key=KEY, next_index=7, next_char=9))
+    (heard,) = server.feed(output(client))
+    assert isinstance(heard, Resume)
+    assert (heard.key, heard.next_index, heard.next_char) == (KEY, 7, 9)
+    assert server.is_open(1)
+    server.send(Event(stream=1, index=7, tokens=[3], text="x"))
+    server.send(End(stream=1, finish=Finish.STOP, count=8, checksum=0))
+    assert [type(m) for m in client.feed(output(server))] == [Event, End]
+    assert (client.num_streams, server.num_streams) == (0, 0)
+
+
+@pytest.mark.parametrize("index", [0, 6, 8])
+def test_a_resumed_stream_may_not_repeat_nor_skip_tokens(index: int) -> None:
+    client, server = resuming_pair()
+    client.send(Resume(stream=1, key=KEY, next_index=7))
+    server.feed(output(client))
+    server.send(Event(stream=1, index=index, tokens=[3], text="x"))
+    client.feed(output(server))
+    assert isinstance(client.error, SequenceError)
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_resume_is_refused_where_one_side_does_not_know_it(side: str) -> None:
+    features = {"client": (), "server": ()} | {side: (FEATURE_RESUME,)}
+    client = Connection(Role.CLIENT, features=features["client"])
+    server = Connection(Role.SERVER, features=features["server"])
+    server.feed(output(client))
+    client.feed(output(server))
+    assert (client.can_resume, server.can_resume) == (False, False)
+    server.feed(wire(Resume(stream=1, key=KEY, next_index=0)))
+    assert isinstance(last_words(server), UnknownKind)
+
+
 # -- who may send what ----------------------------------------------------------------------------
 
-NOT_BUILT = {Kind.DATA, Kind.CREDIT, Kind.AUTH, Kind.RESUME, Kind.LOAD, Kind.SHM}
+NOT_BUILT = {Kind.DATA, Kind.CREDIT, Kind.AUTH, Kind.LOAD, Kind.SHM}
 
 
 @pytest.mark.parametrize("role", Role)
@@ -277,7 +326,7 @@ def test_a_kind_is_heard_by_its_roles_only(role: Role, kind: int) -> None:
         output(connection)
     message = BY_KIND.get(kind)
     heard = connection.feed(wire(message) if message else build_frame(kind, 0, b"\xc0"))
-    if kind not in ACCEPTS[role] or kind in NOT_BUILT:
+    if kind not in ACCEPTS[role] or kind in NOT_NEGOTIATED:
         assert heard == []
         assert isinstance(last_words(connection), UnknownKind)
         assert connection.is_closed

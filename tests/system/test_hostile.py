@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 MIB = 1024 * 1024
-KEY = bytes(16)
 
 
 def _greeting() -> bytes:
@@ -45,7 +44,9 @@ def _request(
     fresh.feed(_greeting())
     client.feed(b"".join(fresh.take_output()))
     model = "oracle" if op == "generate" else "echo"
-    client.send(Request(stream=stream, op=op, key=KEY, model=model, inputs=inputs, params=params))
+    client.send(
+        Request(stream=stream, op=op, key=os.urandom(16), model=model, inputs=inputs, params=params)
+    )
     return b"".join(client.take_output())
 
 

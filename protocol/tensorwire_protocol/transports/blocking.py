@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tensorwire_protocol.connection import Connection
-    from tensorwire_protocol.messages import Request
+    from tensorwire_protocol.messages import Request, Resume
     from tensorwire_protocol.transports.tls import TlsSocket
 
 _TICK_S = 1.0  # how often a reader that hears nothing looks at the clock
@@ -102,7 +102,7 @@ class BlockingTransport:
         """Why the connection ended, or None while it lives."""
         return self._error
 
-    def open(self, build: Callable[[int], Request]) -> Mailbox:
+    def open(self, build: Callable[[int], Request | Resume]) -> Mailbox:
         """Send the request that `build` makes for a new stream id.
 
         Raises:
@@ -380,6 +380,24 @@ class BlockingTransport:
             for mailbox in self._waiting:
                 mailbox.notify()
 
+    def _say_farewell(self) -> None:
+        """Cancel what runs, if that can be said at once: a lost connection would let it go on."""
+        # TLS cannot write a part of a record; there the server finds out by the end of the socket.
+        if not isinstance(self._sock, socket.socket) or not self._send_lock.acquire(blocking=False):
+            return
+        try:
+            with self._lock:
+                if self._error or not self._mailboxes:
+                    return
+                for stream in self._mailboxes:
+                    self.connection.send(Cancel(stream=stream))
+                output = b"".join(self.connection.take_output())
+            with contextlib.suppress(OSError):
+                self._sock.setblocking(False)
+                self._sock.send(output)
+        finally:
+            self._send_lock.release()
+
     def _cut(self, why: str) -> None:
         with self._lock:
             self._end(ConnectionLost(why))
@@ -389,6 +407,7 @@ class BlockingTransport:
             self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """End the connection; callers that wait get ConnectionLost."""
+        """End the connection, and all that runs on it; callers that wait get ConnectionLost."""
+        self._say_farewell()
         self._cut("the client was closed")
         self._sock.close()

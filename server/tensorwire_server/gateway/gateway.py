@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections import Counter, defaultdict
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tensorwire_protocol.auth import NONCE_BYTES
@@ -14,20 +15,29 @@ from tensorwire_protocol.errors import (
     Draining,
     ErrorCode,
     Executed,
+    KeyReused,
     ModelError,
     ModelLoading,
     TensorwireError,
+    UnknownKey,
     UnknownModel,
     UnknownOperation,
 )
+from tensorwire_protocol.messages import Ack, End, Failure
 from tensorwire_protocol.operations import check_request
 
+from tensorwire_server.config import OutcomesConfig
 from tensorwire_server.gateway.admission import Admission
 from tensorwire_server.gateway.auth import check_right
 from tensorwire_server.gateway.deadlines import Deadlines
 from tensorwire_server.gateway.journal import Journal
+from tensorwire_server.gateway.outcomes import (
+    Outcome,
+    Outcomes,
+    fingerprint,
+)
 from tensorwire_server.gateway.reports import answer_report
-from tensorwire_server.gateway.requests import LiveRequest
+from tensorwire_server.gateway.requests import LiveRequest, tail
 from tensorwire_server.gateway.session import Session
 from tensorwire_server.models.lifecycle import ModelState
 from tensorwire_server.models.manifest import MIN_DIGITS
@@ -37,10 +47,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tensorwire_protocol.limits import Limits
-    from tensorwire_protocol.messages import Request
+    from tensorwire_protocol.messages import Request, Result, Resume
 
     from tensorwire_server.config import AdmissionConfig
     from tensorwire_server.gateway.auth import Credentials
+    from tensorwire_server.gateway.outcomes import Name
     from tensorwire_server.routing.pool import ModelPool
     from tensorwire_server.routing.replica import Replica
 
@@ -58,6 +69,7 @@ class Gateway:
     Args:
         software: what WELCOME says of this server.
         models: the models to serve, by name.
+        outcomes: how long what can be asked for, by request key.
         unnamed: remote replicas that have not said yet which model they hold; the owner of the
             list takes them out.
         credentials: whom to serve; None for everybody who can connect.
@@ -71,6 +83,7 @@ class Gateway:
         models: dict[str, ModelPool],
         software: str,
         *,
+        outcomes: OutcomesConfig | None = None,
         unnamed: Sequence[Replica] = (),
         credentials: Credentials | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -93,6 +106,10 @@ class Gateway:
         self.deadlines = Deadlines()
         self._live: dict[LiveRequest, int | None] = {}  # with their numbers in `deadlines`
         self._give_up_timers: dict[LiveRequest, asyncio.TimerHandle] = {}
+        self._outcomes_config = outcomes or OutcomesConfig()
+        self.by_key: Outcomes[LiveRequest] = Outcomes(self._outcomes_config)
+        self._names: dict[LiveRequest, Name] = {}
+        self._grace_timers: dict[LiveRequest, asyncio.TimerHandle] = {}  # of the detached
         # In the order of arrival. A dict, because what ends while it waits leaves from the middle.
         self._waiting: defaultdict[str, dict[LiveRequest, None]] = defaultdict(dict)
         self._idle = asyncio.Event()
@@ -147,6 +164,10 @@ class Gateway:
         if not operation.needs_model:
             answer_report(self, session, request)
             return None
+        name = (session.principal_name, request.key)
+        known = self.by_key.find(name, self.now())
+        if known is not None:
+            return self._join(session, request, known)
         if self.is_draining:
             raise Draining("the server is shutting down; use another or come back")
         pool = self._find_model(request)
@@ -155,6 +176,43 @@ class Gateway:
             _check_can_wait(request, pool)
         self.admission.admit(pool.name)
         return self._begin(session, request, pool, replica)
+
+    def _join(
+        self, session: Session, request: Request, known: LiveRequest | Outcome
+    ) -> LiveRequest | None:
+        """Answer a request whose key is known with that very request, from its beginning."""
+        before = fingerprint(known.entry.request) if isinstance(known, LiveRequest) else known.asked
+        if fingerprint(request) != before:
+            raise KeyReused("this request key was used before, for another request")
+        return self._hand_over(session, request.stream, known)
+
+    def resume(self, session: Session, message: Resume) -> LiveRequest | None:
+        """Go on with a request where its client says, on another connection.
+
+        Raises:
+            UnknownKey: it was never here, or is forgotten.
+            BadMeta: the client cannot have as much as it says.
+        """
+        known = self.by_key.find((session.principal_name, message.key), self.now())
+        if known is None:
+            raise UnknownKey("no request is known under this key (any more)")
+        return self._hand_over(
+            session, message.stream, known, message.next_index, message.next_char
+        )
+
+    def _hand_over(
+        self,
+        session: Session,
+        stream: int,
+        known: LiveRequest | Outcome,
+        next_index: int = 0,
+        next_char: int = 0,
+    ) -> LiveRequest | None:
+        if isinstance(known, LiveRequest):
+            known.attach(session, stream, next_index, next_char)
+            return known
+        _replay(session, stream, known, next_index, next_char)
+        return None
 
     def _find_model(self, request: Request) -> ModelPool:
         name, revision = parse_model_id(request.model or "")
@@ -179,6 +237,8 @@ class Gateway:
             keeper=self,
             deadline=deadline,
         )
+        name = self._names[live] = (session.principal_name, request.key)
+        self.by_key.begin(name, live)
         self._live[live] = None if deadline is None else self.deadlines.add(deadline, live)
         self._idle.clear()
         if replica is None:
@@ -220,8 +280,29 @@ class Gateway:
         timer = self._loop.call_later(self._config.stop_grace_s, live.give_up)
         self._give_up_timers[live] = timer
 
-    def on_closed(self, live: LiveRequest, outcome: str) -> None:
-        """Close the books of a request."""
+    def on_detached(self, live: LiveRequest) -> None:
+        """Wait for its client for a while."""
+        grace_s = self._outcomes_config.resume_grace_s
+        if grace_s == 0 or self.is_draining:  # nobody can come back to a server that leaves
+            live.desert()
+        else:
+            self._grace_timers[live] = self._loop.call_later(grace_s, live.desert)
+
+    def on_attached(self, live: LiveRequest) -> None:
+        """Its client has come back."""
+        timer = self._grace_timers.pop(live, None)
+        if timer is not None:
+            timer.cancel()
+
+    def on_deserted(self, live: LiveRequest) -> None:
+        """Forget its key: whoever still comes with it finds nothing, and may begin anew."""
+        self.on_attached(live)
+        self.by_key.forget(self._names[live], live)
+
+    def on_closed(self, live: LiveRequest, terminal: End | Result | Failure, outcome: str) -> None:
+        """Close the books of a request, and keep its outcome."""
+        self._keep_outcome(live, terminal)
+        self.on_attached(live)
         self.outcomes[outcome] += 1
         self.num_tokens += len(live.entry.tokens)
         self.journal.close(live.entry)
@@ -236,6 +317,19 @@ class Gateway:
         if not self._live:
             self._idle.set()
 
+    def _keep_outcome(self, live: LiveRequest, terminal: End | Result | Failure) -> None:
+        name = self._names.pop(live)
+        if isinstance(terminal, Failure) and terminal.retryable:
+            self.by_key.forget(name, live)  # or the retry would meet the same failure again
+            return
+        if not self.by_key.holds(name, live):
+            return
+        entry = live.entry
+        outcome = Outcome(
+            fingerprint(entry.request), live.prompt_tokens, entry.tokens, entry.text, terminal
+        )
+        self.by_key.keep(name, live, outcome, self.now())
+
     # -- time and the end ---------------------------------------------------------------------
 
     async def run_timers(self) -> None:
@@ -247,6 +341,7 @@ class Gateway:
             self.deadlines.expire(now)
             if now >= next_tick:
                 next_tick = now + _TICK_S
+                self.by_key.expire(now)
                 for session in tuple(self.sessions):
                     session.transport.on_timer()
                 for replica in self.replicas:
@@ -262,6 +357,8 @@ class Gateway:
         self.is_draining = True
         for session in tuple(self.sessions):
             session.go_away(int(ErrorCode.DRAINING), grace_s)
+        for live in tuple(self._live):
+            live.desert()
         await _wait_for_either(self._idle, hurry, grace_s)
         cut = tuple(self._live)
         for live in cut:
@@ -279,6 +376,23 @@ async def _wait_for_either(event: asyncio.Event, hurry: asyncio.Event, patience_
     await asyncio.wait(waits, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
         wait.cancel()
+
+
+def _replay(
+    session: Session, stream: int, outcome: Outcome, next_index: int, next_char: int
+) -> None:
+    """Tell how a request ended, and what its client does not have yet."""
+    if outcome.terminal is None:
+        raise UnknownKey(
+            "the request was executed; its result was too large to be kept", executed=Executed.YES
+        )
+    tokens, text = tail(outcome.tokens, outcome.text, next_index, next_char)
+    if isinstance(outcome.terminal, End) or outcome.prompt_tokens is not None:
+        session.send_ack(Ack(stream=stream, prompt_tokens=outcome.prompt_tokens))
+    if tokens or text:
+        session.send_tokens(stream, next_index, tokens, text)
+    session.settle(stream)
+    session.send_terminal(replace(outcome.terminal, stream=stream))
 
 
 def _check_can_wait(request: Request, pool: ModelPool) -> None:

@@ -1,4 +1,4 @@
-"""What the gateway keeps of each live request, so that another worker could go on with it."""
+"""What the gateway keeps of each live request, so that another worker or reader could go on."""
 
 from __future__ import annotations
 
@@ -15,24 +15,34 @@ if TYPE_CHECKING:
 class Entry:
     """One request: what was asked, what was made of it, and who makes it now."""
 
-    __slots__ = ("attempt", "prompt_ids", "request", "tokens")
+    __slots__ = ("attempt", "prompt_ids", "request", "texts", "tokens")
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.attempt = 0  # the number of the current attempt; 0: none yet
         self.prompt_ids: Sequence[int] = ()
         self.tokens: list[int] = []
+        self.texts: list[str] = []  # in pieces; not in step with the tokens
+
+    @property
+    def text(self) -> str:
+        """All text that has come."""
+        if len(self.texts) > 1:
+            self.texts = ["".join(self.texts)]
+        return self.texts[0] if self.texts else ""
 
     def next_attempt(self) -> int:
         """Begin another attempt and return its number."""
         self.attempt += 1
         return self.attempt
 
-    def append(self, first_index: int, tokens: Sequence[int]) -> bool:
+    def append(self, first_index: int, tokens: Sequence[int], text: str = "") -> bool:
         """Take tokens if they follow what is here; say False of a gap or a repeat."""
         if first_index != len(self.tokens):
             return False
         self.tokens += tokens
+        if text:
+            self.texts.append(text)
         return True
 
     def agrees(self, count: int, checksum: int) -> bool:

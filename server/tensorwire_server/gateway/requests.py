@@ -10,6 +10,10 @@ STOPPING  the worker was told; it confirms, finishes first, or is given up after
    |
    v
 CLOSED    one terminal frame was sent (none if the client is gone)
+
+A request that waits or runs may be without a reader for a while: DETACHED. Whoever comes for it in
+time (RESUME, or REQ with its key) becomes its reader; after the grace it is stopped. Whoever comes
+while it has a reader takes over from that one: of two connections of one client the newer lives.
 """
 
 from __future__ import annotations
@@ -17,7 +21,13 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tensorwire_protocol.errors import InternalError, TensorwireError, WorkerLost
+from tensorwire_protocol.errors import (
+    BadMeta,
+    InternalError,
+    RequestCancelled,
+    TensorwireError,
+    WorkerLost,
+)
 from tensorwire_protocol.messages import Ack, End, Failure, Finish, Result, Submit
 from tensorwire_protocol.tensors import ids_checksum
 
@@ -52,6 +62,9 @@ class Reader(Protocol):
 
     def send_terminal(self, message: End | Result | Failure) -> None: ...
 
+    def dismiss(self, stream: int, error: TensorwireError) -> None:
+        """Another reader has taken over: end the stream, drop what it has not sent."""
+
 
 class Keeper(Protocol):
     """Who keeps the books of live requests: the gateway."""
@@ -61,7 +74,16 @@ class Keeper(Protocol):
     def on_stopping(self, live: LiveRequest) -> None:
         """It must be given up if the worker does not confirm in time."""
 
-    def on_closed(self, live: LiveRequest, outcome: str) -> None:
+    def on_detached(self, live: LiveRequest) -> None:
+        """It has lost its reader, who may come back; it must not wait for ever."""
+
+    def on_deserted(self, live: LiveRequest) -> None:
+        """Nobody may come back for it any more; it is about to be stopped."""
+
+    def on_attached(self, live: LiveRequest) -> None:
+        """It has a reader again, or another one."""
+
+    def on_closed(self, live: LiveRequest, terminal: End | Result | Failure, outcome: str) -> None:
         """It has ended; `outcome` is a finish reason, "ok", or an error's name."""
 
 
@@ -72,9 +94,11 @@ class LiveRequest:
         "arrived_at",
         "deadline",
         "entry",
+        "is_acked",
         "keeper",
         "model",
         "phase",
+        "prompt_tokens",
         "reader",
         "replica",
         "stop_reason",
@@ -99,6 +123,8 @@ class LiveRequest:
         self.deadline = deadline
         self.arrived_at = keeper.now()
         self.phase = Phase.WAITING
+        self.is_acked = False
+        self.prompt_tokens: int | None = None
         self.replica: Replica | None = None
         self.worker_stream = 0
         self.stop_reason = Finish.CANCELLED
@@ -107,6 +133,11 @@ class LiveRequest:
     def is_closed(self) -> bool:
         """Say if the terminal frame was sent."""
         return self.phase is Phase.CLOSED
+
+    @property
+    def is_detached(self) -> bool:
+        """Say if it goes on without a reader."""
+        return self.reader is None and self.phase in (Phase.WAITING, Phase.RUNNING)
 
     # -- from the gateway ---------------------------------------------------------------------
 
@@ -148,10 +179,36 @@ class LiveRequest:
         """The deadline has passed."""
         self.stop(Finish.DEADLINE)
 
-    def lose_reader(self) -> None:
-        """The client is gone: stop, and tell nobody."""
+    def lose_reader(self, *, may_come_back: bool = False) -> None:
+        """The client's connection is gone: stop and tell nobody, or go on for a while."""
         self.reader = None
-        self.stop(Finish.CANCELLED)
+        if may_come_back and self.is_detached:
+            self.keeper.on_detached(self)
+        else:
+            self.desert()
+
+    def desert(self) -> None:
+        """Stop, if nobody has come for it meanwhile."""
+        if self.is_detached:
+            self.keeper.on_deserted(self)
+            self.stop(Finish.CANCELLED)
+
+    def attach(self, reader: Reader, stream: int, next_index: int = 0, next_char: int = 0) -> None:
+        """Go on with another reader, which has so many tokens and characters.
+
+        Raises:
+            BadMeta: it cannot have that many; nothing changed.
+        """
+        tokens, text = tail(self.entry.tokens, self.entry.text, next_index, next_char)
+        old, old_stream = self.reader, self.stream
+        self.reader, self.stream = reader, stream
+        self.keeper.on_attached(self)
+        if old is not None:
+            old.dismiss(old_stream, RequestCancelled("another connection took over this request"))
+        if self.is_acked:
+            reader.send_ack(Ack(stream=stream, prompt_tokens=self.prompt_tokens))
+        if tokens or text:
+            reader.send_tokens(stream, next_index, tokens, text)
 
     def give_up(self) -> None:
         """Close without the worker, which did not confirm in time."""
@@ -196,13 +253,14 @@ class LiveRequest:
     def on_ack(self, prompt_ids: Sequence[int] | None) -> None:
         """The worker has accepted it: keep the prompt's ids, tell the client their number."""
         self.entry.prompt_ids = prompt_ids or ()
+        self.is_acked = True
+        self.prompt_tokens = None if prompt_ids is None else len(prompt_ids)
         if self.reader is not None:
-            num_tokens = None if prompt_ids is None else len(prompt_ids)
-            self.reader.send_ack(Ack(stream=self.stream, prompt_tokens=num_tokens))
+            self.reader.send_ack(Ack(stream=self.stream, prompt_tokens=self.prompt_tokens))
 
     def on_tokens(self, first_index: int, tokens: Sequence[int], text: str) -> None:
         """Keep the tokens, then pass them on."""
-        if not self.entry.append(first_index, tokens):
+        if not self.entry.append(first_index, tokens, text):
             had = len(self.entry.tokens)
             self.cut(InternalError(f"the worker went on at token {first_index}, {had} had come"))
         elif self.reader is not None:
@@ -267,9 +325,25 @@ class LiveRequest:
             return
         self.phase = Phase.CLOSED
         reader, self.reader = self.reader, None
-        self.keeper.on_closed(self, outcome)
+        self.keeper.on_closed(self, terminal, outcome)
         if reader is not None:
             reader.send_terminal(terminal)
+
+
+def tail(
+    tokens: Sequence[int], text: str, next_index: int, next_char: int
+) -> tuple[Sequence[int], str]:
+    """Return what a reader that has so many tokens and characters does not have yet.
+
+    Raises:
+        BadMeta: it cannot have that many.
+    """
+    if next_index > len(tokens) or next_char > len(text):
+        raise BadMeta(
+            f"RESUME goes on behind token {next_index} and character {next_char};"
+            f" {len(tokens)} and {len(text)} were made"
+        )
+    return tokens[next_index:], text[next_char:]
 
 
 def _submit(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Protocol
 
-from tensorwire_protocol.connection import Connection
+from tensorwire_protocol.connection import FEATURE_PASSIVE, FEATURE_RESUME, Connection
 from tensorwire_protocol.errors import InternalError, OutputTooLarge, TensorwireError
 from tensorwire_protocol.messages import (
     Ack,
@@ -19,6 +19,7 @@ from tensorwire_protocol.messages import (
     Message,
     Request,
     Result,
+    Resume,
 )
 from tensorwire_protocol.roles import Role
 from tensorwire_protocol.transports.aio import AioTransport, shared_scratch
@@ -42,6 +43,9 @@ class Handler(Protocol):
 
     def accept(self, session: Session, request: Request) -> LiveRequest | None:
         """Take a request; None if it was answered at once."""
+
+    def resume(self, session: Session, message: Resume) -> LiveRequest | None:
+        """Go on with a request; None if it was answered at once."""
 
     def on_session_closed(self, session: Session) -> None:
         """The connection is gone, its requests were told."""
@@ -81,7 +85,7 @@ class Session:
             limits=limits,
             scratch=shared_scratch(),
             software=software,
-            features=("passive",),
+            features=(FEATURE_PASSIVE, FEATURE_RESUME),
             session=session_id,
             authenticator=authenticator,
             nonce=nonce,
@@ -101,6 +105,12 @@ class Session:
         return self._connection.principal
 
     @property
+    def principal_name(self) -> str:
+        """Whose request keys it may use."""
+        principal = self._connection.principal
+        return "" if principal is None else principal.name
+
+    @property
     def num_live(self) -> int:
         """How many of its requests have not ended."""
         return len(self._live)
@@ -110,20 +120,23 @@ class Session:
     def on_messages(self, messages: Sequence[Message]) -> None:
         """Take what the client sent."""
         for message in messages:
-            if isinstance(message, Request):
-                self._on_request(message)
+            if isinstance(message, (Request, Resume)):
+                self._on_opening(message)
             elif isinstance(message, Cancel):
                 live = self._live.get(message.stream)
                 if live is not None:
                     live.stop(Finish.CANCELLED)
 
-    def _on_request(self, request: Request) -> None:
+    def _on_opening(self, request: Request | Resume) -> None:
         try:
-            live = self._handler.accept(self, request)
+            if isinstance(request, Request):
+                live = self._handler.accept(self, request)
+            else:
+                live = self._handler.resume(self, request)
         except TensorwireError as error:
             self.send_terminal(Failure.of(request.stream, error))
         except Exception as error:
-            log_id = log_fault(log, "request_failed", error, op=request.op)
+            log_id = log_fault(log, "request_failed", error, kind=request.KIND.name)
             failure = InternalError("the server failed on this request", log_id=log_id)
             self.send_terminal(Failure.of(request.stream, failure))
         else:
@@ -142,7 +155,7 @@ class Session:
         self._deltas.clear()
         self._stalls_s.clear()
         for request in live.values():
-            request.lose_reader()
+            request.lose_reader(may_come_back=self._connection.can_resume)
         self._handler.on_session_closed(self)
 
     # -- the requests' reader -----------------------------------------------------------------
@@ -184,6 +197,12 @@ class Session:
             log_id = log_fault(log, "answer_not_sendable", error)
             failure = InternalError("the answer cannot be sent", log_id=log_id)
             self._send(Failure.of(message.stream, failure))
+
+    def dismiss(self, stream: int, error: TensorwireError) -> None:
+        """End a stream that goes on elsewhere; what it has not sent is sent there."""
+        self._deltas.pop(stream, None)
+        self._stalls_s.pop(stream, None)
+        self.send_terminal(Failure.of(stream, error))
 
     def _send(self, message: Message) -> None:
         if not self._connection.is_closed:

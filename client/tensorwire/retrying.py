@@ -1,0 +1,149 @@
+"""Whether, when and how a call that failed is tried again. Pure: time and chance come in.
+
+    what failed                            nothing had arrived       something had arrived
+    ─────────────────────────────────      ────────────────────      ─────────────────────
+    the connection, and it may be again    REQ with the same key     RESUME behind what arrived
+    refused, and it may be accepted later  REQ with the same key     (does not happen)
+    executed maybe, and it may be again    REQ with the same key     given up
+    RESUME: the server knows nothing       REQ with the same key     given up
+    anything else                          given up                  given up
+
+A repeated REQ is safe: the server joins it to the request of that key, or replays its outcome.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from tensorwire_protocol.errors import (
+    ConnectionFailed,
+    Executed,
+    ModelLoading,
+    TensorwireError,
+    UnknownKey,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+MAX_ATTEMPTS = 3
+_FIRST_BACKOFF_S = 0.05
+_LONGEST_BACKOFF_S = 5.0
+_BUDGET_SHARE = 0.1  # of all requests, may be retries
+_BUDGET_PER_S = 1.0  # may be retries however few the requests
+_BUDGET_MOST = 10.0
+_WEIGHT = {Executed.NO: 0, Executed.MAYBE: 1, Executed.YES: 2}
+
+
+class RetryBudget:
+    """How many retries one client may still make: when most calls fail, retries make it worse.
+
+    Threads share it without a lock: a race costs a tenth of a retry.
+    """
+
+    __slots__ = ("_left", "_seen")
+
+    def __init__(self) -> None:
+        self._left = _BUDGET_MOST
+        self._seen: float | None = None  # monotonic s
+
+    def note_request(self) -> None:
+        """Earn a share of a retry."""
+        if self._left < _BUDGET_MOST:
+            self._left += _BUDGET_SHARE
+
+    def take(self, now: float) -> bool:
+        """Spend one retry; False if there is none."""
+        if self._seen is not None:
+            self._left += (now - self._seen) * _BUDGET_PER_S
+        self._left, self._seen = min(self._left, _BUDGET_MOST), now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
+class Again(Enum):
+    """How to try again."""
+
+    REQUEST = "request"
+    RESUME = "resume"
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Wait so long, then try again."""
+
+    wait_s: float
+    how: Again
+
+
+class Attempts:
+    """The attempts of one call: at most so many in a row that bring nothing."""
+
+    __slots__ = ("_budget", "_has", "_left", "_most", "error")
+
+    def __init__(self, most: int, budget: RetryBudget) -> None:
+        self.error: TensorwireError | None = None  # what the call fails with if it is given up
+        self._budget = budget
+        self._most = self._left = most
+        self._has = 0
+        budget.note_request()
+
+    def after(
+        self,
+        error: TensorwireError,
+        *,
+        arrived: int,
+        can_resume: bool,
+        params: Mapping[str, Any],
+        now: float,
+        deadline: float | None,
+        chance: float,
+    ) -> Retry | None:
+        """Say what to do after `error`; None: give up, and raise `self.error`.
+
+        Args:
+            error: how the last attempt ended.
+            arrived: tokens and characters that have arrived in all.
+            can_resume: the server of the lost connection knew RESUME.
+            params: the call's options.
+            now, deadline: monotonic seconds.
+            chance: a random number from 0 to 1.
+        """
+        self._note(error)
+        if arrived > self._has:  # a long stream may outlive many connections
+            self._has, self._left = arrived, self._most
+        self._left -= 1
+        how = _how(error, arrived > 0, can_resume)
+        if how is None or self._left <= 0:
+            return None
+        if isinstance(error, ModelLoading) and params.get("wait") is False:
+            return None  # the caller said so
+        longest = min(_FIRST_BACKOFF_S * 2 ** (self._most - self._left - 1), _LONGEST_BACKOFF_S)
+        wait_s = max(chance * longest, (error.retry_after_ms or 0) / 1000)
+        if deadline is not None and now + wait_s >= deadline:
+            return None
+        return Retry(wait_s, how) if self._budget.take(now) else None
+
+    def _note(self, error: TensorwireError) -> None:
+        """Keep the error that says most of what was executed, of equal ones the last.
+
+        "Connection refused" after a lost connection would say that nothing was executed.
+        """
+        if self.error is None or _WEIGHT[error.executed] >= _WEIGHT[self.error.executed]:
+            self.error = error
+
+
+def _how(error: TensorwireError, has_arrived: bool, can_resume: bool) -> Again | None:
+    if isinstance(error, UnknownKey):
+        is_lost = error.executed is Executed.NO
+        return Again.REQUEST if is_lost and not has_arrived else None
+    if not error.retryable:
+        return None
+    if not has_arrived:
+        return Again.REQUEST
+    return Again.RESUME if isinstance(error, ConnectionFailed) and can_resume else None

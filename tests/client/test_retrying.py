@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tensorwire import (
+    BadParams,
+    Busy,
+    ConnectionLost,
+    Draining,
+    Executed,
+    ModelLoading,
+    TensorwireError,
+    UnknownKey,
+    WorkerLost,
+)
+from tensorwire.retrying import Again, Attempts, Retry, RetryBudget
+from tensorwire_protocol.errors import DeadlineExceeded, PeerSilent, SequenceError
+
+
+def after(attempts: Attempts, error: TensorwireError, **given: Any) -> Retry | None:
+    facts: dict[str, Any] = {
+        "arrived": 0,
+        "can_resume": True,
+        "params": {},
+        "now": 100.0,
+        "deadline": None,
+        "chance": 0.5,
+    }
+    return attempts.after(error, **facts | given)
+
+
+def how(error: TensorwireError, **given: Any) -> Again | None:
+    retry = after(Attempts(3, RetryBudget()), error, **given)
+    return retry.how if retry is not None else None
+
+
+@pytest.mark.parametrize(
+    ("error", "nothing_arrived", "something_arrived"),
+    [
+        (ConnectionLost("x"), Again.REQUEST, Again.RESUME),
+        (PeerSilent("x"), Again.REQUEST, Again.RESUME),
+        (Busy("x"), Again.REQUEST, None),
+        (Draining("x"), Again.REQUEST, None),
+        (ModelLoading("x"), Again.REQUEST, None),
+        (WorkerLost("x"), Again.REQUEST, None),
+        (UnknownKey("x"), Again.REQUEST, None),
+        (UnknownKey("x", executed=Executed.YES), None, None),
+        (BadParams("x"), None, None),
+        (DeadlineExceeded("x"), None, None),
+        (SequenceError("x"), None, None),
+    ],
+)
+def test_what_is_tried_again_and_how(
+    error: TensorwireError, nothing_arrived: Again | None, something_arrived: Again | None
+) -> None:
+    assert how(error) is nothing_arrived
+    assert how(error, arrived=1) is something_arrived
+    assert how(error, arrived=1, can_resume=False) is None
+
+
+def test_who_does_not_want_to_wait_for_a_model_does_not() -> None:
+    assert how(ModelLoading("x"), params={"wait": False}) is None
+    assert how(Busy("x"), params={"wait": False}) is Again.REQUEST
+
+
+def test_a_call_is_tried_three_times_in_a_row() -> None:
+    attempts = Attempts(3, RetryBudget())
+    assert after(attempts, Busy("1"))
+    assert after(attempts, Busy("2"))
+    assert after(attempts, Busy("3")) is None
+    assert str(attempts.error) == "3"
+
+
+def test_a_stream_that_gets_on_may_lose_more_connections_than_that() -> None:
+    attempts = Attempts(3, RetryBudget())
+    for arrived in range(1, 9):
+        assert after(attempts, ConnectionLost("x"), arrived=arrived)
+    assert after(attempts, ConnectionLost("x"), arrived=8)
+    assert after(attempts, ConnectionLost("x"), arrived=8) is None
+
+
+def test_one_attempt_is_no_retry() -> None:
+    assert after(Attempts(1, RetryBudget()), Busy("x")) is None
+
+
+@given(st.floats(0, 1), st.integers(0, 10_000))
+def test_waits_are_random_longer_each_time_and_never_shorter_than_asked(
+    chance: float, asked_ms: int
+) -> None:
+    attempts = Attempts(9, RetryBudget())
+    for number in range(8):
+        retry = after(attempts, Busy("x", retry_after_ms=asked_ms), chance=chance)
+        assert retry is not None
+        assert retry.wait_s == max(chance * min(0.05 * 2**number, 5.0), asked_ms / 1000)
+
+
+def test_no_wait_goes_beyond_the_deadline() -> None:
+    busy = Busy("x", retry_after_ms=1000)
+    assert after(Attempts(3, RetryBudget()), busy, now=100.0, deadline=101.5)
+    attempts = Attempts(3, RetryBudget())
+    assert after(attempts, busy, now=100.0, deadline=101.0) is None
+    assert attempts.error is busy
+
+
+def test_the_error_that_says_most_of_what_was_executed_is_the_one_raised() -> None:
+    attempts = Attempts(3, RetryBudget())
+    after(attempts, ConnectionLost("cut"))
+    after(attempts, ConnectionLost("refused", executed=Executed.NO))
+    assert str(attempts.error) == "cut"
+    after(attempts, ConnectionLost("cut again"))
+    assert str(attempts.error) == "cut again"
+
+
+def test_when_most_calls_fail_a_tenth_of_them_is_tried_again() -> None:
+    budget = RetryBudget()
+    retries = sum(after(Attempts(3, budget), Busy("x")) is not None for _ in range(1000))
+    assert 100 <= retries <= 110
+    while budget.take(100.0):
+        pass
+    assert not budget.take(100.5 - 0.6)
+    assert budget.take(101.1)  # one a second is always allowed
+
+
+def test_a_rest_fills_the_budget_to_its_bound_and_no_further() -> None:
+    budget = RetryBudget()
+    budget.take(0.0)
+    assert sum(budget.take(1e6) for _ in range(100)) == 10

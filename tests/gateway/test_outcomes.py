@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tensorwire_protocol.messages import End, Finish, Request, Result
+from tensorwire_protocol.tensors import RawTensor
+from tensorwire_server.config import OutcomesConfig
+from tensorwire_server.gateway.outcomes import Outcome, Outcomes, fingerprint
+
+END = End(stream=1, finish=Finish.STOP, count=0, checksum=0)
+
+
+def outcome(text: str = "") -> Outcome:
+    return Outcome(b"f", None, (), text, END)
+
+
+STEP = st.one_of(
+    st.tuples(st.just("begin"), st.integers(0, 5)),
+    st.tuples(st.just("forget"), st.integers(0, 5)),
+    st.tuples(st.just("keep"), st.integers(0, 5)),
+    st.tuples(st.just("pass"), st.integers(1, 6)),
+)
+
+
+@given(st.lists(STEP, max_size=60), st.integers(0, 4), st.integers(0, 4))
+def test_whatever_happens_a_name_has_one_meaning_and_the_bounds_hold(
+    steps: list[tuple[str, int]], keys: int, records: int
+) -> None:
+    config = OutcomesConfig(seconds=10, keys=keys, bytes=records * outcome("x").size_bytes)
+    table: Outcomes[object] = Outcomes(config)
+    live: dict[tuple[str, bytes], object] = {}
+    kept: list[tuple[float, tuple[str, bytes], Outcome]] = []
+    now = 0.0
+    for what, number in steps:
+        name = ("", bytes([number]))
+        kept = [k for k in kept if k[0] > now]
+        if what == "pass":
+            now += number
+        elif what == "begin" and table.find(name, now) is None:
+            live[name] = object()
+            table.begin(name, live[name])
+        elif what == "forget" and name in live:
+            table.forget(name, live.pop(name))
+        elif what == "keep" and name in live:
+            made = outcome("x")
+            table.keep(name, live.pop(name), made, now)
+            kept = [*kept, (now + 10, name, made)]
+        kept = [k for k in kept if k[0] > now]
+        most = min(keys, records)
+        kept = kept[len(kept) - most :] if len(kept) > most else kept
+        table.check_invariants()
+        for n in range(6):
+            name = ("", bytes([n]))
+            expected = live.get(name) or next((k[2] for k in kept if k[1] == name), None)
+            assert table.find(name, now) is expected
+        table.check_invariants()
+
+
+def test_what_was_forgotten_leaves_no_outcome_and_does_not_take_anothers_place() -> None:
+    table: Outcomes[str] = Outcomes(OutcomesConfig())
+    name = ("", b"k")
+    table.begin(name, "first")
+    table.forget(name, "first")
+    table.begin(name, "second")
+    table.keep(name, "first", outcome(), 0.0)
+    table.forget(name, "first")
+    assert table.find(name, 0.0) == "second"
+    assert (table.num_live, table.num_kept) == (1, 0)
+
+
+def test_the_bytes_of_texts_tokens_and_arrays_count() -> None:
+    plain = outcome().size_bytes
+    array = Result(stream=1, outputs={"x": np.zeros(100, np.float32), "y": [np.zeros(5)]})
+    assert 1000 <= outcome("x" * 1000).size_bytes - plain <= 1100
+    assert Outcome(b"", None, [1] * 10, "", END).size_bytes >= plain + 40
+    assert Outcome(b"", None, (), "", array).size_bytes == plain + 400 + 40 + 8
+
+
+def asked(**fields: Any) -> bytes:
+    base: dict[str, Any] = {"stream": 1, "op": "infer", "key": bytes(16)}
+    return fingerprint(Request(**base | fields))
+
+
+def test_a_fingerprint_is_of_what_was_asked_and_not_of_how_urgently() -> None:
+    array = np.arange(4, dtype=np.float32)
+    base = asked(inputs={"x": array}, params={"seed": 1})
+    assert base == asked(
+        inputs={"x": array.copy()},
+        params={"seed": 1},
+        stream=9,
+        key=bytes([1] * 16),
+        deadline_ms=5,
+        priority=3,
+        trace="t",
+        credit=4,
+    )
+    others = [
+        asked(inputs={"x": array}, params={"seed": 2}),
+        asked(inputs={"x": array}, params={"seed": 1}, op="embed"),
+        asked(inputs={"x": array}, params={"seed": 1}, model="m"),
+        asked(inputs={"y": array}, params={"seed": 1}),
+        asked(inputs={"x": array[::-1]}, params={"seed": 1}),
+        asked(inputs={"x": array.reshape(2, 2)}, params={"seed": 1}),
+        asked(inputs={"x": array.view(np.int32)}, params={"seed": 1}),
+        asked(inputs={"x": array.tobytes().decode("latin-1")}, params={"seed": 1}),
+        asked(inputs={"x": RawTensor("BF16", array.view(np.uint16))}, params={"seed": 1}),
+        asked(inputs={"x": RawTensor("F8_E4M3", array.view(np.uint8))}, params={"seed": 1}),
+    ]
+    assert len({base, *others}) == 1 + len(others)
+
+
+@pytest.mark.parametrize("at", [0, 1, 99_999])
+def test_a_large_array_is_looked_at_from_its_beginning_to_its_end(at: int) -> None:
+    array = np.zeros(100_000, dtype=np.float32)
+    before = asked(inputs={"x": array})
+    array[at] = 1
+    assert asked(inputs={"x": array}) != before
