@@ -105,7 +105,7 @@ class Lives(RuleBasedStateMachine):
         client, key = self.clients[pick % len(self.clients)], self.keys[of % len(self.keys)]
 
         def ask() -> None:
-            if how == "join":
+            if how == "join" or not client.transport.connection.can_resume:
                 self.asked.append((client, client.ask(key=key)))
             else:
                 stream = client.resume(key, has, len(words(list(range(1, has + 1)))))

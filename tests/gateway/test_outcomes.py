@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tensorwire_protocol.messages import End, Finish, Request, Result
+from tensorwire_protocol.codec import encode
+from tensorwire_protocol.errors import Executed
+from tensorwire_protocol.limits import Limits
+from tensorwire_protocol.messages import End, Failure, Finish, Request, Result
 from tensorwire_protocol.tensors import RawTensor
 from tensorwire_server.config import OutcomesConfig
 from tensorwire_server.gateway.outcomes import Outcome, Outcomes, fingerprint
 
+NAME = ("", b"k")
 END = End(stream=1, finish=Finish.STOP, count=0, checksum=0)
 
 
@@ -30,11 +36,12 @@ STEP = st.one_of(
 def test_whatever_happens_a_name_has_one_meaning_and_the_bounds_hold(
     steps: list[tuple[str, int]], keys: int, records: int
 ) -> None:
-    config = OutcomesConfig(seconds=10, keys=keys, bytes=records * outcome("x").size_bytes)
+    config = OutcomesConfig(seconds=10, keys=keys, bytes=records * size_of(outcome("x")))
     table: Outcomes[object] = Outcomes(config)
     live: dict[tuple[str, bytes], object] = {}
     kept: list[tuple[float, tuple[str, bytes], Outcome]] = []
     now = 0.0
+    numbers = itertools.count()
     for what, number in steps:
         name = ("", bytes([number]))
         kept = [k for k in kept if k[0] > now]
@@ -46,7 +53,7 @@ def test_whatever_happens_a_name_has_one_meaning_and_the_bounds_hold(
         elif what == "forget" and name in live:
             table.forget(name, live.pop(name))
         elif what == "keep" and name in live:
-            made = outcome("x")
+            made = Outcome(str(next(numbers)).zfill(4).encode(), None, (), "x", END)
             table.keep(name, live.pop(name), made, now)
             kept = [*kept, (now + 10, name, made)]
         kept = [k for k in kept if k[0] > now]
@@ -55,8 +62,12 @@ def test_whatever_happens_a_name_has_one_meaning_and_the_bounds_hold(
         table.check_invariants()
         for n in range(6):
             name = ("", bytes([n]))
-            expected = live.get(name) or next((k[2] for k in kept if k[1] == name), None)
-            assert table.find(name, now) is expected
+            found = table.find(name, now)
+            if isinstance(found, Outcome):
+                assert [k[2].asked for k in kept if k[1] == name] == [found.asked]
+            else:
+                assert found is live.get(name)
+                assert name not in [k[1] for k in kept]
         table.check_invariants()
 
 
@@ -72,12 +83,48 @@ def test_what_was_forgotten_leaves_no_outcome_and_does_not_take_anothers_place()
     assert (table.num_live, table.num_kept) == (1, 0)
 
 
+def size_of(outcome: Outcome) -> int:
+    table: Outcomes[str] = Outcomes(OutcomesConfig())
+    table.begin(NAME, "live")
+    table.keep(NAME, "live", outcome, 0.0)
+    return table.num_bytes
+
+
 def test_the_bytes_of_texts_tokens_and_arrays_count() -> None:
-    plain = outcome().size_bytes
-    array = Result(stream=1, outputs={"x": np.zeros(100, np.float32), "y": [np.zeros(5)]})
-    assert 1000 <= outcome("x" * 1000).size_bytes - plain <= 1100
-    assert Outcome(b"", None, [1] * 10, "", END).size_bytes >= plain + 40
-    assert Outcome(b"", None, (), "", array).size_bytes == plain + 400 + 40 + 8
+    plain = size_of(outcome())
+    assert 1000 <= size_of(outcome("x" * 1000)) - plain <= 1100
+    assert size_of(Outcome(b"f", None, [1] * 10, "", END)) == plain + 40
+    array = Result(stream=1, outputs={"x": np.zeros(100, np.float32)})
+    assert size_of(Outcome(b"f", None, (), "", array)) > plain + 350
+
+
+@pytest.mark.parametrize(
+    "terminal",
+    [
+        End(
+            stream=1, finish=Finish.LENGTH, count=2, checksum=7, usage={"a": 1}, timings={"b": 2.5}
+        ),
+        Failure(stream=1, code=5, message="m", executed=Executed.MAYBE, detail={"k": [1, "x"]}),
+        Result(
+            stream=1, outputs={"ids": [1, 2], "t": "x"}, usage={"a": 1}, extra={"e": {"f": None}}
+        ),
+        Result(stream=1, outputs={"x": np.arange(6, dtype=np.float32).reshape(2, 3)}),
+        Result(stream=1, outputs={"x": np.array(3.5), "y": np.zeros((0, 2), np.bool_)}),
+        Result(stream=1, outputs={"x": RawTensor("BF16", np.arange(4, dtype=np.uint16))}),
+    ],
+)
+def test_an_outcome_comes_back_as_it_was(terminal: End | Result | Failure) -> None:
+    table: Outcomes[str] = Outcomes(OutcomesConfig())
+    table.begin(NAME, "live")
+    table.keep(NAME, "live", Outcome(b"f", 3, [5, 6], "text", terminal), 0.0)
+    found = table.find(NAME, 1.0)
+    assert isinstance(found, Outcome)
+    assert (found.asked, found.prompt_tokens, found.text) == (b"f", 3, "text")
+    assert list(found.tokens) == [5, 6]
+    assert found.terminal is not None
+    again = replace(found.terminal, stream=1)
+    limits = Limits()
+    assert [bytes(b) for b in encode(again, limits)] == [bytes(b) for b in encode(terminal, limits)]
 
 
 def asked(**fields: Any) -> bytes:

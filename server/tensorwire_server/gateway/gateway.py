@@ -277,6 +277,7 @@ class Gateway:
 
     def on_stopping(self, live: LiveRequest) -> None:
         """Give the worker a moment to confirm, then end the request without it."""
+        self.on_attached(live)  # its grace is of no interest any more
         timer = self._loop.call_later(self._config.stop_grace_s, live.give_up)
         self._give_up_timers[live] = timer
 

@@ -15,26 +15,28 @@ from __future__ import annotations
 import sys
 from array import array
 from collections import deque
+from dataclasses import fields
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 import numpy as np
-from tensorwire_protocol.messages import Result
-from tensorwire_protocol.tensors import RawTensor
+from tensorwire_protocol.errors import Executed
+from tensorwire_protocol.messages import End, Failure, Finish, Result
+from tensorwire_protocol.tensors import RawTensor, describe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tensorwire_protocol.messages import End, Failure, Request
+    from tensorwire_protocol.messages import Request
 
     from tensorwire_server.config import OutcomesConfig
 
 L = TypeVar("L")
 Name = tuple[str, bytes]  # principal and request key
 
-MAX_RESULT_BYTES = 64 * 1024  # of arrays; of a larger result only the fact is kept
-_RECORD_BYTES = 1536  # measured: what an outcome without tokens, text and arrays takes
+MAX_RESULT_BYTES = 64 * 1024  # of a larger result only the fact is kept
+_RECORD_BYTES = 512  # measured: what a record without tokens, text and terminal takes
 
 
 class Outcome:
@@ -42,10 +44,10 @@ class Outcome:
 
     Args:
         asked: a hash of what was asked.
-        terminal: its last frame; a result that is too large is not kept.
+        terminal: its last frame; None: a result that is too large to be kept.
     """
 
-    __slots__ = ("asked", "expires_at", "prompt_tokens", "size_bytes", "terminal", "text", "tokens")
+    __slots__ = ("asked", "prompt_tokens", "terminal", "text", "tokens")
 
     def __init__(
         self,
@@ -53,26 +55,101 @@ class Outcome:
         prompt_tokens: int | None,
         tokens: Sequence[int],
         text: str,
-        terminal: End | Result | Failure,
+        terminal: End | Result | Failure | None,
     ) -> None:
         self.asked = asked
         self.prompt_tokens = prompt_tokens
-        self.tokens = array("i", tokens) if tokens else ()
+        self.tokens = tokens
         self.text = text
-        self.terminal: End | Result | Failure | None = terminal
-        self.expires_at = 0.0
-        size = _RECORD_BYTES
-        if tokens or text:
-            size += 4 * len(tokens) + sys.getsizeof(text)
-        if type(terminal) is Result:
-            num_bytes = 0
-            for value in terminal.outputs.values():
-                num_bytes += value.nbytes if type(value) is np.ndarray else _size(value)
-            if num_bytes > MAX_RESULT_BYTES:
-                self.terminal = None
-            else:
-                size += num_bytes
-        self.size_bytes = size  # about what it takes in memory
+        self.terminal = terminal
+
+
+# Expiry, size, hash, prompt tokens, token ids, text, terminal. A plain tuple of plain values: the
+# garbage collector does not look into those, while a hundred thousand objects with arrays and dicts
+# made each request a third dearer (measured), and took four times the memory.
+_Record = tuple[float, int, bytes, int | None, bytes, str, bytes | None]
+
+
+def _record(outcome: Outcome, expires_at: float) -> _Record:
+    terminal: bytes | None = None
+    if outcome.terminal is not None and not _is_surely_large(outcome.terminal):
+        terminal = _pack(outcome.terminal)
+        if len(terminal) > MAX_RESULT_BYTES:
+            terminal = None
+    tokens = array("i", outcome.tokens).tobytes() if outcome.tokens else b""
+    text = outcome.text
+    size = _RECORD_BYTES + len(tokens) + (sys.getsizeof(text) if text else 0)
+    size += len(terminal) if terminal is not None else 0
+    return expires_at, size, outcome.asked, outcome.prompt_tokens, tokens, text, terminal
+
+
+def _is_surely_large(terminal: End | Result | Failure) -> bool:
+    return type(terminal) is Result and any(
+        type(value) is np.ndarray and value.nbytes > MAX_RESULT_BYTES
+        for value in terminal.outputs.values()
+    )
+
+
+def _outcome(record: _Record) -> Outcome:
+    _, _, asked, prompt_tokens, packed, text, terminal = record
+    tokens = array("i")
+    tokens.frombytes(packed)
+    return Outcome(
+        asked, prompt_tokens, tokens, text, _unpack(terminal) if terminal is not None else None
+    )
+
+
+def _pack(terminal: End | Result | Failure) -> bytes:
+    kind = type(terminal).__name__
+    values = [getattr(terminal, name) for name in _FIELDS[kind]]
+    if type(terminal) is Result:
+        # msgspec takes a RawTensor, which is a dataclass, for a map, and does not ask `_to_ext`.
+        values[0] = {
+            name: _ext(_RAW, value.dtype, value.bits) if type(value) is RawTensor else value
+            for name, value in terminal.outputs.items()
+        }
+    return _encode_plain((kind, values))
+
+
+def _unpack(packed: bytes) -> End | Result | Failure:
+    kind, values = _decode_plain(packed)
+    named = dict(zip(_FIELDS[kind], values, strict=True))
+    if kind == "Result":
+        return Result(stream=0, **named)
+    if kind == "End":
+        return End(stream=0, finish=Finish(named.pop("finish")), **named)
+    return Failure(stream=0, executed=Executed(named.pop("executed")), **named)
+
+
+_FIELDS = {
+    cls.__name__: tuple(f.name for f in fields(cls) if f.name != "stream")
+    for cls in (Result, End, Failure)
+}
+
+
+def _to_ext(value: Any) -> Any:
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"no answer carries a {type(value).__name__}")
+    if value.dtype.kind in "fiub":
+        return _ext(_ARRAY, "", value)
+    name, plain = describe(value)
+    return _ext(_RAW, name, plain.view(f"u{plain.dtype.itemsize}"))
+
+
+def _ext(code: int, name: str, array: np.ndarray[Any, Any]) -> msgspec.msgpack.Ext:
+    packed = _encode_plain((name, array.dtype.str, array.shape, array.tobytes()))
+    return msgspec.msgpack.Ext(code, packed)
+
+
+def _from_ext(code: int, data: memoryview) -> Any:
+    name, dtype, shape, raw = _decode_plain(bytes(data))
+    values = np.frombuffer(raw, dtype=dtype).reshape(shape)
+    return values if code == _ARRAY else RawTensor(name, values)
+
+
+_ARRAY, _RAW = 1, 2
+_encode_plain = msgspec.msgpack.Encoder(enc_hook=_to_ext).encode
+_decode_plain = msgspec.msgpack.Decoder(ext_hook=_from_ext).decode
 
 
 class Outcomes(Generic[L]):
@@ -81,7 +158,7 @@ class Outcomes(Generic[L]):
     def __init__(self, config: OutcomesConfig) -> None:
         self._config = config
         self._live: dict[Name, L] = {}
-        self._kept: dict[Name, Outcome] = {}
+        self._kept: dict[Name, _Record] = {}
         self._order: deque[Name] = deque()  # of the kept, the oldest first: all live equally long
         self._num_bytes = 0
 
@@ -105,11 +182,13 @@ class Outcomes(Generic[L]):
         live = self._live.get(name)
         if live is not None:
             return live
-        outcome = self._kept.get(name)
-        if outcome is not None and outcome.expires_at <= now:
+        record = self._kept.get(name)
+        if record is None:
+            return None
+        if record[0] <= now:
             self.expire(now)
             return None
-        return outcome
+        return _outcome(record)
 
     def begin(self, name: Name, live: L) -> None:
         """Take in a request whose name is unknown."""
@@ -132,40 +211,29 @@ class Outcomes(Generic[L]):
             return
         del self._live[name]
         config = self._config
-        outcome.expires_at = now + config.seconds
-        self._kept[name] = outcome
+        record = self._kept[name] = _record(outcome, now + config.seconds)
         self._order.append(name)
-        self._num_bytes += outcome.size_bytes
+        self._num_bytes += record[1]
         while len(self._kept) > config.keys or self._num_bytes > config.bytes:
             self._drop_oldest()
 
     def expire(self, now: float) -> None:
         """Drop the outcomes whose time is over."""
-        while self._order and self._kept[self._order[0]].expires_at <= now:
+        while self._order and self._kept[self._order[0]][0] <= now:
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:
-        self._num_bytes -= self._kept.pop(self._order.popleft()).size_bytes
+        self._num_bytes -= self._kept.pop(self._order.popleft())[1]
 
     def check_invariants(self) -> None:
         """The order is that of the kept, the bounds hold, nothing is both live and kept."""
         assert list(self._kept) == list(self._order)
         assert not self._live.keys() & self._kept.keys()
-        assert self._num_bytes == sum(outcome.size_bytes for outcome in self._kept.values())
+        assert self._num_bytes == sum(record[1] for record in self._kept.values())
         assert len(self._kept) <= self._config.keys
         assert self._num_bytes <= self._config.bytes
-        ages = [self._kept[name].expires_at for name in self._order]
+        ages = [self._kept[name][0] for name in self._order]
         assert ages == sorted(ages)
-
-
-def _size(value: Any) -> int:
-    if isinstance(value, np.ndarray):
-        return value.nbytes
-    if isinstance(value, RawTensor):
-        return value.bits.nbytes
-    if isinstance(value, list):
-        return sum(map(_size, value)) + 8 * len(value)
-    return sys.getsizeof(value)
 
 
 # -- what was asked, in a few bytes ----------------------------------------------------------------
@@ -183,8 +251,6 @@ def fingerprint(request: Request) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, RawTensor):
-        return value.dtype, value.bits.shape, _spread(_bytes_of(value.bits))
     if isinstance(value, np.ndarray):
         dtype = value.dtype  # its number, too: what numpy does not know itself is all "V2"
         if value.nbytes <= _LOOKED_AT_BYTES:
