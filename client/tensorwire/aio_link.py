@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tensorwire_protocol.errors import (
@@ -16,7 +15,7 @@ from tensorwire_protocol.errors import (
 
 from tensorwire.access import Access
 from tensorwire.aio_lane import AsyncReply, Lane
-from tensorwire.dialing import Home, cannot_connect, tune
+from tensorwire.dialing import Home, cannot_connect, chance, tune
 from tensorwire.errors import ClientUnusable, for_call
 from tensorwire.retrying import Again, Attempts, RetryBudget
 
@@ -112,7 +111,7 @@ class AsyncLink:
             params=reply.call.params,
             now=reply.loop.time(),
             deadline=reply.deadline,
-            chance=random.random(),
+            chance=chance(),
         )
 
     def rescue(self, reply: AsyncReply[Any], error: TensorwireError) -> bool:

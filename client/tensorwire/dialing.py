@@ -40,6 +40,12 @@ def new_connection(*, is_passive: bool, login: Login | None = None) -> Connectio
     return Connection(Role.CLIENT, software=SOFTWARE, features=features, login=login)
 
 
+def chance() -> float:
+    """Return a random number from 0 to below 1, for jitter."""
+    # The module `random` would bring ten others with it.
+    return int.from_bytes(os.urandom(4), "big") / 2**32
+
+
 def tune(sock: socket.socket) -> None:
     """Send small frames at once, and let the kernel notice a peer that is gone."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

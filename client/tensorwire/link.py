@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import socket
 import threading
 import time
@@ -23,7 +22,7 @@ from tensorwire_protocol.transports.blocking import BlockingTransport
 
 from tensorwire.access import Access
 from tensorwire.collecting import GRACE_S, Collector, gave_up
-from tensorwire.dialing import Home, cannot_connect, explained, new_connection, tune
+from tensorwire.dialing import Home, cannot_connect, chance, explained, new_connection, tune
 from tensorwire.errors import for_call
 from tensorwire.retrying import Again, Attempts, RetryBudget
 
@@ -96,7 +95,7 @@ class Reply(Generic[T]):
                 params=self.call.params,
                 now=time.monotonic(),
                 deadline=self._deadline,
-                chance=random.random(),
+                chance=chance(),
             )
         if retry is None:
             self.is_ended = True

@@ -6,6 +6,7 @@ import asyncio
 
 import numpy as np
 import pytest
+from tensorwire_protocol.auth import Principal, Right
 from tensorwire_protocol.errors import Busy, ErrorCode, Executed, InternalError, WorkerLost
 from tensorwire_protocol.messages import Failure, Finish
 from tensorwire_protocol.tensors import ids_checksum
@@ -254,7 +255,8 @@ def test_another_principal_finds_nothing() -> None:
             client, key, stream = await streaming(opened)
             other = await opened.connect(can_resume=True)
             (session,) = [s for s in opened.gateway.sessions if not s.num_live]
-            session.principal_name = "eve"
+            eve = Principal(name="eve", rights=frozenset(Right))
+            session.transport.connection.principal = eve
             assert (await other.failed(other.resume(key))).code == ErrorCode.UNKNOWN_KEY
             opened.workers[0].end(stream)
             await client.ended(1)

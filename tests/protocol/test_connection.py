@@ -311,7 +311,7 @@ def test_resume_is_refused_where_one_side_does_not_know_it(side: str) -> None:
 
 # -- who may send what ----------------------------------------------------------------------------
 
-NOT_BUILT = {Kind.DATA, Kind.CREDIT, Kind.AUTH, Kind.LOAD, Kind.SHM}
+NOT_NEGOTIATED = {Kind.DATA, Kind.CREDIT, Kind.AUTH, Kind.RESUME, Kind.LOAD, Kind.SHM}
 
 
 @pytest.mark.parametrize("role", Role)
