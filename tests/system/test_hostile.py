@@ -241,12 +241,14 @@ def test_hundreds_of_liars_do_not_grow_the_gateway(
             for sock in socks[::2]:
                 sock.sendall(b"x" * MIB + _header(2**32 - 1, Kind.REQ, stream=3))
 
-    lie(20)  # what a first time needs for good
+    lie(100)  # what a first time needs for good
     before = _rss(server)
     for _ in range(4):
         lie(100)
     wait_until(lambda: server.stats()["gateway"]["sessions"] == 2, "all liars are gone")
-    assert _rss(server) - before < 4 * MIB
+    # Each round sends 50 MiB and promises twice as much; what a garbage collection has not yet
+    # taken is a few.
+    assert _rss(server) - before < 8 * MIB
 
 
 def test_whoever_does_not_read_large_answers_is_cut_and_does_not_grow_the_gateway(

@@ -310,8 +310,9 @@ def _check_revision(revision: str, pool: ModelPool) -> None:
             f"a revision is given by at least {MIN_DIGITS} of its digits, not {revision!r}"
         )
     if pool.card and not (pool.card.get("revision") or "").startswith(revision):
-        held = (pool.card.get("revision") or "one that is not known")[:12]
-        raise UnknownModel(f"model {pool.name!r} has revision {held}, not {revision!r}")
+        held = str(pool.card.get("revision") or "")[:12]
+        has = f"revision {held}, not {revision!r}" if held else f"no revision {revision!r}"
+        raise UnknownModel(f"model {pool.name!r} has {has}")
 
 
 def _list(names: Any) -> str:
