@@ -203,8 +203,15 @@ def write_text(text: str) -> str | np.ndarray[Any, Any]:
         BadParams: the text holds half a surrogate pair, which has no bytes.
     """
     if len(text) * 4 <= INLINE_TEXT_BYTES:
+        _check_encodable(text)
         return text
     return np.frombuffer(_encoded(text), dtype=np.uint8)
+
+
+def _check_encodable(text: str) -> None:
+    """Refuse half a surrogate pair here, where the sentence can say what it is."""
+    if not text.isascii():
+        _encoded(text)
 
 
 def read_text(value: Any, name: str) -> str:
@@ -221,6 +228,8 @@ def write_texts(texts: list[str]) -> list[Any]:
         BadParams: as `write_text`.
     """
     if sum(map(len, texts)) * 4 <= INLINE_TEXT_BYTES and len(texts) <= INLINE_IDS:
+        for text in texts:
+            _check_encodable(text)
         return texts
     encoded = [_encoded(text) for text in texts]
     lengths = np.asarray([len(e) for e in encoded], dtype=np.int32)

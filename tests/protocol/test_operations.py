@@ -380,3 +380,12 @@ def test_durations_are_rounded_up_to_milliseconds(seconds: float, ms: int) -> No
 def test_what_is_no_duration_is_refused(seconds: Any) -> None:
     with pytest.raises(BadParams, match="above 0"):
         milliseconds(seconds)
+
+
+@pytest.mark.parametrize("length", [1, 5000])
+def test_half_a_surrogate_pair_is_refused_in_words_however_long_the_text(length: int) -> None:
+    text = "\ud800" * length
+    with pytest.raises(BadParams, match="surrogate"):
+        write_text(text)
+    with pytest.raises(BadParams, match="surrogate"):
+        write_texts(["fine", text])

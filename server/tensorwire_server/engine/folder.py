@@ -39,9 +39,10 @@ def find_folder(name: str, revision: str | None) -> Path:
             )
         )
     except Exception as error:
+        # The hub's own errors are paragraphs; the log has them.
         raise ModelLoadError(
-            "there is no such folder, and the Hugging Face hub does not give it: "
-            + first_line(error)
+            "there is no such folder, and the Hugging Face hub cannot be reached or has no model"
+            " of that name"
         ) from error
 
 
