@@ -21,9 +21,9 @@ directions pass one gate: `_admit` for what the peer sends, `send` for what this
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
+from tensorwire_protocol.allowance import Allowance
 from tensorwire_protocol.auth import LOCAL
 from tensorwire_protocol.codec import decode, encode
 from tensorwire_protocol.errors import (
@@ -80,7 +80,9 @@ from tensorwire_protocol.messages import (
     Submit,
     Welcome,
 )
+from tensorwire_protocol.outbox import Outbox
 from tensorwire_protocol.roles import ACCEPTS, OPENERS, PEER, Role, State
+from tensorwire_protocol.streams import OpenStreams
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -106,7 +108,6 @@ _STREAMLESS = frozenset(
         Kind.STEP, Kind.HEARTBEAT, Kind.DRAIN, Kind.LOAD, Kind.SHM,
     }
 )  # fmt: skip
-_JOIN_BYTES = 128 * 1024  # frames up to this size are joined into one write
 
 
 class Connection:
@@ -143,7 +144,7 @@ class Connection:
         self.error: TensorwireError | None = None  # why it was closed, when a side did wrong
         self.peer_features: tuple[str, ...] = ()
         self.peer_software = ""
-        self.last_stream = 0  # highest stream opened by the client side
+        self.streams = OpenStreams()
         self.peer_is_leaving = False  # GOAWAY was received
         # Who the peer of a server is; None until it has shown it.
         self.principal: Principal | None = LOCAL if authenticator is None else None
@@ -167,15 +168,11 @@ class Connection:
         )
         self._welcome_bytes = self._surely_welcome_bytes()
         self._preface_seen = 0
-        self._next_index: dict[int, int] = {}  # of each open stream
-        self._out: list[bytes | memoryview] = []
-        self._held: list[bytes | memoryview] = []  # was sent before WELCOME
-        self._out_bytes = 0
+        self._outbox = Outbox()
         self._born: float | None = None
         self._heard = 0.0
         self._pinged = 0.0
-        self._pings_allowed = float(self.limits.ping_burst)
-        self._ping_heard = 0.0
+        self._pings = Allowance(self.limits.ping_burst, 1 / self.limits.ping_interval_s)
         if self._is_opener:
             self._queue([PREFACE])
             hello = Hello(
@@ -192,7 +189,12 @@ class Connection:
     @property
     def num_streams(self) -> int:
         """How many streams are open."""
-        return len(self._next_index)
+        return len(self.streams)
+
+    @property
+    def last_stream(self) -> int:
+        """The highest stream that the client side has opened."""
+        return self.streams.last
 
     @property
     def is_closed(self) -> bool:
@@ -207,7 +209,7 @@ class Connection:
     @property
     def pending_bytes(self) -> int:
         """How many bytes wait in `take_output`."""
-        return self._out_bytes
+        return self._outbox.num_bytes
 
     @property
     def can_resume(self) -> bool:
@@ -216,11 +218,11 @@ class Connection:
 
     def is_open(self, stream: int) -> bool:
         """Say if `stream` has begun and not ended."""
-        return stream in self._next_index
+        return stream in self.streams
 
     def open_streams(self) -> list[int]:
         """Return the streams that have begun and not ended."""
-        return list(self._next_index)
+        return self.streams.ids()
 
     # -- bytes in -----------------------------------------------------------------------------
 
@@ -271,7 +273,7 @@ class Connection:
         expected = PREFACE[self._preface_seen : self._preface_seen + len(got)]
         if got != expected:
             # Whatever speaks here is not ours: no frame would mean anything to it.
-            self._out.clear()
+            self._outbox.clear()
             self._queue([NOT_OURS])
             self.state = State.CLOSED
             self.error = BadPreface("the first bytes are not the Tensorwire preface")
@@ -377,8 +379,7 @@ class Connection:
     def _open(self) -> None:
         self.state = State.OPEN
         self._decoder.max_frame_bytes = self.limits.frame_bytes
-        self._queue(self._held)
-        self._held = []
+        self._outbox.release()
 
     def _admit_login(self, frame: Frame) -> None:
         """Take what may come between the greeting and the end of the login."""
@@ -399,9 +400,7 @@ class Connection:
 
     def _refuse_early(self, stream: int) -> None:
         """Answer a request of a peer that has not logged in; nothing of it is looked at."""
-        if stream <= self.last_stream:
-            raise SequenceError(f"stream {stream} was opened after stream {self.last_stream}")
-        self.last_stream = stream
+        self.streams.pass_by(stream)
         refusal = Unauthenticated("this server serves nobody without a login: give a token")
         self._early_out_bytes += len(self._emit(Failure.of(stream, refusal)))
         if self._early_out_bytes > self.limits.preauth_out_bytes:
@@ -412,12 +411,9 @@ class Connection:
         stream = frame.stream
         if frame.kind == Kind.RESUME and not self.can_resume:
             raise UnknownKind("RESUME was not negotiated on this connection")
-        if stream <= self.last_stream:
-            raise SequenceError(f"stream {stream} was opened after stream {self.last_stream}")
-        self.last_stream = stream
-        self._next_index[stream] = 0
+        self.streams.open(stream)
         try:
-            if len(self._next_index) > self.limits.streams:
+            if len(self.streams) > self.limits.streams:
                 raise Busy(f"{self.limits.streams} streams are open on this connection; wait")
             if frame.flags & _BODY:
                 raise Unsupported("bodies in DATA frames were not negotiated")
@@ -433,16 +429,16 @@ class Connection:
     def _note(self, message: Message, now: float) -> Message | None:
         """Keep the books for a message of an open connection."""
         if isinstance(message, Event):
-            self._advance(message.stream, message.index, len(message.tokens))
+            self.streams.advance(message.stream, message.index, len(message.tokens))
         elif isinstance(message, EventBatch):
-            self._advance_all(message)
+            self.streams.advance_all(message)
         elif isinstance(message, TERMINAL):
             return self._note_terminal(message)
         elif isinstance(message, Ack):
-            if message.stream not in self._next_index and self.role is Role.CLIENT:
+            if message.stream not in self.streams and self.role is Role.CLIENT:
                 raise SequenceError(f"ACK for stream {message.stream}, which is not open")
         elif isinstance(message, Cancel):
-            return message if message.stream in self._next_index else None
+            return message if message.stream in self.streams else None
         elif isinstance(message, Ping):
             self._answer_ping(message, now)
             return None
@@ -454,22 +450,6 @@ class Connection:
             raise SequenceError(f"{message.KIND.name} came a second time")
         return message
 
-    def _advance_all(self, batch: EventBatch) -> None:
-        next_index = self._next_index
-        counts = batch.counts or repeat(1)
-        for stream, index, count in zip(batch.streams, batch.first_indexes, counts, strict=False):
-            if next_index.get(stream) != index:
-                self._advance(stream, index, count)  # which says what is wrong
-            next_index[stream] = index + count
-
-    def _advance(self, stream: int, index: int, count: int) -> None:
-        expected = self._next_index.get(stream)
-        if expected is None:
-            raise SequenceError(f"an event for stream {stream}, which is not open")
-        if index != expected:
-            raise SequenceError(f"stream {stream} went on at token {index}, not {expected}")
-        self._next_index[stream] = index + count
-
     def _note_terminal(self, message: End | Result | Failure) -> Message | None:
         stream = message.stream
         if isinstance(message, Failure) and stream == 0:
@@ -477,7 +457,7 @@ class Connection:
             return message
         if not self._is_opener:
             raise SequenceError(f"ERR for stream {stream} came from the side that asks")
-        expected = self._next_index.pop(stream, None)
+        expected = self.streams.end(stream)
         if expected is None:
             if self.role is Role.DISPATCHER:
                 return None  # of an attempt that was given up
@@ -489,13 +469,8 @@ class Connection:
         return message
 
     def _answer_ping(self, ping: Ping, now: float) -> None:
-        limits = self.limits
-        earned = (now - self._ping_heard) / limits.ping_interval_s
-        self._pings_allowed = min(self._pings_allowed + earned, limits.ping_burst)
-        self._ping_heard = now
-        if self._pings_allowed < 1:
+        if not self._pings.spend(now):
             raise Flood("PING came more often than once a second")
-        self._pings_allowed -= 1
         self._emit(Pong(payload=ping.payload))
 
     # -- messages out -------------------------------------------------------------------------
@@ -525,10 +500,9 @@ class Connection:
         elif isinstance(message, TERMINAL) and message.stream:
             self._note_ending(message.stream)
         if self.state is not State.OPEN and self._holds_early:
-            self._held += buffers  # among them a GOAWAY, which may not come before WELCOME
+            self._outbox.hold(buffers)  # among them a GOAWAY, which may not come before WELCOME
             return
-        self._out += buffers
-        self._out_bytes += size
+        self._outbox.add(buffers, size)
 
     def _peer_meta_bytes(self) -> int:
         limits = self.peer_limits
@@ -563,19 +537,18 @@ class Connection:
             )
 
     def _note_ending(self, stream: int) -> None:
-        if self._next_index.pop(stream, None) is None:
+        if self.streams.end(stream) is None:
             raise AssertionError(f"stream {stream} ends, but it is not open")
 
     def _note_opening(self, message: Request | Resume | Submit) -> None:
-        if message.stream <= self.last_stream:
+        if message.stream <= self.streams.last:
             raise AssertionError("stream ids must rise")
-        self.last_stream = message.stream
         so_far = 0
         if isinstance(message, Submit):
             so_far = len(message.so_far)
         elif isinstance(message, Resume):
             so_far = message.next_index
-        self._next_index[message.stream] = so_far
+        self.streams.open(message.stream, so_far)
 
     def fail(self, error: TensorwireError) -> None:
         """Close the connection; the peer is told why in one ERR frame."""
@@ -599,27 +572,11 @@ class Connection:
         return frame
 
     def _queue(self, buffers: list[Any]) -> None:
-        self._out += buffers
-        self._out_bytes += sum(map(len, buffers))
+        self._outbox.add(buffers, sum(map(len, buffers)))
 
     def take_output(self) -> list[bytes | memoryview]:
         """Return what is to be written, in order, small frames joined; the queue is empty then."""
-        out, self._out, self._out_bytes = self._out, [], 0
-        if len(out) <= 1:
-            return out
-        joined: list[bytes | memoryview] = []
-        run: list[bytes | memoryview] = []
-        for buffer in out:
-            if len(buffer) <= _JOIN_BYTES:
-                run.append(buffer)
-                continue
-            if run:
-                joined.append(b"".join(run))
-                run = []
-            joined.append(buffer)
-        if run:
-            joined.append(b"".join(run))
-        return joined
+        return self._outbox.take()
 
     # -- time ---------------------------------------------------------------------------------
 

@@ -187,7 +187,8 @@ def test_a_request_before_the_login_is_refused_on_its_own_stream() -> None:
     assert server.num_streams == 0
     # As a client that knows no login reads it.
     reader.state = State.OPEN
-    reader._next_index = {1: 0, 2: 0}
+    reader.streams.open(1)
+    reader.streams.open(2)
     failures = reader.feed(output(server))
     assert [(m.stream, m.code) for m in failures if isinstance(m, Failure)] == [
         (1, ErrorCode.UNAUTHENTICATED),
