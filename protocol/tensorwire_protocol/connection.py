@@ -275,7 +275,7 @@ class Connection:
             # Whatever speaks here is not ours: no frame would mean anything to it.
             self._outbox.clear()
             self._queue([NOT_OURS])
-            self.state = State.CLOSED
+            self.close()
             self.error = BadPreface("the first bytes are not the Tensorwire preface")
             return
         self._preface_seen += len(got)
@@ -453,7 +453,8 @@ class Connection:
     def _note_terminal(self, message: End | Result | Failure) -> Message | None:
         stream = message.stream
         if isinstance(message, Failure) and stream == 0:
-            self.state, self.error = State.CLOSED, message.to_error()
+            self.close()
+            self.error = message.to_error()
             return message
         if not self._is_opener:
             raise SequenceError(f"ERR for stream {stream} came from the side that asks")

@@ -429,6 +429,16 @@ def test_an_error_about_the_connection_keeps_its_number_and_meaning() -> None:
     assert client.error.retryable
 
 
+def test_a_closed_connection_keeps_nothing_that_came_behind_the_last_word() -> None:
+    client, _ = open_pair()
+    client.feed(wire(Failure(stream=0, code=ErrorCode.BUSY, message="m")) + b"half a frame")
+    stranger = Connection(Role.SERVER)
+    stranger.feed(b"GET / HTTP/1.1")
+    for closed in (client, stranger):
+        assert closed.is_closed
+        assert not closed.is_mid_frame
+
+
 def test_nothing_is_sent_on_a_closed_connection() -> None:
     client = open_end(Role.CLIENT)
     client.close()
