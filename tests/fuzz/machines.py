@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from tensorwire_protocol.messages import Failure, Goaway, Hello, Message, Ping, Welcome
+from tensorwire_protocol.messages import (
+    Cancel,
+    Failure,
+    Goaway,
+    Hello,
+    Message,
+    Ping,
+    Request,
+    Resume,
+    Submit,
+    Welcome,
+)
 
 from .reference import Book
 from .wire import Wire, held_bytes
@@ -66,7 +77,14 @@ class TwoEnds(RuleBasedStateMachine):
 
     @rule(num_bytes=st.integers(1, 40) | st.integers(41, 5000), up=st.booleans())
     def deliver(self, num_bytes: int, up: bool) -> None:
-        for message in self.wire.deliver(num_bytes, self.now, up=up):
+        messages = self.wire.deliver(num_bytes, self.now, up=up)
+        # When they arrived: the application may end a stream before it comes to its CANCEL.
+        were_open = self.answering.next_index.keys() | {
+            m.stream for m in messages if isinstance(m, Request | Resume | Submit)
+        }
+        for message in messages:
+            if isinstance(message, Cancel):
+                assert message.stream in were_open
             if isinstance(message, Hello | Welcome):
                 continue
             if not isinstance(message, Goaway):
