@@ -24,7 +24,7 @@ from .mutations import clone, mutate
 from .running import Runner
 from .tally import Tally
 from .targets import check_case
-from .trial import Trial, check_memory
+from .trial import Trial, check_cuts, check_memory
 
 _FOLDER = Path(".cache/fuzz/findings")
 _UNTOUCHED = 0.03  # of the inputs: valid conversations must stay so
@@ -67,6 +67,7 @@ def reproduce(path: Path) -> None:
         print(f"  {step.what.name:6} {step.data.hex()}")
     Trial(case, Tally()).run()
     check_case(case)
+    check_cuts(case)
     check_memory(case)
     print("nothing is wrong")
 

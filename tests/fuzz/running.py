@@ -7,7 +7,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from .targets import check_case
-from .trial import Finding, Trial, check_memory
+from .trial import Finding, Trial, check_cuts, check_memory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .cases import Case
     from .tally import Tally
 
+_CUTS_EVERY = 8  # executions
 _MEMORY_EVERY = 64  # executions: watching allocations takes several times as long
 _TRIES = 3  # a slow call has to be slow each time: the machine may be busy
 
@@ -43,6 +44,8 @@ class Runner:
             else:
                 break
         check_case(case)
+        if self._tally.executions % _CUTS_EVERY == 0:
+            check_cuts(case)
         if self._tally.executions % _MEMORY_EVERY == 0:
             check_memory(case)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import tracemalloc
+from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -81,6 +82,11 @@ class Trial:
             self._take_output()
         self._check_end()
         self._count()
+
+    def outcome(self) -> tuple[bytes, list[bytes], str]:
+        """Return what was said, what was heard, and why it ended."""
+        heard = [b"".join(encode(message, WORKER_LINK)) for message in self.messages]
+        return bytes(self.output), heard, str(self.connection.error)
 
     # -- doing --------------------------------------------------------------------------------
 
@@ -259,6 +265,21 @@ def _pieces(data: bytes, cuts: Random) -> Iterator[bytes]:
         size = cuts.choice([1, 2, 15, 16, 17, 100, 5000])
         yield data[at : at + size]
         at += size
+
+
+def check_cuts(case: Case) -> None:
+    """Do a case with its bytes cut in two ways.
+
+    Raises:
+        Finding: it made a difference.
+    """
+    outcomes = []
+    for cut_seed in (case.cut_seed, case.cut_seed + 1):
+        trial = Trial(replace(case, cut_seed=cut_seed), Tally(), is_timed=False)
+        trial.run()
+        outcomes.append(trial.outcome())
+    if outcomes[0] != outcomes[1]:
+        raise Finding("the same bytes, cut elsewhere, had another outcome")
 
 
 def check_memory(case: Case) -> None:
