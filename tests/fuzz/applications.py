@@ -9,7 +9,7 @@ from __future__ import annotations
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tensorwire_protocol.errors import BadTensor, OutputTooLarge, TooLarge
+from tensorwire_protocol.errors import BadTensor, ErrorCode, OutputTooLarge, TooLarge
 from tensorwire_protocol.messages import (
     Ack,
     Cancel,
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from tensorwire_protocol.messages import Message
 
 
+_MOST_TOKENS = 1000  # that an answer has had here: nothing can be resumed behind them
+
+
 class Application:
     """One end's user.
 
@@ -68,6 +71,8 @@ class Application:
             self.book.note(message)
         if isinstance(message, Submit):
             self._attempts[message.stream] = message.attempt
+        elif isinstance(message, Resume) and message.next_index > _MOST_TOKENS:
+            self._refuse(message.stream)
 
     # -- those who ask ------------------------------------------------------------------------
 
@@ -181,6 +186,10 @@ class Application:
     def _goaway(self, rng: Random) -> None:
         last = self.connection.last_stream
         self._say(Goaway(code=0x0302, last_stream=last, grace_ms=5, alternatives=("a:1",)))
+
+    def _refuse(self, stream: int) -> None:
+        if not self.connection.is_closed:
+            self._say(Failure(stream=stream, code=ErrorCode.UNKNOWN_KEY, message="m"))
 
     def _say(self, message: Message) -> None:
         try:

@@ -58,6 +58,7 @@ SCALARS: list[Any] = [
     b"", b"x" * 16, b"y" * 32, [], Pairs([]), [0] * 70, Pairs([["method", "token"]]),
 ]  # fmt: skip
 _TENSOR = 1
+_DEEPER = 4  # as likely as a leaf is what has something inside, where fewer come by chance
 
 
 def unpack(meta: bytes) -> Any:
@@ -108,7 +109,8 @@ def edited(meta: bytes, rng: Random) -> bytes:
 def _edit(tree: Any, rng: Random, depth: int) -> Any:
     children = _children(tree)
     if children and rng.random() < (0.95 if depth == 0 else 0.6):
-        holder, place = rng.choice(children)
+        weights = [_DEEPER if _has_inside(holder[place]) else 1 for holder, place in children]
+        holder, place = rng.choices(children, weights)[0]
         if rng.random() < 0.2:
             _reshape(holder, place, rng)
         else:
@@ -125,6 +127,10 @@ def _children(tree: Any) -> list[tuple[list[Any], int]]:
     if isinstance(tree, Pairs):
         return [(pair, part) for pair in tree.items for part in (0, 1)]
     return []
+
+
+def _has_inside(tree: Any) -> bool:
+    return isinstance(tree, msgpack.ExtType) or bool(_children(tree))
 
 
 def _reshape(holder: list[Any], place: int, rng: Random) -> None:
@@ -151,7 +157,7 @@ def _instead(tree: Any, rng: Random) -> Any:
     if chance < 0.5:
         return [tree] * rng.choice([1, 2, 17])
     if chance < 0.6:
-        return Pairs([[rng.choice(["a", "x" * 65, 1, None]), tree]])
+        return Pairs([[rng.choice(["a", "x" * 65, 1, None, [], Pairs([])]), tree]])
     if chance < 0.65 and type(tree) is str:
         return tree.encode()
     if chance < 0.7:

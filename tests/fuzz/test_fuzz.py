@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tensorwire_protocol.limits import Limits
     from tensorwire_protocol.messages import Message
 
-_FAMILIES = 120
+_FAMILIES = 300
 
 
 def test_a_short_run_reaches_every_kind_and_role_and_breaks_nothing(tmp_path: Path) -> None:
