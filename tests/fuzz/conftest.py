@@ -4,6 +4,8 @@ import os
 
 from hypothesis import HealthCheck, settings
 
+IS_LONG = os.environ.get("TENSORWIRE_FUZZ") == "long"
+
 settings.register_profile(
     "machines",
     max_examples=500,
@@ -23,5 +25,4 @@ settings.register_profile(
 
 def machine_settings() -> settings:
     """Return the budget that TENSORWIRE_FUZZ asks for."""
-    is_long = os.environ.get("TENSORWIRE_FUZZ") == "long"
-    return settings.get_profile("machines-long" if is_long else "machines")
+    return settings.get_profile("machines-long" if IS_LONG else "machines")

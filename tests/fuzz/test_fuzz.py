@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _FAMILIES = 300
 
 
+@pytest.mark.timeout(600)  # a dozen seconds of work, on however busy a machine
 def test_a_short_run_reaches_every_kind_and_role_and_breaks_nothing(tmp_path: Path) -> None:
     tally, rng = Tally(), Random(1)
     runner = Runner(tally, tmp_path, is_timed=False)

@@ -36,7 +36,7 @@ from tensorwire_protocol.messages import (
 from tensorwire_protocol.roles import Role
 from tensorwire_protocol.tensors import ids_checksum
 
-from .conftest import machine_settings
+from .conftest import IS_LONG, machine_settings
 from .machines import SCRATCH, TwoEnds
 from .reference import events_of
 
@@ -527,6 +527,8 @@ class WorkerLink(TwoEnds):
         self.deliver_all()
         assert all(task.final is not None for task in self.tasks.values())
 
+
+pytestmark = pytest.mark.timeout(3600 if IS_LONG else 600)  # for a busy machine, too
 
 TestClientLink = ClientLink.TestCase
 TestWorkerLink = WorkerLink.TestCase

@@ -6,7 +6,7 @@ import time
 import tracemalloc
 from dataclasses import replace
 from random import Random
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, ParamSpec, TypeGuard, TypeVar
 
 from tensorwire_protocol.codec import decode, encode
 from tensorwire_protocol.connection import NOT_OURS
@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 
     from .cases import Case
 
+_T = TypeVar("_T")
+_Args = ParamSpec("_Args")
 CALL_CPU_S = 0.050
 STRANGER_OUT_BYTES = 4096  # WELCOME, a few refusals, the last word
-_SLACK_BYTES = 3 * 1024 * 1024  # a meta may promise 1 MiB, and be copied
+_SLACK_BYTES = 2 * 1024 * 1024  # a meta may promise 1 MiB
 _PER_BYTE = 100  # what an object costs that came as one byte
 _BEGINNING = 0.0
 
@@ -59,6 +61,7 @@ class Trial:
         self.application = Application(self.connection)
         self.messages: list[Message] = []
         self.output = bytearray()
+        self._num_bytes = 0  # that have arrived
         self._is_over = False  # the last words were taken
 
     def run(self) -> None:
@@ -90,10 +93,10 @@ class Trial:
 
     # -- doing --------------------------------------------------------------------------------
 
-    def _call(self, what: Callable[..., Any], *args: Any) -> Any:
+    def _call(self, what: Callable[_Args, _T], *args: _Args.args, **named: _Args.kwargs) -> _T:
         started = time.thread_time()
         try:
-            result = what(*args)
+            result = what(*args, **named)
         except TensorwireError as error:
             raise Finding(f"an honest application was refused: {error!r}") from error
         except Exception as error:
@@ -107,7 +110,7 @@ class Trial:
         for piece in _pieces(data, cuts):
             state = self.connection.state
             was_closed = self.connection.is_closed
-            messages = self._call(self.connection.feed, piece, self._now)
+            messages = self._feed(piece)
             if was_closed and messages:
                 raise Finding("a closed connection went on listening")
             self._note_arrival(state, data if piece is data else None)
@@ -118,6 +121,19 @@ class Trial:
             self._take_output()
         if not self.connection.is_closed and not len(self.connection.get_buffer()):
             raise Finding("there is no room for the next bytes")
+
+    def _feed(self, piece: bytes) -> list[Message]:
+        self._num_bytes += len(piece)
+        if not tracemalloc.is_tracing():
+            return self._call(self.connection.feed, piece, self._now)
+        # This call alone: what the application makes of it is its own.
+        tracemalloc.reset_peak()
+        before, _ = tracemalloc.get_traced_memory()
+        messages = self._call(self.connection.feed, piece, self._now)
+        allocated = tracemalloc.get_traced_memory()[1] - before
+        if allocated > _SLACK_BYTES + _PER_BYTE * self._num_bytes:
+            raise Finding(f"{self._num_bytes} bytes made the connection allocate {allocated}")
+        return messages
 
     def _take_output(self) -> None:
         announced = self.connection.pending_bytes
@@ -283,22 +299,13 @@ def check_cuts(case: Case) -> None:
 
 
 def check_memory(case: Case) -> None:
-    """Do a case again and watch what it allocates.
+    """Do a case again and watch what the peer's bytes make the connection allocate.
 
     Raises:
         Finding: more than the limits allow for the bytes that came.
     """
-    num_bytes = sum(len(step.data) for step in case.steps if step.what is What.BYTES)
-    is_ours = not tracemalloc.is_tracing()
-    if is_ours:
-        tracemalloc.start()
+    tracemalloc.start()
     try:
-        before, _ = tracemalloc.get_traced_memory()
-        tracemalloc.reset_peak()
         Trial(case, Tally(), is_timed=False).run()
-        _, peak = tracemalloc.get_traced_memory()
     finally:
-        if is_ours:
-            tracemalloc.stop()
-    if peak - before > _SLACK_BYTES + _PER_BYTE * num_bytes:
-        raise Finding(f"{num_bytes} bytes made the connection allocate {peak - before}")
+        tracemalloc.stop()
