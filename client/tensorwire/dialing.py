@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from tensorwire_protocol.codec import PLAIN, Codec
 from tensorwire_protocol.connection import FEATURE_PASSIVE, FEATURE_RESUME, Connection
 from tensorwire_protocol.errors import (
     BadFraming,
@@ -37,7 +39,19 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPALIVE": 15, "TCP_KEEPINTVL": 5, "TCP_
 def new_connection(*, is_passive: bool, login: Login | None = None) -> Connection:
     """Return the client's end of a connection; a passive one reads only while a call waits."""
     features = (FEATURE_PASSIVE, FEATURE_RESUME) if is_passive else (FEATURE_RESUME,)
-    return Connection(Role.CLIENT, software=SOFTWARE, features=features, login=login)
+    return Connection(
+        Role.CLIENT, software=SOFTWARE, features=features, login=login, codec=_codec()
+    )
+
+
+@lru_cache(1)
+def _codec() -> Codec:
+    """Return the fastest codec that is installed: the thin client does without msgspec."""
+    try:
+        from tensorwire_protocol.codec.typed import TYPED
+    except ImportError:
+        return PLAIN
+    return TYPED
 
 
 def chance() -> float:
