@@ -294,9 +294,9 @@ class Connection:
         stream = frame.stream
         if frame.kind == Kind.RESUME and not self.can_resume:
             raise UnknownKind("RESUME was not negotiated on this connection")
-        self.streams.open(stream)
+        num_open = self.streams.open(stream)
         try:
-            if len(self.streams) > self.limits.streams:
+            if num_open > self.limits.streams:
                 raise Busy(f"{self.limits.streams} streams are open on this connection; wait")
             if frame.flags & _BODY:
                 raise Unsupported("bodies in DATA frames were not negotiated")
@@ -361,7 +361,7 @@ class Connection:
 
     def next_stream(self) -> int:
         """Return the id for the next request of this side."""
-        return self.last_stream + 1
+        return self.streams.last + 1
 
     def send(self, message: Message) -> None:
         """Queue a message; the one gate for everything this side sends.
@@ -422,16 +422,17 @@ class Connection:
         if isinstance(message, TERMINAL):
             if message.stream and self.streams.end(message.stream) is None:
                 raise AssertionError(f"stream {message.stream} ends, but it is not open")
-            return
-        assert isinstance(message, (Request, Resume, Submit))
-        so_far = 0
-        if isinstance(message, Submit):
-            so_far = len(message.so_far)
+        elif isinstance(message, Submit):
+            self._open(message.stream, len(message.so_far))
         elif isinstance(message, Resume):
-            so_far = message.next_index
-        if message.stream <= self.streams.last:
+            self._open(message.stream, message.next_index)
+        elif isinstance(message, Request):
+            self._open(message.stream, 0)
+
+    def _open(self, stream: int, next_index: int) -> None:
+        if stream <= self.streams.last:
             raise AssertionError("stream ids must rise")
-        self.streams.open(message.stream, so_far)
+        self.streams.open(stream, next_index)
 
     def fail(self, error: TensorwireError) -> None:
         """Close the connection; the peer is told why in its last words."""

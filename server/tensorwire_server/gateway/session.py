@@ -22,7 +22,7 @@ from tensorwire_protocol.messages import (
     Result,
     Resume,
 )
-from tensorwire_protocol.roles import Role
+from tensorwire_protocol.roles import Role, State
 from tensorwire_protocol.transports.aio import AioTransport, shared_scratch
 
 from tensorwire_server.telemetry.faults import log_fault
@@ -207,7 +207,7 @@ class Session:
         self.send_terminal(Failure.of(stream, error))
 
     def _send(self, message: Message) -> None:
-        if not self._connection.is_closed:
+        if self._connection.state is not State.CLOSED:
             self.transport.send(message)
 
     def _flush_unless_paused(self) -> None:
