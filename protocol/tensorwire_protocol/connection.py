@@ -3,33 +3,25 @@
 It does no I/O and knows no clock: a shell (`transports/`) moves the bytes and tells the time. Both
 directions pass one gate: `_admit` for what the peer sends, `send` for what this side does.
 
-             client side                              server side
-    CONNECTING   preface, HELLO sent        PREFACE   waiting for 8 bytes
-        | WELCOME                               | preface right
-        |                                       v
-        |   AUTHENTICATING: only where      HANDSHAKE  waiting for HELLO
-        |   `login.py` wants a step more        | HELLO: WELCOME queued
-        |   than the greeting                   |   AUTHENTICATING: HELLO did not say who it is
-        v                                       v
-      OPEN  <---- requests may be             OPEN
-        |          sent before WELCOME          |
-        |  violation, ERR on stream 0,          |
-        v  close                                v
-     CLOSED                                  CLOSED
+    CONNECTING, PREFACE, HANDSHAKE, AUTHENTICATING    `handshake.py` decides what is admitted
+        |
+        v
+      OPEN      requests may be sent before it, and wait
+        |
+        |  a violation: ERR on stream 0; or an end without a word
+        v
+     CLOSED
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tensorwire_protocol.allowance import Allowance
-from tensorwire_protocol.auth import LOCAL
-from tensorwire_protocol.codec import decode, encode
+from tensorwire_protocol.codec import PLAIN, encode
 from tensorwire_protocol.errors import (
     BadFraming,
     BadPreface,
-    BadVersion,
     Busy,
     ConnectionFailed,
     ConnectionLost,
@@ -50,18 +42,15 @@ from tensorwire_protocol.frames import (
     FIRST_OPTIONAL_KIND,
     HEADER,
     HEADER_BYTES,
-    PREFACE,
     Flag,
     Frame,
     FrameDecoder,
-    build_frame,
 )
-from tensorwire_protocol.limits import CLIENT_LINK, MIN_FRAME_BYTES, WORKER_LINK, Limits
-from tensorwire_protocol.login import ClientLogin, ServerLogin
+from tensorwire_protocol.handshake import Handshake, decode_sound
+from tensorwire_protocol.limits import CLIENT_LINK, WORKER_LINK, Limits
 from tensorwire_protocol.messages import (
     TERMINAL,
     Ack,
-    Auth,
     Cancel,
     End,
     Event,
@@ -74,23 +63,22 @@ from tensorwire_protocol.messages import (
     Ping,
     Pong,
     Request,
-    Result,
     Resume,
     Step,
     Submit,
     Welcome,
 )
 from tensorwire_protocol.outbox import Outbox
-from tensorwire_protocol.roles import ACCEPTS, OPENERS, PEER, Role, State
+from tensorwire_protocol.roles import ACCEPTS, OPENERS, PEER, WORKER_ROLES, Role, State
 from tensorwire_protocol.streams import OpenStreams
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from tensorwire_protocol.auth import Authenticator, Principal
+    from tensorwire_protocol.codec import Codec
     from tensorwire_protocol.login import Login
 
-VERSION = 1
 NOT_OURS = b"tensorwire: this port speaks the Tensorwire protocol, version 1, not what was sent\n"
 # A peer with this feature reads only while one of its callers waits, so silence proves nothing.
 FEATURE_PASSIVE = "passive"
@@ -99,7 +87,8 @@ FEATURE_RESUME = "resume"
 
 _BODY = int(Flag.BODY)  # an IntFlag's own `&` costs two microseconds
 _OPENINGS = frozenset({Kind.REQ, Kind.RESUME, Kind.SUBMIT})
-_REFUSED_EARLY = frozenset({Kind.REQ, Kind.RESUME})  # each is answered on its own stream
+_TERMINAL = frozenset({Kind.RES, Kind.END, Kind.ERR})
+_BOUNDARIES = _OPENINGS | _TERMINAL
 _NOT_BUILT = frozenset({Kind.DATA, Kind.CREDIT, Kind.AUTH, Kind.LOAD, Kind.SHM})
 # These speak of the connection, so their stream is 0.
 _STREAMLESS = frozenset(
@@ -121,6 +110,7 @@ class Connection:
         login: how a client says who it is.
         authenticator: who decides about a client's login; without one every peer may do all.
         nonce: 32 random bytes, fresh for each connection that has an authenticator.
+        codec: how frames are read and written; all codecs agree on the bytes.
     """
 
     def __init__(
@@ -135,54 +125,48 @@ class Connection:
         login: Login | None = None,
         authenticator: Authenticator | None = None,
         nonce: bytes = b"",
+        codec: Codec = PLAIN,
     ) -> None:
-        on_worker_link = role in (Role.DISPATCHER, Role.WORKER)
+        on_worker_link = role in WORKER_ROLES
         self.role = role
         self.limits = limits or (WORKER_LINK if on_worker_link else CLIENT_LINK)
-        self.peer_limits = WORKER_LINK if on_worker_link else CLIENT_LINK
-        self.state = State.CONNECTING if role in OPENERS else State.PREFACE
         self.error: TensorwireError | None = None  # why it was closed, when a side did wrong
-        self.peer_features: tuple[str, ...] = ()
-        self.peer_software = ""
         self.streams = OpenStreams()
         self.peer_is_leaving = False  # GOAWAY was received
-        # Who the peer of a server is; None until it has shown it.
-        self.principal: Principal | None = LOCAL if authenticator is None else None
         self._is_opener = role in OPENERS
-        self._login = ClientLogin(login)
-        self._guard = None if authenticator is None else ServerLogin(authenticator, nonce)
-        self._num_early_frames = self._early_out_bytes = 0  # before the peer has logged in
-        # What is sent too early waits: for WELCOME, or until the server has proven itself.
-        self._holds_early = not self._is_opener or self._login.is_mutual
+        self._codec = codec
+        self._features = tuple(features)
         self._accepts, self._may_send = ACCEPTS[role], ACCEPTS[PEER[role]]
-        self._meta_bytes = (
-            self.limits.server_meta_bytes if self._is_opener else self.limits.client_meta_bytes
-        )
-        self._software, self._features, self._session = software, tuple(features), session
+        self._meta_bytes = self.limits.meta_bytes(is_from_opener=not self._is_opener)
         self._decoder = FrameDecoder(
-            max_frame_bytes=min(self.limits.frame_bytes, self.limits.preauth_bytes)
-            if role not in OPENERS
-            else self.limits.frame_bytes,
+            max_frame_bytes=self.limits.frame_bytes,
             max_segments=self.limits.segments,
             scratch=scratch,
         )
-        self._welcome_bytes = self._surely_welcome_bytes()
-        self._preface_seen = 0
         self._outbox = Outbox()
-        self._born: float | None = None
         self._heard = 0.0
         self._pinged = 0.0
         self._pings = Allowance(self.limits.ping_burst, 1 / self.limits.ping_interval_s)
-        if self._is_opener:
-            self._queue([PREFACE])
-            hello = Hello(
-                version=VERSION,
-                features=self._features,
-                limits=self.limits.differing_from(self.peer_limits),
-                software=software,
-                auth=self._login.hello_auth(),
-            )
-            self._login.note_hello(self._emit(hello))
+        self._handshake: Handshake | None = Handshake(
+            role,
+            self.limits,
+            decoder=self._decoder,
+            outbox=self._outbox,
+            streams=self.streams,
+            software=software,
+            features=self._features,
+            session=session,
+            login=login,
+            authenticator=authenticator,
+            nonce=nonce,
+        )
+        self.state = self._handshake.state
+        # Who the peer of a server is; None until it has shown it.
+        self.principal: Principal | None = self._handshake.principal
+        self.peer_limits = self._handshake.peer_limits
+        self.peer_features: tuple[str, ...] = ()
+        self.peer_software = ""
+        self._welcome_bytes = self._surely_welcome_bytes()
 
     # -- what the driver asks -----------------------------------------------------------------
 
@@ -239,17 +223,18 @@ class Connection:
         """
         self._heard = now
         messages: list[Message] = []
-        if self.is_closed:
+        if self.state is State.CLOSED:
             return messages
         self._decoder.received(num_bytes)
         try:
-            if self.state is State.PREFACE:
-                self._take_preface()
-            while self.state not in (State.PREFACE, State.CLOSED):
-                frame = self._decoder.next_frame()
-                if frame is None:
-                    break
-                message = self._admit(frame, now)
+            if self.state is State.PREFACE and self._handshake is not None:
+                self._handshake.take_preface()
+                self.state = self._handshake.state
+                if self.state is State.PREFACE:
+                    return messages
+            next_frame, admit = self._decoder.next_frame, self._admit
+            while self.state is not State.CLOSED and (frame := next_frame()) is not None:
+                message = admit(frame, now)
                 if message is not None:
                     messages.append(message)
         except (ConnectionFailed, Unauthenticated) as error:
@@ -268,20 +253,6 @@ class Connection:
             view = view[len(part) :]
         return messages
 
-    def _take_preface(self) -> None:
-        got = self._decoder.take(len(PREFACE) - self._preface_seen)
-        expected = PREFACE[self._preface_seen : self._preface_seen + len(got)]
-        if got != expected:
-            # Whatever speaks here is not ours: no frame would mean anything to it.
-            self._outbox.clear()
-            self._queue([NOT_OURS])
-            self.close()
-            self.error = BadPreface("the first bytes are not the Tensorwire preface")
-            return
-        self._preface_seen += len(got)
-        if self._preface_seen == len(PREFACE):
-            self.state = State.HANDSHAKE
-
     def _admit(self, frame: Frame, now: float) -> Message | None:
         """The gate for everything the peer sends."""
         kind = frame.kind
@@ -295,125 +266,37 @@ class Connection:
             return self._admit_opening(frame)
         if len(frame.meta) > self._meta_bytes:
             raise BadFraming(f"a meta has {len(frame.meta)} bytes, {self._meta_bytes} allowed")
-        if self.state is not State.OPEN:
-            return self._admit_early(frame)
+        if self._handshake is not None:
+            return self._admit_early(self._handshake, frame)
         if kind in _NOT_BUILT:
             raise UnknownKind(f"{Kind(kind).name} was not negotiated on this connection")
-        message = self._decode(frame)
+        message = decode_sound(frame, self.limits, self._codec)
+        if kind in _TERMINAL:
+            return self._note_terminal(message)
         return self._note(message, now)
 
-    def _decode(self, frame: Frame) -> Message:
-        try:
-            return decode(frame, self.limits)
-        except RequestRefused as error:
-            raise BadFraming(f"{Kind(frame.kind).name}: {error.message}") from error
-
-    def _admit_early(self, frame: Frame) -> Message | None:
-        if not self._is_opener:
-            self._count_early(frame)
-        if frame.kind == Kind.ERR and frame.stream == 0:
-            return self._note(self._decode(frame), 0.0)
-        if self.state is State.AUTHENTICATING:
-            self._admit_login(frame)
-            return None
-        return self._admit_greeting(frame)
-
-    def _count_early(self, frame: Frame) -> None:
-        """Keep a peer that has not logged in within its allowance."""
-        self._num_early_frames += 1
-        if self._num_early_frames > self.limits.preauth_frames:
-            raise Flood(f"more than {self.limits.preauth_frames} frames came before the login")
-        # At least what the frame's body had: its table of segments and their padding are not kept.
-        had = len(frame.meta) + sum(map(len, frame.segments)) + frame.aux * (8 + 63)
-        left = self._decoder.max_frame_bytes - had
-        self._decoder.max_frame_bytes = max(0, left)
-
-    def _admit_greeting(self, frame: Frame) -> Message | None:
-        expected = Kind.WELCOME if self._is_opener else Kind.HELLO
-        if frame.kind != expected:
-            raise SequenceError(f"{Kind(frame.kind).name} came before {expected.name}")
-        greeting = self._decode(frame)
-        assert isinstance(greeting, Hello | Welcome)
-        if greeting.version != VERSION:
-            raise BadVersion(f"the peer speaks version {greeting.version}, this side {VERSION}")
-        self.peer_features, self.peer_software = greeting.features, greeting.software
-        self.peer_limits = self.peer_limits.announced(dict(greeting.limits))
-        self._welcome_bytes = self._surely_welcome_bytes()
-        if min(self.peer_limits.frame_bytes, self._peer_meta_bytes()) < MIN_FRAME_BYTES:
-            raise BadFraming(f"the peer must accept frames and metas of {MIN_FRAME_BYTES} bytes")
-        if isinstance(greeting, Welcome):
-            self._on_welcome(greeting, frame)
-            return greeting
-        self._on_hello(greeting, frame)
-        # No further than here: what is handed on may end up in a log.
-        return greeting if greeting.auth is None else replace(greeting, auth=None)
-
-    def _on_welcome(self, welcome: Welcome, frame: Frame) -> None:
-        answer = self._login.answer(welcome.auth, _whole(frame))
-        if answer is None:
-            self._open()
-        else:
-            self._emit(answer)
-            self.state = State.AUTHENTICATING
-
-    def _on_hello(self, hello: Hello, frame: Frame) -> None:
-        guard = self._guard
-        if guard is not None:
-            self.principal = guard.greet(hello.auth, _whole(frame))
-        welcome = Welcome(
-            version=VERSION,
-            features=tuple(f for f in hello.features if f in self._features),
-            limits=self.limits.to_wire(),
-            software=self._software,
-            session=self._session,
-            auth=None if guard is None else guard.welcome_auth(),
-        )
-        sent = self._emit(welcome)
-        if guard is not None and self.principal is None:
-            self._early_out_bytes += len(sent)
-            guard.note_welcome(sent)
-            self.state = State.AUTHENTICATING
-        else:
-            self._open()
-
-    def _open(self) -> None:
-        self.state = State.OPEN
-        self._decoder.max_frame_bytes = self.limits.frame_bytes
-        self._outbox.release()
-
-    def _admit_login(self, frame: Frame) -> None:
-        """Take what may come between the greeting and the end of the login."""
-        kind = frame.kind
-        if kind == Kind.AUTH:
-            auth = self._decode(frame)
-            assert isinstance(auth, Auth)
-            if self._guard is None:
-                self._login.confirm(auth)
-            else:
-                self.principal, answer = self._guard.prove(auth)
-                self._emit(answer)
-            self._open()
-        elif kind in _REFUSED_EARLY and not self._is_opener:
-            self._refuse_early(frame.stream)
-        elif kind != Kind.CANCEL:  # of what was just refused
-            raise SequenceError(f"{Kind(kind).name} came before the login was done")
-
-    def _refuse_early(self, stream: int) -> None:
-        """Answer a request of a peer that has not logged in; nothing of it is looked at."""
-        self.streams.pass_by(stream)
-        refusal = Unauthenticated("this server serves nobody without a login: give a token")
-        self._early_out_bytes += len(self._emit(Failure.of(stream, refusal)))
-        if self._early_out_bytes > self.limits.preauth_out_bytes:
-            raise Flood("a peer without a login has had all the answers that it gets")
+    def _admit_early(self, handshake: Handshake, frame: Frame) -> Message | None:
+        message = handshake.admit(frame)
+        self.state, self.principal = handshake.state, handshake.principal
+        if isinstance(message, Failure):
+            return self._note_terminal(message)
+        if message is not None:
+            self.peer_features = handshake.peer_features
+            self.peer_software = handshake.peer_software
+            self.peer_limits = handshake.peer_limits
+            self._welcome_bytes = self._surely_welcome_bytes()
+        if self.state is State.OPEN:
+            self._handshake = None
+        return message
 
     def _admit_opening(self, frame: Frame) -> Message | None:
         """Take a REQ, RESUME or SUBMIT: what is wrong inside it fails that request alone."""
         stream = frame.stream
         if frame.kind == Kind.RESUME and not self.can_resume:
             raise UnknownKind("RESUME was not negotiated on this connection")
-        self.streams.open(stream)
+        num_open = self.streams.open(stream)
         try:
-            if len(self.streams) > self.limits.streams:
+            if num_open > self.limits.streams:
                 raise Busy(f"{self.limits.streams} streams are open on this connection; wait")
             if frame.flags & _BODY:
                 raise Unsupported("bodies in DATA frames were not negotiated")
@@ -421,7 +304,8 @@ class Connection:
                 raise TooLarge(
                     f"the meta has {len(frame.meta)} bytes; at most {self._meta_bytes} are accepted"
                 )
-            return decode(frame, self.limits)
+            message: Message = self._codec.decode(frame, self.limits)
+            return message
         except (RequestRefused, Busy) as error:
             self.send(Failure.of(stream, error))
             return None
@@ -432,8 +316,6 @@ class Connection:
             self.streams.advance(message.stream, message.index, len(message.tokens))
         elif isinstance(message, EventBatch):
             self.streams.advance_all(message)
-        elif isinstance(message, TERMINAL):
-            return self._note_terminal(message)
         elif isinstance(message, Ack):
             if message.stream not in self.streams and self.role is Role.CLIENT:
                 raise SequenceError(f"ACK for stream {message.stream}, which is not open")
@@ -450,11 +332,12 @@ class Connection:
             raise SequenceError(f"{message.KIND.name} came a second time")
         return message
 
-    def _note_terminal(self, message: End | Result | Failure) -> Message | None:
+    def _note_terminal(self, message: Message) -> Message | None:
+        assert isinstance(message, TERMINAL)
         stream = message.stream
         if isinstance(message, Failure) and stream == 0:
-            self.close()
             self.error = message.to_error()
+            self.close()
             return message
         if not self._is_opener:
             raise SequenceError(f"ERR for stream {stream} came from the side that asks")
@@ -478,7 +361,7 @@ class Connection:
 
     def next_stream(self) -> int:
         """Return the id for the next request of this side."""
-        return self.last_stream + 1
+        return self.streams.last + 1
 
     def send(self, message: Message) -> None:
         """Queue a message; the one gate for everything this side sends.
@@ -490,24 +373,22 @@ class Connection:
         """
         if self.state is State.CLOSED:
             raise self.error or ConnectionLost("the connection is closed", executed=Executed.NO)
-        if message.KIND not in self._may_send:
-            raise AssertionError(f"{self.role.value} may not send {message.KIND.name}")
-        buffers = encode(message, self.limits)
+        kind = message.KIND
+        if kind not in self._may_send:
+            raise AssertionError(f"{self.role.value} may not send {kind.name}")
+        buffers = self._codec.encode(message, self.limits)
         size = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
         if size > self._welcome_bytes:
             self._check_size(message, buffers[0], size - HEADER_BYTES)
-        if isinstance(message, (Request, Resume, Submit)):
-            self._note_opening(message)
-        elif isinstance(message, TERMINAL) and message.stream:
-            self._note_ending(message.stream)
-        if self.state is not State.OPEN and self._holds_early:
+        if kind in _BOUNDARIES:
+            self._note_sent(message)
+        if self._handshake is not None and self._handshake.holds_output:
             self._outbox.hold(buffers)  # among them a GOAWAY, which may not come before WELCOME
             return
         self._outbox.add(buffers, size)
 
     def _peer_meta_bytes(self) -> int:
-        limits = self.peer_limits
-        return limits.client_meta_bytes if self._is_opener else limits.server_meta_bytes
+        return self.peer_limits.meta_bytes(is_from_opener=self._is_opener)
 
     def _surely_welcome_bytes(self) -> int:
         """Return up to which size no frame can break any limit of the peer."""
@@ -537,42 +418,44 @@ class Connection:
                 f" {limits.container_items}"
             )
 
-    def _note_ending(self, stream: int) -> None:
-        if self.streams.end(stream) is None:
-            raise AssertionError(f"stream {stream} ends, but it is not open")
-
-    def _note_opening(self, message: Request | Resume | Submit) -> None:
-        if message.stream <= self.streams.last:
-            raise AssertionError("stream ids must rise")
-        so_far = 0
-        if isinstance(message, Submit):
-            so_far = len(message.so_far)
+    def _note_sent(self, message: Message) -> None:
+        if isinstance(message, TERMINAL):
+            if message.stream and self.streams.end(message.stream) is None:
+                raise AssertionError(f"stream {message.stream} ends, but it is not open")
+        elif isinstance(message, Submit):
+            self._open(message.stream, len(message.so_far))
         elif isinstance(message, Resume):
-            so_far = message.next_index
-        self.streams.open(message.stream, so_far)
+            self._open(message.stream, message.next_index)
+        elif isinstance(message, Request):
+            self._open(message.stream, 0)
+
+    def _open(self, stream: int, next_index: int) -> None:
+        if stream <= self.streams.last:
+            raise AssertionError("stream ids must rise")
+        self.streams.open(stream, next_index)
 
     def fail(self, error: TensorwireError) -> None:
-        """Close the connection; the peer is told why in one ERR frame."""
+        """Close the connection; the peer is told why in its last words."""
         if self.state is State.CLOSED:
             return
-        self._emit(Failure.of(0, error))
+        if isinstance(error, BadPreface):
+            # Whatever speaks here is not ours: no frame would mean anything to it.
+            self._outbox.add([NOT_OURS], len(NOT_OURS))
+        else:
+            self._emit(Failure.of(0, error))
         # Without its traceback: that would keep the frame that was refused for as long as anybody
         # keeps the connection.
-        self.state, self.error = State.CLOSED, error.with_traceback(None)
-        self._decoder.clear()  # or its last buffer, filled up, would have no room for a next read
+        self.error = error.with_traceback(None)
+        self.close()
 
     def close(self) -> None:
         """Close from this side without a word; what is queued may still be sent."""
-        self.state = State.CLOSED
-        self._decoder.clear()
+        self.state, self._handshake = State.CLOSED, None
+        self._decoder.clear()  # or its last buffer, filled up, would have no room for a next read
 
-    def _emit(self, message: Message) -> bytes:
-        """Queue a message of the connection itself, and return its one frame."""
-        frame = b"".join(encode(message, self.limits))
-        self._queue([frame])
-        return frame
-
-    def _queue(self, buffers: list[Any]) -> None:
+    def _emit(self, message: Message) -> None:
+        """Queue a message of the connection itself."""
+        buffers = encode(message, self.limits)
         self._outbox.add(buffers, sum(map(len, buffers)))
 
     def take_output(self) -> list[bytes | memoryview]:
@@ -583,15 +466,15 @@ class Connection:
 
     def on_timer(self, now: float) -> None:
         """Let time pass: handshake deadline, PING after silence, end after longer silence."""
-        if self._born is None:
-            self._born = self._heard = now
         if self.state is State.CLOSED:
             return
-        limits = self.limits
-        if self.state is not State.OPEN:
-            if now - self._born >= limits.handshake_s:
-                self.fail(HandshakeTimeout(f"no greeting within {limits.handshake_s:g} s"))
+        if self._handshake is not None:
+            try:
+                self._handshake.check_time(now)
+            except HandshakeTimeout as error:
+                self.fail(error)
             return
+        limits = self.limits
         if FEATURE_PASSIVE in self.peer_features and not self._is_opener:
             return
         silent_s = now - self._heard
@@ -600,10 +483,3 @@ class Connection:
         elif silent_s >= limits.ping_after_s and now - self._pinged >= limits.ping_after_s:
             self._pinged = now
             self._emit(Ping())
-
-
-def _whole(frame: Frame) -> bytes:
-    """Return the bytes that a frame without segments came as."""
-    return build_frame(
-        frame.kind, frame.stream, bytes(frame.meta), flags=frame.flags, aux=frame.aux
-    )

@@ -36,6 +36,10 @@ class Limits:
     send_high_water_bytes: int = 256 * KIB  # events merge above this
     send_hard_bytes: int = 4 * MIB  # the connection is closed above this
 
+    def meta_bytes(self, *, is_from_opener: bool) -> int:
+        """Return the bound on metas that come from the opener, or from the answerer."""
+        return self.client_meta_bytes if is_from_opener else self.server_meta_bytes
+
     def to_wire(self) -> dict[str, int | float]:
         """Return the table as WELCOME carries it."""
         return asdict(self)

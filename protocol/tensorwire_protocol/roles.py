@@ -44,3 +44,4 @@ PEER = {
     Role.WORKER: Role.DISPATCHER,
 }
 OPENERS = frozenset({Role.CLIENT, Role.DISPATCHER})  # the side that connects and asks
+WORKER_ROLES = frozenset({Role.DISPATCHER, Role.WORKER})  # the two ends of a worker link

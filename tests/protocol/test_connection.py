@@ -829,7 +829,7 @@ def test_bytes_that_trickle_do_not_extend_the_handshake() -> None:
 @pytest.mark.parametrize("role", Role)
 def test_a_silent_peer_is_pinged_and_at_last_given_up(role: Role) -> None:
     connection = open_end(role)
-    connection.on_timer(1000.0)
+    connection.feed(wire(Pong()), now=1000.0)
     pings = []
     for second in range(1001, 1060):
         connection.on_timer(float(second))

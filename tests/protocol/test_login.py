@@ -150,9 +150,8 @@ def test_a_client_without_a_token_says_so_where_one_is_asked_for() -> None:
 
 
 def test_a_request_before_the_login_is_refused_on_its_own_stream() -> None:
-    server = server_with()
-    reader = Connection(Role.CLIENT)
-    reader.take_output()
+    server, reader = server_with(), client_with()
+    talk(reader, Connection(Role.SERVER))
     assert [type(m) for m in server.feed(raw_hello())] == [Hello]
     welcome = output(server)
     assert b"methods" in welcome
@@ -160,10 +159,8 @@ def test_a_request_before_the_login_is_refused_on_its_own_stream() -> None:
     assert server.feed(sent(ask(1)) + sent(Cancel(stream=1)) + sent(ask(2))) == []
     assert not server.is_closed
     assert server.num_streams == 0
-    # As a client that knows no login reads it.
-    reader.state = State.OPEN
-    reader.streams.open(1)
-    reader.streams.open(2)
+    reader.send(ask(1))
+    reader.send(ask(2))
     failures = reader.feed(output(server))
     assert [(m.stream, m.code) for m in failures if isinstance(m, Failure)] == [
         (1, ErrorCode.UNAUTHENTICATED),
