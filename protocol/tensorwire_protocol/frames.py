@@ -84,17 +84,23 @@ class FrameDecoder:
         self._partial: memoryview | None = None  # an unfinished frame
         self._partial_bytes = 0
         self._wanted_bytes = 0  # of the unfinished frame, 0 while its header is incomplete
+        self.num_started = 0  # frames that did not arrive in one piece
 
     @property
     def is_mid_frame(self) -> bool:
         """Say if the stream stopped inside a frame."""
         return self._partial is not None or len(self._ready) > 0
 
+    @property
+    def unfinished_bytes(self) -> int:
+        """How long the unfinished frame will be, as far as that is known."""
+        return self._wanted_bytes or HEADER_BYTES
+
     def get_buffer(self) -> memoryview:
         """Return memory for the next bytes; it must be handed back by `received` at once."""
         if self._partial is None:
             return self._scratch
-        end = self._wanted_bytes or HEADER_BYTES
+        end = self.unfinished_bytes
         return self._partial[self._partial_bytes : end]
 
     def received(self, num_bytes: int) -> None:
@@ -165,6 +171,7 @@ class FrameDecoder:
         return HEADER_BYTES + body_bytes
 
     def _stash(self, ready: memoryview, total: int) -> None:
+        self.num_started += 1
         self._ready = self._scratch[:0]
         self._partial_bytes = 0
         self._grow(ready, total or HEADER_BYTES)
