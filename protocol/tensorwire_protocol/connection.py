@@ -15,6 +15,7 @@ directions pass one gate: `_admit` for what the peer sends, `send` for what this
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tensorwire_protocol.codec import decode, encode
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
 
     from tensorwire_protocol.auth import Authenticator, Principal
     from tensorwire_protocol.login import Login
+    from tensorwire_protocol.receive_memory import ReceiveMemory
 
 NOT_OURS = b"tensorwire: this port speaks the Tensorwire protocol, version 1, not what was sent\n"
 # A peer with this feature reads only while one of its callers waits, so silence proves nothing.
@@ -104,6 +106,7 @@ class Connection:
         role: which end of which link.
         limits: what this side accepts; the server side announces them.
         scratch: receive memory that all connections of one thread may share.
+        memory: bounds what all connections together hold of unfinished frames.
         software, features, session: what HELLO or WELCOME says of this side.
         login: how a client says who it is.
         authenticator: who decides about a client's login; without one every peer may do all.
@@ -116,6 +119,7 @@ class Connection:
         *,
         limits: Limits | None = None,
         scratch: memoryview | None = None,
+        memory: ReceiveMemory | None = None,
         software: str = "",
         features: Iterable[str] = (),
         session: bytes = b"",
@@ -137,6 +141,7 @@ class Connection:
             max_frame_bytes=self.limits.frame_bytes,
             max_segments=self.limits.segments,
             scratch=scratch,
+            hold=None if memory is None else partial(memory.hold, self),
         )
         self._outbox = Outbox()
         self._heard = 0.0
@@ -235,7 +240,7 @@ class Connection:
                     messages.append(message)
             if self._decoder.is_mid_frame:
                 self._conduct.note_unfinished(self._decoder, now)
-        except (ConnectionFailed, Unauthenticated) as error:
+        except (ConnectionFailed, Unauthenticated, Busy) as error:
             self.fail(error)
         return messages
 
@@ -468,6 +473,10 @@ class Connection:
         # keeps the connection.
         self.error = error.with_traceback(None)
         self.close()
+
+    def evict(self, error: Busy) -> None:
+        """Close the connection: what it holds of unfinished frames is too much for the server."""
+        self.fail(error)
 
     def close(self) -> None:
         """Close from this side without a word; what is queued may still be sent."""

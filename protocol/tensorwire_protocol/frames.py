@@ -17,10 +17,14 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntFlag
+from typing import TYPE_CHECKING
 
 from tensorwire_protocol.errors import BadFraming, FrameTooLarge, TooLarge
 from tensorwire_protocol.messages import Kind
 from tensorwire_protocol.tensors import aligned_buffer, padding
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PREFACE = b"\x94TW1\r\n\x1a\n"
 HEADER = struct.Struct("<IBBHII")
@@ -72,12 +76,21 @@ class FrameDecoder:
     Small frames are read in a scratch buffer that many decoders of one thread may share, so that an
     idle connection costs no buffer of its own; only an unfinished frame moves to memory of its own,
     which grows with the bytes that really arrived.
+
+    Args:
+        hold: told how many bytes the unfinished frame takes, before it takes them; may refuse.
     """
 
     def __init__(
-        self, *, max_frame_bytes: int, max_segments: int = 64, scratch: memoryview | None = None
+        self,
+        *,
+        max_frame_bytes: int,
+        max_segments: int = 64,
+        scratch: memoryview | None = None,
+        hold: Callable[[int], None] | None = None,
     ) -> None:
         self.max_frame_bytes = max_frame_bytes
+        self._hold = hold
         self._max_segments = max_segments
         self._scratch = memoryview(bytearray(SCRATCH_BYTES)) if scratch is None else scratch
         self._ready = self._scratch[:0]  # received and not yet cut
@@ -113,6 +126,11 @@ class FrameDecoder:
     def clear(self) -> None:
         """Forget what was received, and free its memory; the stream cannot be taken up again."""
         self._ready = self._scratch[:0]
+        self._drop_partial()
+
+    def _drop_partial(self) -> None:
+        if self._partial is not None and self._hold is not None:
+            self._hold(0)
         self._partial, self._partial_bytes, self._wanted_bytes = None, 0, 0
 
     def take(self, num_bytes: int) -> bytes:
@@ -129,6 +147,7 @@ class FrameDecoder:
 
         Raises:
             FrameTooLarge, BadFraming: the stream cannot be understood from here on.
+            Busy: `hold` refused; the frame cannot be received.
         """
         if self._partial is not None:
             return self._next_from_partial()
@@ -156,7 +175,7 @@ class FrameDecoder:
                 self._grow(self._partial, self._wanted_bytes)
             return None
         whole = self._partial[: self._wanted_bytes]
-        self._partial, self._partial_bytes, self._wanted_bytes = None, 0, 0
+        self._drop_partial()
         self._ready = self._scratch[:0]
         return self._cut(HEADER.unpack_from(whole), whole, owned=True)
 
@@ -182,6 +201,8 @@ class FrameDecoder:
         # Doubling what really came bounds the memory by twice the bytes received, whatever the
         # header claims.
         size = min(wanted_bytes, max(2 * len(old), _FIRST_BUFFER_BYTES))
+        if self._hold is not None:
+            self._hold(size)
         new = aligned_buffer(size)
         new[: len(old)] = old
         self._partial = new
