@@ -16,7 +16,7 @@ class Holder(Protocol):
     """Something that holds receive memory, and can be told to let it go."""
 
     def evict(self, error: Busy) -> None:
-        """Free the memory, and say so with `hold(self, 0)`."""
+        """Free the memory, which is not counted any more."""
 
 
 class ReceiveMemory:
@@ -42,7 +42,9 @@ class ReceiveMemory:
             greediest = max(self._held, key=self._held.__getitem__, default=holder)
             if num_bytes >= self._held.get(greediest, 0):
                 raise _busy(num_bytes)
-            greediest.evict(_busy(self._held[greediest]))
+            freed = self._held.pop(greediest)
+            self.num_bytes -= freed
+            greediest.evict(_busy(freed))
         self.num_bytes += num_bytes - before
         if num_bytes:
             self._held[holder] = num_bytes

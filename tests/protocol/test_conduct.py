@@ -7,7 +7,7 @@ from tensorwire_protocol.conduct import CancelPace, Conduct, is_fault
 from tensorwire_protocol.errors import ErrorCode, Flood
 from tensorwire_protocol.frames import FrameDecoder
 from tensorwire_protocol.limits import Limits
-from tensorwire_protocol.messages import Cancel, Failure, Goaway
+from tensorwire_protocol.messages import Cancel, Failure, Goaway, Message, Pong
 from tensorwire_protocol.roles import Role
 
 from .samples import request, wire
@@ -71,6 +71,15 @@ def test_a_client_s_errors_do_not_count_against_its_server() -> None:
         client.send(request(stream))
         client.feed(wire(Failure(stream=stream, code=int(ErrorCode.BAD_META), message="")))
     assert not client.is_closed
+
+
+@pytest.mark.parametrize("message", [Cancel(stream=1), Pong(), Goaway()])
+def test_what_makes_the_server_work_for_nothing_is_a_fault(message: Message) -> None:
+    server = open_end(Role.SERVER, FEW)
+    server.feed(wire(message) * 4)
+    assert not server.is_closed
+    server.feed(wire(message))
+    assert isinstance(server.error, Flood)
 
 
 def test_a_refusal_that_is_one_too_many_closes_the_connection_behind_it() -> None:

@@ -33,7 +33,6 @@ class Peer:
 
     def evict(self, error: Busy) -> None:
         self.evicted.append(error.message)
-        self.hold(0)
 
 
 @pytest.fixture
