@@ -845,9 +845,10 @@ def test_any_byte_ends_the_silence() -> None:
     server.on_timer(0.0)
     server.feed(wire(request(1))[:3], now=59.0)
     server.on_timer(60.0)
-    server.on_timer(118.9)
+    server.feed(wire(request(1))[3:], now=69.0)
+    server.on_timer(128.9)
     assert not server.is_closed
-    server.on_timer(119.0)
+    server.on_timer(129.0)
     assert isinstance(server.error, PeerSilent)
 
 

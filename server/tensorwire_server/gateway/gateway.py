@@ -24,6 +24,7 @@ from tensorwire_protocol.errors import (
 )
 from tensorwire_protocol.messages import Ack, EncodedTerminal, Kind
 from tensorwire_protocol.operations import check_request
+from tensorwire_protocol.receive_memory import ReceiveMemory
 from tensorwire_protocol.tensors import pack_ids, unpack_ids
 
 from tensorwire_server.config import OutcomesConfig
@@ -60,6 +61,7 @@ log = logging.getLogger(__name__)
 _DEADLINE_STEP_S = 0.02  # how late a deadline may be noticed
 _TICK_S = 1.0
 _SESSION_ID_BYTES = 16
+_RECEIVE_SHARE = 4  # a quarter of the budget
 _FAREWELL_S = 5.0  # for the last frames to leave
 
 
@@ -90,7 +92,7 @@ class Gateway:
     ) -> None:
         self.models = models
         self.unnamed = unnamed
-        self.sessions: set[Session] = set()
+        self.sessions: dict[Session, Callable[[Session], None]] = {}  # and who is told of its end
         self.journal = Journal()
         self.outcomes: Counter[str] = Counter()  # how requests ended
         self.num_tokens = 0  # sent since the start
@@ -103,6 +105,7 @@ class Gateway:
         self.now = clock
         self.started_at = clock()
         self.admission = Admission(config)
+        self.receive_memory = ReceiveMemory(config.memory_bytes // _RECEIVE_SHARE)
         self.deadlines = Deadlines()
         self._live: dict[LiveRequest, None] = {}  # in the order of arrival
         # Where what a client asks for goes: found once, forgotten when a replica changes.
@@ -126,29 +129,36 @@ class Gateway:
 
     # -- sessions -----------------------------------------------------------------------------
 
-    def open_session(self, *, is_private: bool = True) -> Session:
+    def open_session(
+        self,
+        *,
+        is_private: bool = True,
+        on_closed: Callable[[Session], None] = lambda session: None,
+    ) -> Session:
         """Return the driver for a fresh client connection.
 
         Args:
             is_private: nobody else can read it, so it may carry a token.
+            on_closed: told of its end.
         """
         credentials = self._credentials
         session = Session(
             self,
             self._loop,
             limits=self._limits,
+            memory=self.receive_memory,
             session_id=os.urandom(_SESSION_ID_BYTES),
             software=self._software,
             authenticator=None if credentials is None else credentials.over(is_private=is_private),
             nonce=b"" if credentials is None else os.urandom(NONCE_BYTES),
         )
-        self.sessions.add(session)
+        self.sessions[session] = on_closed
         self._deserted.clear()
         return session
 
     def on_session_closed(self, session: Session) -> None:
         """Forget a client that is gone."""
-        self.sessions.discard(session)
+        self.sessions.pop(session)(session)
         if not self.sessions:
             self._deserted.set()
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from tensorwire_protocol.auth import Authenticator, Principal
     from tensorwire_protocol.limits import Limits
+    from tensorwire_protocol.receive_memory import ReceiveMemory
 
     from tensorwire_server.gateway.requests import LiveRequest
 
@@ -76,6 +77,7 @@ class Session:
         loop: asyncio.AbstractEventLoop,
         *,
         limits: Limits,
+        memory: ReceiveMemory,
         session_id: bytes,
         software: str,
         authenticator: Authenticator | None = None,
@@ -85,6 +87,7 @@ class Session:
             Role.SERVER,
             limits=limits,
             scratch=shared_scratch(),
+            memory=memory,
             software=software,
             features=(FEATURE_PASSIVE, FEATURE_RESUME),
             session=session_id,
