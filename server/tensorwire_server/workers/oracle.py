@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tensorwire_protocol.tensors import pack_ids
 
 from tensorwire_server.scheduling.work import ModelCard, StepResult
@@ -38,6 +39,7 @@ _DEFAULTS = {
 }
 _SLOW_STEP_S = 0.1
 _MASK = (1 << 64) - 1
+_BLOCK_TOKENS = 64  # hashed together: so many cost about as much as ten that are hashed alone
 
 
 def oracle_token(
@@ -53,8 +55,7 @@ def oracle_tokens(
 ) -> list[int]:
     """Return the first `count` tokens of what the oracle makes of a prompt."""
     state = _state(_hasher(seed, _leading_bytes(prompt_ids)))
-    start = len(prompt_ids)
-    return [_token(state, start + index, vocab) for index in range(count)]
+    return _tokens(state, len(prompt_ids), count, vocab)
 
 
 def oracle_text(token_ids: Sequence[int]) -> str:
@@ -82,6 +83,17 @@ def _token(state: int, position: int, vocab: int) -> int:
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
     return FIRST_GENERATED_ID + (z ^ (z >> 31)) % (vocab - FIRST_GENERATED_ID)
+
+
+def _tokens(state: int, start: int, count: int, vocab: int) -> list[int]:
+    """Return what `_token` gives at `count` positions from `start` on."""
+    z = np.arange(start, start + count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z += np.uint64(state)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = (z ^ (z >> np.uint64(31))) % np.uint64(vocab - FIRST_GENERATED_ID)
+    ids: list[int] = (z + np.uint64(FIRST_GENERATED_ID)).tolist()
+    return ids
 
 
 def _character(token_id: int) -> str:
@@ -127,6 +139,16 @@ class _Slot:
     state: int | None = None
     lead: bytearray = field(default_factory=bytearray)
     trigger: bytes | None = None
+    block: list[int] = field(default_factory=list)  # tokens that will be sampled
+    block_start: int = 0  # position of the first of them
+
+    def token(self, vocab: int) -> int:
+        """Return the token at the next position."""
+        at = self.num_cached - self.block_start
+        if at >= len(self.block):
+            self.block_start, at = self.num_cached, 0
+            self.block = _tokens(self.state or 0, self.num_cached, _BLOCK_TOKENS, vocab)
+        return self.block[at]
 
 
 class OracleEngine:
@@ -158,14 +180,16 @@ class OracleEngine:
         self._pass_time(plan)
         tokens: dict[int, int] = {}
         failed: dict[int, str] = {}
+        vocab = self._vocab
         for row in plan.rows:
             slot = self._feed(row)
             if slot.num_cached != row.start + len(row.token_ids):
                 failed[row.sequence_id] = f"fed at {row.start}, {slot.num_cached} are cached"
-            elif row.sample and slot.trigger is not None and self._is_fatal(slot.trigger):
-                failed[row.sequence_id] = "non-finite logits"
             elif row.sample:
-                tokens[row.sequence_id] = _token(slot.state or 0, slot.num_cached, self._vocab)
+                if slot.trigger is not None and self._is_fatal(slot.trigger):
+                    failed[row.sequence_id] = "non-finite logits"
+                else:
+                    tokens[row.sequence_id] = slot.token(vocab)
         return StepResult(tokens=tokens, failed=failed)
 
     def stats(self) -> Mapping[str, int]:
