@@ -12,8 +12,6 @@ from tensorwire_protocol.messages import (
     Ack,
     Cancel,
     EncodedTerminal,
-    Event,
-    EventBatch,
     Failure,
     Finish,
     Goaway,
@@ -25,11 +23,12 @@ from tensorwire_protocol.messages import (
 from tensorwire_protocol.roles import Role
 from tensorwire_protocol.transports.aio import AioTransport, shared_scratch
 
+from tensorwire_server.gateway.events import Columns, Delta, FrameRoom, frames_of
 from tensorwire_server.telemetry.faults import log_fault
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from tensorwire_protocol.auth import Authenticator, Principal
     from tensorwire_protocol.limits import Limits
@@ -53,18 +52,6 @@ class Handler(Protocol):
 
     def now(self) -> float:
         """Return monotonic seconds."""
-
-
-class _Delta:
-    """Tokens of one stream that wait to be sent."""
-
-    __slots__ = ("first_index", "held_since", "texts", "tokens")
-
-    def __init__(self, first_index: int) -> None:
-        self.first_index = first_index
-        self.held_since: float | None = None  # because the client does not read
-        self.tokens: list[int] = []
-        self.texts: list[str] = []
 
 
 class Session:
@@ -97,7 +84,8 @@ class Session:
         self._handler = handler
         self._loop = loop
         self._live: dict[int, LiveRequest] = {}
-        self._deltas: dict[int, _Delta] = {}
+        self._leaving = Columns()  # at the end of this turn
+        self._deltas: dict[int, Delta] = {}  # what the client does not take
         self._stalls_s: dict[int, float] = {}  # how long a stream's tokens were held back
         self._flush_is_due = False
 
@@ -147,13 +135,15 @@ class Session:
 
     def on_writable(self) -> None:
         """The client reads again: send what was merged meanwhile."""
-        self._flush()
+        if self._deltas:
+            self._release([*self._deltas])
 
     def on_lost(self, error: TensorwireError | None) -> None:
         """The client is gone."""
         if error is not None:
             log.debug("session_lost peer=%s reason=%s", self.transport.peername, error)
         live, self._live = self._live, {}
+        self._leaving = Columns()
         self._deltas.clear()
         self._stalls_s.clear()
         for request in live.values():
@@ -171,21 +161,21 @@ class Session:
 
         While the client does not read they are merged: the batch is never held up, the delta grows.
         """
-        delta = self._deltas.get(stream)
-        if delta is None:
-            delta = self._deltas[stream] = _Delta(first_index)
-        delta.tokens += tokens
-        if text:
-            delta.texts.append(text)
+        if self.transport.is_paused:
+            self._flush()  # what came earlier in this turn is held before it
+            self._hold(stream, first_index, tokens, text)
+            return
+        self._leaving.add(stream, first_index, tokens, text)
         if not self._flush_is_due:
             self._flush_is_due = True
-            self._loop.call_soon(self._flush_unless_paused)
+            self._loop.call_soon(self._flush)
 
     def settle(self, stream: int) -> float:
         """Send what a stream that ends still has waiting; return how long it was stalled (s)."""
+        self._flush()
         if stream in self._deltas:
             # A slow reader gets this one's rest and its end; the others' deltas go on growing.
-            self._flush([stream] if self.transport.is_paused else None)
+            self._release([stream])
         return self._stalls_s.pop(stream, 0.0)
 
     def send_terminal(self, message: EncodedTerminal | Result | Failure) -> None:
@@ -202,6 +192,7 @@ class Session:
 
     def dismiss(self, stream: int, error: TensorwireError) -> None:
         """End a stream that goes on elsewhere; what it has not sent is sent there."""
+        self._flush()
         self._deltas.pop(stream, None)
         self._stalls_s.pop(stream, None)
         self.send_terminal(Failure.of(stream, error))
@@ -210,31 +201,44 @@ class Session:
         if not self._connection.is_closed:
             self.transport.send(message)
 
-    def _flush_unless_paused(self) -> None:
+    def _flush(self) -> None:
+        """Send what this turn brought, unless the client has stopped to read."""
         self._flush_is_due = False
-        if not self.transport.is_paused:
-            self._flush()
+        if not self._leaving.streams:
             return
-        now = self._handler.now()
-        for delta in self._deltas.values():
-            if delta.held_since is None:
-                delta.held_since = now
-
-    def _flush(self, only: list[int] | None = None) -> None:
-        """Send the deltas of all streams, or of some, as one frame."""
-        if only is None:
-            deltas, self._deltas = self._deltas, {}
+        leaving, self._leaving = self._leaving, Columns()
+        if self.transport.is_paused:
+            for event in leaving.each():
+                self._hold(*event)
         else:
-            deltas = {stream: self._deltas.pop(stream) for stream in only}
-        if not deltas or self._connection.is_closed:
+            self._send_events(leaving)
+
+    def _hold(self, stream: int, first_index: int, tokens: Sequence[int], text: str) -> None:
+        delta = self._deltas.get(stream)
+        if delta is None:
+            delta = self._deltas[stream] = Delta(first_index, self._handler.now())
+        delta.add(tokens, text)
+
+    def _release(self, streams: Sequence[int]) -> None:
+        """Send what was held of some streams."""
+        now = self._handler.now()
+        room = FrameRoom.of(self._connection.peer_limits)
+        columns = Columns()
+        for stream in streams:
+            delta = self._deltas.pop(stream)
+            assert delta.waits_since is not None
+            waited_s = now - delta.waits_since
+            self._stalls_s[stream] = self._stalls_s.get(stream, 0.0) + waited_s
+            while delta:
+                columns.add(stream, *delta.take(room))
+        self._send_events(columns)
+
+    def _send_events(self, columns: Columns) -> None:
+        if self._connection.is_closed:
             return
-        for stream, delta in deltas.items():
-            if delta.held_since is not None:
-                held_s = self._handler.now() - delta.held_since
-                self._stalls_s[stream] = self._stalls_s.get(stream, 0.0) + held_s
         try:
-            for batch in _batches(deltas, self._connection.peer_limits):
-                self._send(_as_message(batch))
+            for frame in frames_of(columns, FrameRoom.of(self._connection.peer_limits)):
+                self._send(frame)
         except OutputTooLarge as error:
             # A client whose limits leave no room for one token: its loss, and nobody else's.
             self._connection.fail(error)
@@ -250,56 +254,3 @@ class Session:
     def close(self) -> None:
         """End the connection; what was sent before still leaves."""
         self.transport.close()
-
-
-# A frame of events stays far below what a client accepts (4,096 elements, 256 KiB of meta),
-# however much was merged while it did not read.
-_FRAME_TOKENS = 2048
-_FRAME_CHARS = 16_384
-_BYTES_EACH = 24  # of meta, more than any token or character with its share of the columns takes
-
-
-def _batches(deltas: dict[int, _Delta], peer: Limits) -> Iterator[list[Event]]:
-    """Cut deltas into events, and the events into frames."""
-    room = min(peer.server_meta_bytes, peer.frame_bytes) // _BYTES_EACH
-    max_tokens = max(1, min(_FRAME_TOKENS, peer.container_items, room))
-    max_chars = max(1, min(_FRAME_CHARS, room))
-    batch: list[Event] = []
-    tokens = chars = 0
-    for stream, delta in deltas.items():
-        for event in _events(stream, delta, max_tokens, max_chars):
-            tokens += len(event.tokens) + 1
-            chars += len(event.text)
-            if batch and (tokens > max_tokens or chars > max_chars):
-                yield batch
-                batch, tokens, chars = [], len(event.tokens) + 1, len(event.text)
-            batch.append(event)
-    yield batch
-
-
-def _events(stream: int, delta: _Delta, max_tokens: int, max_chars: int) -> Iterator[Event]:
-    text = "".join(delta.texts)
-    tokens = delta.tokens
-    pieces = max(-(-len(tokens) // max_tokens), -(-len(text) // max_chars), 1)
-    num_tokens, num_chars = -(-len(tokens) // pieces), -(-len(text) // pieces)
-    for i in range(pieces):
-        first = min(i * num_tokens, len(tokens))
-        yield Event(
-            stream=stream,
-            index=delta.first_index + first,
-            tokens=tokens[first : first + num_tokens],
-            text=text[i * num_chars : (i + 1) * num_chars],
-        )
-
-
-def _as_message(batch: list[Event]) -> Event | EventBatch:
-    if len(batch) == 1:
-        return batch[0]
-    counts = [len(event.tokens) for event in batch]
-    return EventBatch(
-        streams=[event.stream for event in batch],
-        first_indexes=[event.index for event in batch],
-        counts=None if set(counts) == {1} else counts,
-        tokens=[token for event in batch for token in event.tokens],
-        texts=[event.text for event in batch],
-    )

@@ -9,6 +9,9 @@ A sequence's life:
 Whatever has run and is gone stands in the `released` of the next plan, so that the engine drops its
 cache before the freed pages are used again. `plan` and `commit` alternate. A plan that was not
 committed is superseded by the next one, which feeds the same tokens at the same positions again.
+
+While nobody joins, leaves or reads a prompt, the rows of a step are those of the step before, each
+moved on by a token: `commit` moves them, and `plan` has nothing to do.
 """
 
 from __future__ import annotations
@@ -83,7 +86,9 @@ class ContinuousScheduler:
         self._expired: list[int] = []
         self._failed: dict[int, str] = {}
         self._outstanding: StepPlan | None = None
-        self._in_step: list[Sequence] = []  # as the rows of the latest plan
+        self._rows: tuple[Row, ...] = ()  # of the latest plan, or moved on by its commit
+        self._in_step: list[Sequence] = []  # whose rows these are
+        self._rows_are_next = False  # they are the next plan's
         self._last_batch_size = 0
 
     @property
@@ -135,12 +140,14 @@ class ContinuousScheduler:
         """Return the next step, or None when there is nothing to run or to release."""
         self._expire(now)
         self._admit()
-        rows, in_step = self._rows()
+        if not self._rows_are_next:
+            self._build_rows()
+        self._rows_are_next = False
+        rows = self._rows
         if not rows and not self._released:
             return None
-        plan = StepPlan(rows=tuple(rows), released=tuple(self._released))
+        plan = StepPlan(rows=rows, released=tuple(self._released))
         self._outstanding = plan
-        self._in_step = in_step
         self._last_batch_size = len(rows)
         return plan
 
@@ -152,25 +159,39 @@ class ContinuousScheduler:
         del self._released[: len(plan.released)]
         emissions = Emissions()
         tokens, failed, running = result.tokens, result.failed, SequenceState.RUNNING
+        page_tokens = self._pool.page_tokens
         add_id, add_index = emissions.sequence_ids.append, emissions.indexes.append
         add_token = emissions.token_ids.append
         for row, sequence in zip(plan.rows, self._in_step, strict=True):
             if sequence.state is not running:
                 continue  # cancelled while the step ran
-            sequence.num_cached += len(row.token_ids)
+            sequence.num_cached = num_cached = row.start + len(row.token_ids)
             id = sequence.id
             if failed and id in failed:
                 self._failed[id] = failed[id]
                 self._drop(sequence)
             elif row.sample:
-                token_id = tokens[id]
+                token_id, known = tokens[id], sequence.tokens
                 add_id(id)
-                add_index(sequence.num_new)
+                add_index(len(known) - len(sequence.prompt_ids))
                 add_token(token_id)
-                finish = self._take_token(sequence, token_id)
-                if finish is not None:
-                    emissions.finishes[id] = finish
-        self._in_step = []
+                known.append(token_id)
+                if token_id in sequence.stop_ids:
+                    emissions.finishes[id] = "stop"
+                    self._drop(sequence)
+                    continue
+                if len(known) >= sequence.num_tokens_at_most:
+                    emissions.finishes[id] = "length"
+                    self._drop(sequence)
+                    continue
+                row.token_ids, row.start = (token_id,), num_cached
+                if num_cached % page_tokens == 0:
+                    row.pages = sequence.pages[: num_cached // page_tokens + 1]
+        # One for each row, and nobody has joined or left: every row has been moved on.
+        self._rows_are_next = (
+            len(emissions.token_ids) == len(self._running) == len(plan.rows)
+            and not emissions.finishes
+        )
         return emissions
 
     def take_expired(self) -> list[int]:
@@ -226,21 +247,16 @@ class ContinuousScheduler:
                 sequence.pages = self._pool.allocate(self._pages_needed(sequence))
                 sequence.state = SequenceState.RUNNING
                 self._running[sequence.id] = sequence
+                self._rows_are_next = False
             heapq.heappop(self._queue)
 
-    def _rows(self) -> tuple[list[Row], list[Sequence]]:
+    def _build_rows(self) -> None:
         """Every decode, then chunks of prompts in order of admission until the budget is spent."""
-        rows, decoding, reading = [], [], []
-        page_tokens = self._pool.page_tokens
+        decoding: list[Sequence] = []
+        reading: list[Sequence] = []
         for sequence in self._running.values():
-            start, tokens = sequence.num_cached, sequence.tokens
-            if len(tokens) - start > 1:
-                reading.append(sequence)
-                continue
-            # What `_row` would return: one is made for each token.
-            pages = sequence.pages[: start // page_tokens + 1]
-            rows.append(Row(sequence.id, (tokens[start],), start, pages, True, sequence.sampling))
-            decoding.append(sequence)
+            (decoding if sequence.num_to_feed == 1 else reading).append(sequence)
+        rows = [self._row(sequence, 1) for sequence in decoding]
         budget = self._step_tokens - len(rows)
         for sequence in reading:
             if budget == 0:
@@ -248,7 +264,8 @@ class ContinuousScheduler:
             num_tokens = min(budget, sequence.num_to_feed)
             rows.append(self._row(sequence, num_tokens))
             budget -= num_tokens
-        return rows, decoding + reading[: len(rows) - len(decoding)]
+        self._rows = tuple(rows)
+        self._in_step = decoding + reading[: len(rows) - len(decoding)]
 
     def _row(self, sequence: Sequence, num_tokens: int) -> Row:
         start, tokens = sequence.num_cached, sequence.tokens
@@ -262,18 +279,6 @@ class ContinuousScheduler:
             sampling=sequence.sampling,
         )
 
-    def _take_token(self, sequence: Sequence, token_id: int) -> str | None:
-        """Return why the sequence ends with this token, if it does."""
-        sequence.tokens.append(token_id)
-        finish = None
-        if token_id in sequence.stop_ids:
-            finish = "stop"
-        elif len(sequence.tokens) >= sequence.num_tokens_at_most:
-            finish = "length"
-        if finish is not None:
-            self._drop(sequence)
-        return finish
-
     def _drop(self, sequence: Sequence) -> None:
         """The one way out: whatever ends a sequence passes here."""
         was_running = sequence.state is SequenceState.RUNNING
@@ -281,6 +286,7 @@ class ContinuousScheduler:
         del self._sequences[sequence.id]
         if was_running:
             del self._running[sequence.id]
+            self._rows_are_next = False
             self._pool.release(sequence.pages)
             sequence.pages = ()
             self._released.append(sequence.id)

@@ -39,7 +39,7 @@ _DEFAULTS = {
 }
 _SLOW_STEP_S = 0.1
 _MASK = (1 << 64) - 1
-_BLOCK_TOKENS = 64  # hashed together: so many cost about as much as ten that are hashed alone
+_BLOCK_TOKENS = 128  # hashed together, for what ten cost that are hashed alone
 
 
 def oracle_token(
@@ -142,13 +142,22 @@ class _Slot:
     block: list[int] = field(default_factory=list)  # tokens that will be sampled
     block_start: int = 0  # position of the first of them
 
-    def token(self, vocab: int) -> int:
-        """Return the token at the next position."""
-        at = self.num_cached - self.block_start
-        if at >= len(self.block):
-            self.block_start, at = self.num_cached, 0
-            self.block = _tokens(self.state or 0, self.num_cached, _BLOCK_TOKENS, vocab)
-        return self.block[at]
+    def hash_block(self, vocab: int) -> int:
+        """Begin another block with the next token; return the index of that token in it."""
+        self.block_start = self.num_cached
+        self.block = _tokens(self.state or 0, self.num_cached, _BLOCK_TOKENS, vocab)
+        return 0
+
+
+def _read_lead(slot: _Slot, row: Row) -> None:
+    """Take in what a row has of the prompt's own bytes."""
+    lead = _leading_bytes(row.token_ids)
+    slot.hasher.update(pack_ids(lead))
+    slot.lead += bytes(lead)
+    slot.lead_is_over = len(lead) < len(row.token_ids) or row.sample
+    if slot.lead_is_over:
+        slot.state = _state(slot.hasher)
+        slot.trigger = next((t for t in _TRIGGERS if t in slot.lead), None)
 
 
 class OracleEngine:
@@ -180,16 +189,28 @@ class OracleEngine:
         self._pass_time(plan)
         tokens: dict[int, int] = {}
         failed: dict[int, str] = {}
-        vocab = self._vocab
+        slots, vocab = self._slots, self._vocab
         for row in plan.rows:
-            slot = self._feed(row)
-            if slot.num_cached != row.start + len(row.token_ids):
-                failed[row.sequence_id] = f"fed at {row.start}, {slot.num_cached} are cached"
-            elif row.sample:
-                if slot.trigger is not None and self._is_fatal(slot.trigger):
-                    failed[row.sequence_id] = "non-finite logits"
-                else:
-                    tokens[row.sequence_id] = slot.token(vocab)
+            id = row.sequence_id
+            slot = slots.get(id)
+            if slot is None or row.start == 0:
+                slot = slots[id] = _Slot(_hasher(row.sampling.seed, ()))
+            if slot.num_cached != row.start:
+                failed[id] = f"fed at {row.start}, {slot.num_cached} are cached"
+                slot.num_cached = -1
+                continue
+            slot.num_cached += len(row.token_ids)
+            if not slot.lead_is_over:
+                _read_lead(slot, row)
+            if not row.sample:
+                continue
+            if slot.trigger is not None and self._is_fatal(slot.trigger):
+                failed[id] = "non-finite logits"
+                continue
+            at = slot.num_cached - slot.block_start
+            if at >= len(slot.block):
+                at = slot.hash_block(vocab)
+            tokens[id] = slot.block[at]
         return StepResult(tokens=tokens, failed=failed)
 
     def stats(self) -> Mapping[str, int]:
@@ -206,24 +227,6 @@ class OracleEngine:
             seconds += _SLOW_STEP_S
         if seconds and plan.rows:
             time.sleep(seconds)
-
-    def _feed(self, row: Row) -> _Slot:
-        slot = self._slots.get(row.sequence_id)
-        if slot is None or row.start == 0:
-            slot = self._slots[row.sequence_id] = _Slot(_hasher(row.sampling.seed, ()))
-        if slot.num_cached != row.start:
-            slot.num_cached = -1  # the caller tells: what it feeds does not follow the cache
-            return slot
-        slot.num_cached += len(row.token_ids)
-        if not slot.lead_is_over:
-            lead = _leading_bytes(row.token_ids)
-            slot.hasher.update(pack_ids(lead))
-            slot.lead += bytes(lead)
-            slot.lead_is_over = len(lead) < len(row.token_ids) or row.sample
-            if slot.lead_is_over:
-                slot.state = _state(slot.hasher)
-                slot.trigger = next((t for t in _TRIGGERS if t in slot.lead), None)
-        return slot
 
     def _is_fatal(self, trigger: bytes) -> bool:
         """Do what the prompt asks for; True to fail its row."""
