@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 # Steps whose outcome the asyncio side has not taken yet. What has gathered there it takes together,
 # so that a model faster than the wire costs one frame for some steps, not one for each.
-OUTCOMES_AHEAD = 8
+OUTCOMES_AHEAD = 16
 _GATHERED_TOKENS = 16_384  # so many go into one frame with ease
 
 

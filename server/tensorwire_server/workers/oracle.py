@@ -102,10 +102,18 @@ def _character(token_id: int) -> str:
     return chr(token_id) if 32 <= token_id < 127 else "?"
 
 
+class _Table(dict[int, str]):
+    """The characters of the tokens that have come."""
+
+    def __missing__(self, token_id: int) -> str:
+        character = self[token_id] = _character(token_id)
+        return character
+
+
 class _Characters:
     """Every token is a character of its own: nothing is ever pending."""
 
-    push = staticmethod(_character)
+    push = _Table().__getitem__
 
     @staticmethod
     def flush() -> str:
