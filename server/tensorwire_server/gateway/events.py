@@ -42,9 +42,9 @@ class Delta:
 
     __slots__ = ("_first_index", "_texts", "_tokens", "num_bytes", "waits_since")
 
-    def __init__(self, first_index: int, waits_since: float | None = None) -> None:
+    def __init__(self, first_index: int, waits_since: float = 0.0) -> None:
         self.num_bytes = 0  # about what it takes in memory
-        self.waits_since = waits_since
+        self.waits_since = waits_since  # monotonic s
         self._first_index = first_index
         self._tokens: list[int] = []
         self._texts: list[str] = []
@@ -135,7 +135,8 @@ def frames_of(columns: Columns, room: FrameRoom) -> Iterator[Event | EventBatch]
             yield frame.message()
             frame = Columns()
         frame.add(stream, first_index, tokens, text)
-    yield frame.message()
+    if frame.streams:
+        yield frame.message()
 
 
 def _has_room(frame: Columns, room: FrameRoom, num_tokens: int, num_chars: int) -> bool:

@@ -6,11 +6,18 @@ import logging
 from typing import TYPE_CHECKING, Protocol
 
 from tensorwire_protocol.codec.typed import PACKING
-from tensorwire_protocol.connection import FEATURE_PASSIVE, FEATURE_RESUME, Connection
+from tensorwire_protocol.connection import (
+    FEATURE_CREDIT,
+    FEATURE_PASSIVE,
+    FEATURE_RESUME,
+    Connection,
+)
+from tensorwire_protocol.credit import CreditBook
 from tensorwire_protocol.errors import InternalError, OutputTooLarge, TensorwireError
 from tensorwire_protocol.messages import (
     Ack,
     Cancel,
+    Credit,
     EncodedTerminal,
     Failure,
     Finish,
@@ -73,7 +80,7 @@ class Session:
             limits=limits,
             scratch=shared_scratch(),
             software=software,
-            features=(FEATURE_PASSIVE, FEATURE_RESUME),
+            features=(FEATURE_PASSIVE, FEATURE_RESUME, FEATURE_CREDIT),
             session=session_id,
             authenticator=authenticator,
             nonce=nonce,
@@ -85,7 +92,9 @@ class Session:
         self._loop = loop
         self._live: dict[int, LiveRequest] = {}
         self._leaving = Columns()  # at the end of this turn
-        self._deltas: dict[int, Delta] = {}  # what the client does not take
+        # What the client does not take. Streams with counted events always go through here.
+        self._deltas: dict[int, Delta] = {}
+        self._credits = CreditBook()
         self._stalls_s: dict[int, float] = {}  # how long a stream's tokens were held back
         self._flush_is_due = False
 
@@ -116,8 +125,13 @@ class Session:
                 live = self._live.get(message.stream)
                 if live is not None:
                     live.stop(Finish.CANCELLED)
+            elif isinstance(message, Credit):
+                self._credits.add(message.stream, message.amount)
+                self._schedule_flush()
 
     def _on_opening(self, request: Request | Resume) -> None:
+        if self._connection.has_credit:
+            self._credits.open(request.stream, request.credit)
         try:
             if isinstance(request, Request):
                 live = self._handler.accept(self, request)
@@ -135,8 +149,7 @@ class Session:
 
     def on_writable(self) -> None:
         """The client reads again: send what was merged meanwhile."""
-        if self._deltas:
-            self._release([*self._deltas])
+        self._flush()
 
     def on_lost(self, error: TensorwireError | None) -> None:
         """The client is gone."""
@@ -145,6 +158,7 @@ class Session:
         live, self._live = self._live, {}
         self._leaving = Columns()
         self._deltas.clear()
+        self._credits.clear()
         self._stalls_s.clear()
         for request in live.values():
             request.lose_reader(may_come_back=self._connection.can_resume)
@@ -165,22 +179,27 @@ class Session:
             self._flush()  # what came earlier in this turn is held before it
             self._hold(stream, first_index, tokens, text)
             return
-        self._leaving.add(stream, first_index, tokens, text)
-        if not self._flush_is_due:
-            self._flush_is_due = True
-            self._loop.call_soon(self._flush)
+        if stream in self._credits:
+            self._hold(stream, first_index, tokens, text)
+        else:
+            self._leaving.add(stream, first_index, tokens, text)
+        self._schedule_flush()
 
     def settle(self, stream: int) -> float:
         """Send what a stream that ends still has waiting; return how long it was stalled (s)."""
         self._flush()
         if stream in self._deltas:
             # A slow reader gets this one's rest and its end; the others' deltas go on growing.
-            self._release([stream])
+            self._credits.close(stream)
+            rest = Columns()
+            self._release(stream, rest)
+            self._send_events(rest)
         return self._stalls_s.pop(stream, 0.0)
 
     def send_terminal(self, message: EncodedTerminal | Result | Failure) -> None:
         """Send the last frame of a stream, after `settle`."""
         self._live.pop(message.stream, None)
+        self._credits.close(message.stream)
         try:
             self._send(message)
         except OutputTooLarge as error:
@@ -201,17 +220,24 @@ class Session:
         if not self._connection.is_closed:
             self.transport.send(message)
 
+    def _schedule_flush(self) -> None:
+        if not self._flush_is_due:
+            self._flush_is_due = True
+            self._loop.call_soon(self._flush)
+
     def _flush(self) -> None:
-        """Send what this turn brought, unless the client has stopped to read."""
+        """Send what this turn brought, and what waited for it, unless the client does not read."""
         self._flush_is_due = False
-        if not self._leaving.streams:
+        if not self._leaving.streams and not self._deltas:
             return
         leaving, self._leaving = self._leaving, Columns()
         if self.transport.is_paused:
             for event in leaving.each():
                 self._hold(*event)
-        else:
-            self._send_events(leaving)
+            return
+        for stream in [*self._deltas]:
+            self._release(stream, leaving)
+        self._send_events(leaving)
 
     def _hold(self, stream: int, first_index: int, tokens: Sequence[int], text: str) -> None:
         delta = self._deltas.get(stream)
@@ -219,22 +245,19 @@ class Session:
             delta = self._deltas[stream] = Delta(first_index, self._handler.now())
         delta.add(tokens, text)
 
-    def _release(self, streams: Sequence[int]) -> None:
-        """Send what was held of some streams."""
-        now = self._handler.now()
+    def _release(self, stream: int, leaving: Columns) -> None:
+        """Let go of what was held of a stream, as far as its credit goes."""
+        delta = self._deltas[stream]
         room = FrameRoom.of(self._connection.peer_limits)
-        columns = Columns()
-        for stream in streams:
-            delta = self._deltas.pop(stream)
-            assert delta.waits_since is not None
-            waited_s = now - delta.waits_since
+        while delta and self._credits.spend(stream):
+            leaving.add(stream, *delta.take(room))
+        if not delta:
+            del self._deltas[stream]
+            waited_s = self._handler.now() - delta.waits_since
             self._stalls_s[stream] = self._stalls_s.get(stream, 0.0) + waited_s
-            while delta:
-                columns.add(stream, *delta.take(room))
-        self._send_events(columns)
 
     def _send_events(self, columns: Columns) -> None:
-        if self._connection.is_closed:
+        if not columns.streams or self._connection.is_closed:
             return
         try:
             for frame in frames_of(columns, FrameRoom.of(self._connection.peer_limits)):
