@@ -156,6 +156,7 @@ LOWEST = {
     "admission.max_requests": 1,
     "admission.max_requests_per_model": 1,
     "admission.stop_grace_s": 0,
+    "admission.merged_bytes": 0,
     "workers.count": 1,
     "workers.threads": 1,
     "batching.max_running": 1,
@@ -168,6 +169,7 @@ LOWEST = {
     "outcomes.seconds": 0,
     "outcomes.keys": 0,
     "outcomes.bytes": 0,
+    "outcomes.detached_bytes": 0,
 }
 
 

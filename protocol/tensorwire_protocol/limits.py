@@ -34,6 +34,7 @@ class Limits:
     ping_interval_s: float = 1.0  # a peer that pings more often (with a burst) is cut
     ping_burst: int = 8
     send_high_water_bytes: int = 256 * KIB  # events merge above this
+    send_stuck_s: float = 10.0  # bytes above it stay unsent so long: the connection is closed
     send_hard_bytes: int = 4 * MIB  # the connection is closed above this
 
     def meta_bytes(self, *, is_from_opener: bool) -> int:

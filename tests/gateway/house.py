@@ -339,6 +339,12 @@ class House:
         detached = [live for live in gateway._live if live.is_detached]
         assert list(gateway._grace_timers.keys() - detached) == []
         assert len(gateway._grace_timers) == len(detached)
+        gateway.detached.check_invariants()
+        gateway.merged.check_invariants()
+        assert set(gateway.detached._held) == set(detached)
+        for session in gateway.sessions:
+            assert session._merged_bytes == gateway.merged._held.get(session, 0)
+            assert session._merged_bytes == sum(d.num_bytes for d in session._deltas.values())
         assert sum(map(len, gateway._waiting.values())) <= num_live
         assert sum(session.num_live for session in gateway.sessions) <= num_live
 

@@ -167,3 +167,23 @@ def test_whoever_comes_back_counts_anew(run_fast: Run, again: str) -> None:
             assert second.tokens(stream) == [*range(have, 6)]
 
     run_fast(test)
+
+
+def test_what_waits_for_credit_is_bounded(run_fast: Run) -> None:
+    async def test() -> None:
+        limits = Limits(send_hard_bytes=64 * 1024)
+        async with house(limits=limits) as opened:
+            worker, client = await opened.add_worker(), await opened.connect(has_credit=True)
+            client.ask(credit=0)
+            await pass_time()
+            worker.step({1: [1]}, text="x" * 60_000)
+            await pass_time()
+            assert not client.lost
+            worker.step({1: [2]}, text="x" * 6_000)
+            await pass_time()
+            assert client.lost
+            assert not opened.gateway.sessions
+            worker.end(1, Finish.CANCELLED)
+            await pass_time()
+
+    run_fast(test)

@@ -55,6 +55,7 @@ class AioTransport(asyncio.BufferedProtocol):
     def __init__(self, connection: Connection, driver: Driver) -> None:
         self.connection = connection
         self.is_paused = False  # the peer does not read; unsent bytes are above the high water
+        self.written_bytes = 0  # handed to the loop since the beginning
         self._driver = driver
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -161,8 +162,10 @@ class AioTransport(asyncio.BufferedProtocol):
             return
         output = self.connection.take_output()
         if len(output) == 1:
+            self.written_bytes += len(output[0])
             self._transport.write(output[0])
         elif output:
+            self.written_bytes += sum(map(len, output))
             self._transport.writelines(output)
         if self.connection.is_closed:
             self._close_socket(has_last_words=bool(output))

@@ -70,6 +70,7 @@ class Delta:
         text, rest = text[: room.chars], text[room.chars :]
         self._texts = [rest] if rest else []
         self._first_index += len(tokens)
+        self.num_bytes -= _TOKEN_BYTES * len(tokens) + len(text.encode())
         return first_index, tokens, text
 
 

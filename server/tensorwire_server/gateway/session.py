@@ -13,7 +13,7 @@ from tensorwire_protocol.connection import (
     Connection,
 )
 from tensorwire_protocol.credit import CreditBook
-from tensorwire_protocol.errors import InternalError, OutputTooLarge, TensorwireError
+from tensorwire_protocol.errors import InternalError, OutputTooLarge, SlowConsumer, TensorwireError
 from tensorwire_protocol.messages import (
     Ack,
     Cancel,
@@ -30,6 +30,7 @@ from tensorwire_protocol.messages import (
 from tensorwire_protocol.roles import Role
 from tensorwire_protocol.transports.aio import AioTransport, shared_scratch
 
+from tensorwire_server.gateway.bounds import ReadWatch
 from tensorwire_server.gateway.events import Columns, Delta, FrameRoom, frames_of
 from tensorwire_server.telemetry.faults import log_fault
 
@@ -56,6 +57,9 @@ class Handler(Protocol):
 
     def on_session_closed(self, session: Session) -> None:
         """The connection is gone, its requests were told."""
+
+    def on_merged(self, session: Session, num_bytes: int) -> None:
+        """What waits merged for a session has grown, or (below 0) shrunk."""
 
     def now(self) -> float:
         """Return monotonic seconds."""
@@ -94,7 +98,9 @@ class Session:
         self._leaving = Columns()  # at the end of this turn
         # What the client does not take. Streams with counted events always go through here.
         self._deltas: dict[int, Delta] = {}
+        self._merged_bytes = 0  # in these
         self._credits = CreditBook()
+        self._watch = ReadWatch()
         self._stalls_s: dict[int, float] = {}  # how long a stream's tokens were held back
         self._flush_is_due = False
 
@@ -155,12 +161,17 @@ class Session:
         """The client is gone."""
         if error is not None:
             log.debug("session_lost peer=%s reason=%s", self.transport.peername, error)
+        now = self._handler.now()
+        for stream, delta in self._deltas.items():
+            self._note_stall(stream, now - delta.waits_since)
         live, self._live = self._live, {}
+        stalls_s, self._stalls_s = self._stalls_s, {}
+        self._merged_bytes = 0
         self._leaving = Columns()
         self._deltas.clear()
         self._credits.clear()
-        self._stalls_s.clear()
-        for request in live.values():
+        for stream, request in live.items():
+            request.stalled_s += stalls_s.get(stream, 0.0)
             request.lose_reader(may_come_back=self._connection.can_resume)
         self._handler.on_session_closed(self)
 
@@ -212,7 +223,10 @@ class Session:
     def dismiss(self, stream: int, error: TensorwireError) -> None:
         """End a stream that goes on elsewhere; what it has not sent is sent there."""
         self._flush()
-        self._deltas.pop(stream, None)
+        delta = self._deltas.pop(stream, None)
+        if delta is not None:
+            self._merged_bytes -= delta.num_bytes
+            self._handler.on_merged(self, -delta.num_bytes)
         self._stalls_s.pop(stream, None)
         self.send_terminal(Failure.of(stream, error))
 
@@ -240,21 +254,34 @@ class Session:
         self._send_events(leaving)
 
     def _hold(self, stream: int, first_index: int, tokens: Sequence[int], text: str) -> None:
+        if self._connection.is_closed:
+            return
         delta = self._deltas.get(stream)
         if delta is None:
             delta = self._deltas[stream] = Delta(first_index, self._handler.now())
-        delta.add(tokens, text)
+        num_bytes = delta.add(tokens, text)
+        self._merged_bytes += num_bytes
+        self._handler.on_merged(self, num_bytes)
+        hard_bytes = self._connection.limits.send_hard_bytes
+        if self._merged_bytes + self.transport.unsent_bytes > hard_bytes:
+            self.give_up(f"more than {hard_bytes} bytes wait for the client")
 
     def _release(self, stream: int, leaving: Columns) -> None:
         """Let go of what was held of a stream, as far as its credit goes."""
         delta = self._deltas[stream]
+        before_bytes = delta.num_bytes
         room = FrameRoom.of(self._connection.peer_limits)
         while delta and self._credits.spend(stream):
             leaving.add(stream, *delta.take(room))
+        taken_bytes = before_bytes - delta.num_bytes
+        self._merged_bytes -= taken_bytes
+        self._handler.on_merged(self, -taken_bytes)
         if not delta:
             del self._deltas[stream]
-            waited_s = self._handler.now() - delta.waits_since
-            self._stalls_s[stream] = self._stalls_s.get(stream, 0.0) + waited_s
+            self._note_stall(stream, self._handler.now() - delta.waits_since)
+
+    def _note_stall(self, stream: int, waited_s: float) -> None:
+        self._stalls_s[stream] = self._stalls_s.get(stream, 0.0) + waited_s
 
     def _send_events(self, columns: Columns) -> None:
         if not columns.streams or self._connection.is_closed:
@@ -268,6 +295,23 @@ class Session:
             self.transport.flush()
 
     # -- the gateway's side -------------------------------------------------------------------
+
+    def on_timer(self, now: float) -> None:
+        """Let time pass; the gateway calls this about once a second."""
+        transport, limits = self.transport, self._connection.limits
+        transport.on_timer()
+        written, unsent = transport.written_bytes, transport.unsent_bytes
+        if self._watch.is_stuck(limits, written=written, unsent=unsent, now=now):
+            self.give_up(f"what waits for the client has been unread for {limits.send_stuck_s:g} s")
+
+    def give_up(self, why: str) -> None:
+        """End the connection of a client that does not take what was made for it.
+
+        Its streams lose their reader, who may come back.
+        """
+        log.debug("slow_consumer peer=%s reason=%s", self.transport.peername, why)
+        self._connection.fail(SlowConsumer(why))
+        self.transport.flush()
 
     def go_away(self, code: int, grace_s: float) -> None:
         """Tell the client that nothing new is taken."""
