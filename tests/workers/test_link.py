@@ -236,7 +236,7 @@ def test_a_deadline_is_kept_while_a_step_takes_long(slow_echo: Address) -> None:
     ("op", "inputs", "params", "code", "words"),
     [
         ("embed", {"texts": ["a"]}, {}, ErrorCode.UNKNOWN_OP, "it offers chat, generate, tokenize"),
-        ("generate", {}, {}, ErrorCode.BAD_META, "generate takes the inputs {ids} or {prompt}"),
+        ("generate", {}, {}, ErrorCode.BAD_META, "generate takes the inputs {prompt} or {ids}"),
         ("generate", {"prompt": [1]}, {}, ErrorCode.BAD_META, "prompt must be text"),
         ("generate", {"prompt": ""}, {}, ErrorCode.BAD_PARAMS, "the prompt is empty"),
         ("generate", {"ids": [320]}, {}, ErrorCode.BAD_PARAMS, "token id 320 is outside"),
