@@ -8,9 +8,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PEERS := .cache/bench-wire
 FUZZ := .cache/fuzz
 MINUTES ?= 10
+SOAK_MINUTES ?= 10
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test check format setup bench-wire fuzz clean
+.PHONY: demo test check format setup bench-wire fuzz soak clean
 
 demo: $(VENV)/.demo  ## start a server with two real models, talk to it, stop it
 	$(BIN)/tensorwire demo
@@ -47,6 +48,11 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 bench-wire: $(VENV)/.demo $(PEERS)/.installed  ## our wire next to gRPC, FastAPI, mosec, bare sockets
 	PYTHONPATH=benchmarks $(BIN)/python -m wire.run \
 		--json $(PEERS)/result.json --plot $(PEERS)/result.png $(BENCH_ARGS)
+
+soak: $(VENV)/.demo  ## ten thousand idle connections, churn, hostile frames; SOAK_MINUTES=10
+	PYTHONPATH=benchmarks $(BIN)/python -m soak.idle --minutes $(SOAK_MINUTES)
+	PYTHONPATH=benchmarks $(BIN)/python -m soak.churn
+	PYTHONPATH=benchmarks $(BIN)/python -m soak.frames
 
 # What we are compared with stays out of our own environment.
 $(PEERS)/.installed: benchmarks/wire/requirements.txt

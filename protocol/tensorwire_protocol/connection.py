@@ -15,10 +15,11 @@ directions pass one gate: `_admit` for what the peer sends, `send` for what this
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from tensorwire_protocol.allowance import Allowance
 from tensorwire_protocol.codec import PLAIN, encode
+from tensorwire_protocol.conduct import CancelPace, Conduct, is_fault
 from tensorwire_protocol.errors import (
     BadFraming,
     BadPreface,
@@ -52,6 +53,7 @@ from tensorwire_protocol.messages import (
     TERMINAL,
     Ack,
     Cancel,
+    Credit,
     End,
     Event,
     EventBatch,
@@ -78,12 +80,15 @@ if TYPE_CHECKING:
     from tensorwire_protocol.auth import Authenticator, Principal
     from tensorwire_protocol.codec import Codec
     from tensorwire_protocol.login import Login
+    from tensorwire_protocol.receive_memory import ReceiveMemory
 
 NOT_OURS = b"tensorwire: this port speaks the Tensorwire protocol, version 1, not what was sent\n"
 # A peer with this feature reads only while one of its callers waits, so silence proves nothing.
 FEATURE_PASSIVE = "passive"
 # A lost connection's streams go on for a while without it, and RESUME finds them on another.
 FEATURE_RESUME = "resume"
+# A client may say how many events it takes; what is made meanwhile merges into the next one.
+FEATURE_CREDIT = "credit"
 
 _BODY = int(Flag.BODY)  # an IntFlag's own `&` costs two microseconds
 _OPENINGS = frozenset({Kind.REQ, Kind.RESUME, Kind.SUBMIT})
@@ -106,6 +111,7 @@ class Connection:
         role: which end of which link.
         limits: what this side accepts; the server side announces them.
         scratch: receive memory that all connections of one thread may share.
+        memory: bounds what all connections together hold of unfinished frames.
         software, features, session: what HELLO or WELCOME says of this side.
         login: how a client says who it is.
         authenticator: who decides about a client's login; without one every peer may do all.
@@ -119,6 +125,7 @@ class Connection:
         *,
         limits: Limits | None = None,
         scratch: memoryview | None = None,
+        memory: ReceiveMemory | None = None,
         software: str = "",
         features: Iterable[str] = (),
         session: bytes = b"",
@@ -142,11 +149,13 @@ class Connection:
             max_frame_bytes=self.limits.frame_bytes,
             max_segments=self.limits.segments,
             scratch=scratch,
+            hold=None if memory is None else partial(memory.hold, self),
         )
         self._outbox = Outbox()
         self._heard = 0.0
-        self._pinged = 0.0
-        self._pings = Allowance(self.limits.ping_burst, 1 / self.limits.ping_interval_s)
+        self._pinged = self._ticked = 0.0
+        self._conduct = Conduct(self.limits)
+        self._cancel_pace: CancelPace | None = None
         self._handshake: Handshake | None = Handshake(
             role,
             self.limits,
@@ -200,6 +209,11 @@ class Connection:
         """Say if both sides know RESUME."""
         return FEATURE_RESUME in self._features and FEATURE_RESUME in self.peer_features
 
+    @property
+    def has_credit(self) -> bool:
+        """Say if the client may count events."""
+        return FEATURE_CREDIT in self._features and FEATURE_CREDIT in self.peer_features
+
     def is_open(self, stream: int) -> bool:
         """Say if `stream` has begun and not ended."""
         return stream in self.streams
@@ -237,7 +251,9 @@ class Connection:
                 message = admit(frame, now)
                 if message is not None:
                     messages.append(message)
-        except (ConnectionFailed, Unauthenticated) as error:
+            if self._decoder.is_mid_frame:
+                self._conduct.note_unfinished(self._decoder, now)
+        except (ConnectionFailed, Unauthenticated, Busy) as error:
             self.fail(error)
         return messages
 
@@ -263,12 +279,12 @@ class Connection:
         if frame.stream and kind in _STREAMLESS:
             raise BadFraming(f"{Kind(kind).name} came on stream {frame.stream}; it belongs on 0")
         if self.state is State.OPEN and kind in _OPENINGS:
-            return self._admit_opening(frame)
+            return self._admit_opening(frame, now)
         if len(frame.meta) > self._meta_bytes:
             raise BadFraming(f"a meta has {len(frame.meta)} bytes, {self._meta_bytes} allowed")
         if self._handshake is not None:
             return self._admit_early(self._handshake, frame)
-        if kind in _NOT_BUILT:
+        if kind in _NOT_BUILT and not (kind == Kind.CREDIT and self.has_credit):
             raise UnknownKind(f"{Kind(kind).name} was not negotiated on this connection")
         message = decode_sound(frame, self.limits, self._codec)
         if kind in _TERMINAL:
@@ -289,7 +305,7 @@ class Connection:
             self._handshake = None
         return message
 
-    def _admit_opening(self, frame: Frame) -> Message | None:
+    def _admit_opening(self, frame: Frame, now: float) -> Message | None:
         """Take a REQ, RESUME or SUBMIT: what is wrong inside it fails that request alone."""
         stream = frame.stream
         if frame.kind == Kind.RESUME and not self.can_resume:
@@ -308,6 +324,8 @@ class Connection:
             return message
         except (RequestRefused, Busy) as error:
             self.send(Failure.of(stream, error))
+            if isinstance(error, Busy):
+                self._note_fault(now)  # `send` counts what a request did wrong, this was the peer
             return None
 
     def _note(self, message: Message, now: float) -> Message | None:
@@ -320,13 +338,20 @@ class Connection:
             if message.stream not in self.streams and self.role is Role.CLIENT:
                 raise SequenceError(f"ACK for stream {message.stream}, which is not open")
         elif isinstance(message, Cancel):
+            self._note_fault(now)
             return message if message.stream in self.streams else None
+        elif isinstance(message, Credit):
+            if message.stream not in self.streams:
+                self._note_fault(now)
+                return None
         elif isinstance(message, Ping):
             self._answer_ping(message, now)
             return None
         elif isinstance(message, Pong):
+            self._note_fault(now)  # one in 20 s was asked for; a flood of them is one
             return None
         elif isinstance(message, Goaway):
+            self._note_fault(now)
             self.peer_is_leaving = True
         elif isinstance(message, (Hello, Welcome)):
             raise SequenceError(f"{message.KIND.name} came a second time")
@@ -353,9 +378,12 @@ class Connection:
         return message
 
     def _answer_ping(self, ping: Ping, now: float) -> None:
-        if not self._pings.spend(now):
-            raise Flood("PING came more often than once a second")
+        self._conduct.note_ping(now)
         self._emit(Pong(payload=ping.payload))
+
+    def _note_fault(self, now: float) -> None:
+        if not self._is_opener:  # whoever asks hears of nothing that it did not ask for
+            self._conduct.note_fault(now)
 
     # -- messages out -------------------------------------------------------------------------
 
@@ -382,10 +410,14 @@ class Connection:
             self._check_size(message, buffers[0], size - HEADER_BYTES)
         if kind in _BOUNDARIES:
             self._note_sent(message)
+        elif isinstance(message, Cancel) and not self._may_cancel(message):
+            return
         if self._handshake is not None and self._handshake.holds_output:
             self._outbox.hold(buffers)  # among them a GOAWAY, which may not come before WELCOME
             return
         self._outbox.add(buffers, size)
+        if kind == Kind.ERR and is_fault(HEADER.unpack_from(buffers[0])[3]):
+            self._note_refusal()
 
     def _peer_meta_bytes(self) -> int:
         return self.peer_limits.meta_bytes(is_from_opener=self._is_opener)
@@ -418,6 +450,18 @@ class Connection:
                 f" {limits.container_items}"
             )
 
+    def _may_cancel(self, cancel: Cancel) -> bool:
+        if self._cancel_pace is None:
+            self._cancel_pace = CancelPace(self.peer_limits)
+        return self._cancel_pace.may_go(cancel, max(self._heard, self._ticked))
+
+    def _note_refusal(self) -> None:
+        """Count that the peer has made this side refuse, whenever that turned out."""
+        try:
+            self._note_fault(self._heard)
+        except Flood as error:
+            self.fail(error)
+
     def _note_sent(self, message: Message) -> None:
         if isinstance(message, TERMINAL):
             if message.stream and self.streams.end(message.stream) is None:
@@ -442,11 +486,18 @@ class Connection:
             # Whatever speaks here is not ours: no frame would mean anything to it.
             self._outbox.add([NOT_OURS], len(NOT_OURS))
         else:
+            if isinstance(error, Flood) and self.state is State.OPEN and not self._is_opener:
+                # What is above was not executed; what is not may have been.
+                self._emit(Goaway(code=int(error.code), last_stream=self.streams.last))
             self._emit(Failure.of(0, error))
         # Without its traceback: that would keep the frame that was refused for as long as anybody
         # keeps the connection.
         self.error = error.with_traceback(None)
         self.close()
+
+    def evict(self, error: Busy) -> None:
+        """Close the connection: what it holds of unfinished frames is too much for the server."""
+        self.fail(error)
 
     def close(self) -> None:
         """Close from this side without a word; what is queued may still be sent."""
@@ -465,21 +516,30 @@ class Connection:
     # -- time ---------------------------------------------------------------------------------
 
     def on_timer(self, now: float) -> None:
-        """Let time pass: handshake deadline, PING after silence, end after longer silence."""
+        """Let time pass: handshake, frames that trickle, PING after silence, end after longer."""
+        self._ticked = now
         if self.state is State.CLOSED:
             return
-        if self._handshake is not None:
-            try:
+        try:
+            if self._handshake is not None:
                 self._handshake.check_time(now)
-            except HandshakeTimeout as error:
-                self.fail(error)
-            return
-        limits = self.limits
-        if FEATURE_PASSIVE in self.peer_features and not self._is_opener:
-            return
+                return
+            # A server's frame may wait in the kernel while no caller of its client reads.
+            if self._decoder.is_mid_frame and not self._is_opener:
+                self._conduct.check_unfinished(self._decoder, now)
+            if FEATURE_PASSIVE not in self.peer_features or self._is_opener:
+                self._check_silence(now)
+        except (HandshakeTimeout, Flood, PeerSilent) as error:
+            self.fail(error)
+        if self._cancel_pace is not None and not self.is_closed:
+            for cancel in self._cancel_pace.take(self.streams, now):
+                self._emit(cancel)
+
+    def _check_silence(self, now: float) -> None:
         silent_s = now - self._heard
-        if silent_s >= limits.dead_after_s:
-            self.fail(PeerSilent(f"nothing was heard for {silent_s:.0f} s"))
-        elif silent_s >= limits.ping_after_s and now - self._pinged >= limits.ping_after_s:
+        if silent_s >= self.limits.dead_after_s:
+            raise PeerSilent(f"nothing was heard for {silent_s:.0f} s")
+        ping_after_s = self.limits.ping_after_s
+        if silent_s >= ping_after_s and now - self._pinged >= ping_after_s:
             self._pinged = now
             self._emit(Ping())

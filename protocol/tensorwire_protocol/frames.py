@@ -17,10 +17,14 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntFlag
+from typing import TYPE_CHECKING
 
 from tensorwire_protocol.errors import BadFraming, FrameTooLarge, TooLarge
 from tensorwire_protocol.messages import Kind
 from tensorwire_protocol.tensors import aligned_buffer, padding
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PREFACE = b"\x94TW1\r\n\x1a\n"
 HEADER = struct.Struct("<IBBHII")
@@ -73,29 +77,44 @@ class FrameDecoder:
     Small frames are read in a scratch buffer that many decoders of one thread may share, so that an
     idle connection costs no buffer of its own; only an unfinished frame moves to memory of its own,
     which grows with the bytes that really arrived.
+
+    Args:
+        hold: told how many bytes the unfinished frame takes, before it takes them; may refuse.
     """
 
     def __init__(
-        self, *, max_frame_bytes: int, max_segments: int = 64, scratch: memoryview | None = None
+        self,
+        *,
+        max_frame_bytes: int,
+        max_segments: int = 64,
+        scratch: memoryview | None = None,
+        hold: Callable[[int], None] | None = None,
     ) -> None:
         self.max_frame_bytes = max_frame_bytes
+        self._hold = hold
         self._max_segments = max_segments
         self._scratch = memoryview(bytearray(SCRATCH_BYTES)) if scratch is None else scratch
         self._at = self._end = 0  # what was received into the scratch buffer and not yet cut
         self._partial: memoryview | None = None  # an unfinished frame
         self._partial_bytes = 0
         self._wanted_bytes = 0  # of the unfinished frame, 0 while its header is incomplete
+        self.num_started = 0  # frames that did not arrive in one piece
 
     @property
     def is_mid_frame(self) -> bool:
         """Say if the stream stopped inside a frame."""
         return self._partial is not None or self._at < self._end
 
+    @property
+    def unfinished_bytes(self) -> int:
+        """How long the unfinished frame will be, as far as that is known."""
+        return self._wanted_bytes or HEADER_BYTES
+
     def get_buffer(self) -> memoryview:
         """Return memory for the next bytes; it must be handed back by `received` at once."""
         if self._partial is None:
             return self._scratch
-        end = self._wanted_bytes or HEADER_BYTES
+        end = self.unfinished_bytes
         return self._partial[self._partial_bytes : end]
 
     def received(self, num_bytes: int) -> None:
@@ -108,6 +127,11 @@ class FrameDecoder:
     def clear(self) -> None:
         """Forget what was received, and free its memory; the stream cannot be taken up again."""
         self._at = self._end = 0
+        self._drop_partial()
+
+    def _drop_partial(self) -> None:
+        if self._partial is not None and self._hold is not None:
+            self._hold(0)
         self._partial, self._partial_bytes, self._wanted_bytes = None, 0, 0
 
     def take(self, num_bytes: int) -> bytes:
@@ -124,6 +148,7 @@ class FrameDecoder:
 
         Raises:
             FrameTooLarge, BadFraming: the stream cannot be understood from here on.
+            Busy: `hold` refused; the frame cannot be received.
         """
         if self._partial is not None:
             return self._next_from_partial()
@@ -154,7 +179,7 @@ class FrameDecoder:
                 self._grow(self._partial, self._wanted_bytes)
             return None
         whole = self._partial[: self._wanted_bytes]
-        self._partial, self._partial_bytes, self._wanted_bytes = None, 0, 0
+        self._drop_partial()
         return self._cut(HEADER.unpack_from(whole), whole, owned=True)
 
     def _announced_bytes(self, body_bytes: int) -> int:
@@ -168,6 +193,7 @@ class FrameDecoder:
         return HEADER_BYTES + body_bytes
 
     def _stash(self, total: int) -> None:
+        self.num_started += 1
         ready = self._scratch[self._at : self._end]
         self._at = self._end = self._partial_bytes = 0
         self._grow(ready, total or HEADER_BYTES)
@@ -178,6 +204,8 @@ class FrameDecoder:
         # Doubling what really came bounds the memory by twice the bytes received, whatever the
         # header claims.
         size = min(wanted_bytes, max(2 * len(old), _FIRST_BUFFER_BYTES))
+        if self._hold is not None:
+            self._hold(size)
         new = aligned_buffer(size)
         new[: len(old)] = old
         self._partial = new

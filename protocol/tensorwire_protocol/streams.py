@@ -21,7 +21,7 @@ class OpenStreams:
     def __len__(self) -> int:
         return len(self._next_index)
 
-    def __contains__(self, stream: int) -> bool:
+    def __contains__(self, stream: object) -> bool:
         return stream in self._next_index
 
     def ids(self) -> list[int]:

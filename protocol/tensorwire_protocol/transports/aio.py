@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 _CLOSE_PATIENCE_S = 5.0  # for the last words to a peer that does not read
 _DISCARD_BYTES = 4 * 1024 * 1024  # from a peer that does not stop when it is told why
+_MAX_LINGERING = 256  # connections of a thread that were closed and whose peers have not
+# So much does not wait for the end of the turn. A turn that answers hundreds at once would
+# otherwise keep the peer idle meanwhile, and then wait for it: 256 requests in flight went through
+# three processes one after the other (measured: up to 1.8x the requests/s with early flushes).
+_EARLY_BYTES = 4096
 _thread = threading.local()
 
 
@@ -30,6 +35,14 @@ def shared_scratch() -> memoryview:
     if scratch is None:
         scratch = _thread.scratch = memoryview(bytearray(SCRATCH_BYTES))
     return scratch
+
+
+def _lingering() -> dict[AioTransport, None]:
+    """Return this thread's closed connections whose peers still have to close, in order."""
+    lingering: dict[AioTransport, None] | None = getattr(_thread, "lingering", None)
+    if lingering is None:
+        lingering = _thread.lingering = {}
+    return lingering
 
 
 class Driver(Protocol):
@@ -46,11 +59,12 @@ class Driver(Protocol):
 
 
 class AioTransport(asyncio.BufferedProtocol):
-    """Moves bytes between a socket and a `Connection`; one flush per turn of the loop."""
+    """Moves bytes between a socket and a `Connection`; few flushes in a turn of the loop."""
 
     def __init__(self, connection: Connection, driver: Driver) -> None:
         self.connection = connection
         self.is_paused = False  # the peer does not read; unsent bytes are above the high water
+        self.written_bytes = 0  # handed to the loop since the beginning
         self._driver = driver
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -115,6 +129,7 @@ class AioTransport(asyncio.BufferedProtocol):
         """The socket is gone."""
         if self._abort_timer is not None:  # it would keep every closed connection for 5 s
             self._abort_timer.cancel()
+            _lingering().pop(self, None)
         self._end(exc)
 
     def _end(self, exc: Exception | None) -> None:
@@ -134,13 +149,15 @@ class AioTransport(asyncio.BufferedProtocol):
     # -- the driver's side --------------------------------------------------------------------
 
     def send(self, message: Message) -> None:
-        """Queue a message; it leaves at the end of this turn of the loop.
+        """Queue a message; it leaves at the end of this turn of the loop, or when many wait.
 
         Raises:
             TensorwireError: as `Connection.send`.
         """
         self.connection.send(message)
-        if not self._flush_is_due:
+        if self.connection.pending_bytes >= _EARLY_BYTES:
+            self.flush()
+        elif not self._flush_is_due:
             self._schedule_flush()
 
     def _schedule_flush(self) -> None:
@@ -155,8 +172,10 @@ class AioTransport(asyncio.BufferedProtocol):
             return
         output = self.connection.take_output()
         if len(output) == 1:
+            self.written_bytes += len(output[0])
             self._transport.write(output[0])
         elif output:
+            self.written_bytes += sum(map(len, output))
             self._transport.writelines(output)
         if self.connection.is_closed:
             self._close_socket(has_last_words=bool(output))
@@ -171,6 +190,7 @@ class AioTransport(asyncio.BufferedProtocol):
         if self._transport.is_closing():
             return
         self._abort_timer = self._loop.call_later(_CLOSE_PATIENCE_S, self._transport.abort)
+        self._linger()
         if not (has_last_words and self._transport.can_write_eof()):
             self._transport.close()
             return
@@ -184,11 +204,26 @@ class AioTransport(asyncio.BufferedProtocol):
             return
         self._end(None)
 
+    def _linger(self) -> None:
+        # Whoever makes and breaks connections faster than they are closed would use up descriptors.
+        lingering = _lingering()
+        lingering[self] = None
+        if len(lingering) > _MAX_LINGERING:
+            oldest = next(iter(lingering))
+            del lingering[oldest]
+            if oldest._transport is not None:
+                oldest._transport.abort()
+
     def _discard(self, num_bytes: int) -> None:
         self._discarded_bytes += num_bytes
         if self._discarded_bytes > _DISCARD_BYTES:
             assert self._transport is not None
             self._transport.abort()
+
+    def fail(self, error: TensorwireError) -> None:
+        """End the connection and tell the peer why."""
+        self.connection.fail(error)
+        self._schedule_flush()
 
     def close(self) -> None:
         """End the connection; what was sent before still leaves."""

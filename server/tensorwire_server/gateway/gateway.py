@@ -24,11 +24,13 @@ from tensorwire_protocol.errors import (
 )
 from tensorwire_protocol.messages import Ack, EncodedTerminal, Kind
 from tensorwire_protocol.operations import check_request
+from tensorwire_protocol.receive_memory import ReceiveMemory
 from tensorwire_protocol.tensors import pack_ids, unpack_ids
 
 from tensorwire_server.config import OutcomesConfig
 from tensorwire_server.gateway.admission import Admission
 from tensorwire_server.gateway.auth import check_right
+from tensorwire_server.gateway.bounds import SharedBytes
 from tensorwire_server.gateway.deadlines import Deadlines
 from tensorwire_server.gateway.journal import Journal
 from tensorwire_server.gateway.outcomes import (
@@ -60,6 +62,7 @@ log = logging.getLogger(__name__)
 _DEADLINE_STEP_S = 0.02  # how late a deadline may be noticed
 _TICK_S = 1.0
 _SESSION_ID_BYTES = 16
+_RECEIVE_SHARE = 4  # a quarter of the budget
 _FAREWELL_S = 5.0  # for the last frames to leave
 
 
@@ -90,7 +93,7 @@ class Gateway:
     ) -> None:
         self.models = models
         self.unnamed = unnamed
-        self.sessions: set[Session] = set()
+        self.sessions: dict[Session, Callable[[Session], None]] = {}  # and who is told of its end
         self.journal = Journal()
         self.outcomes: Counter[str] = Counter()  # how requests ended
         self.num_tokens = 0  # sent since the start
@@ -103,6 +106,7 @@ class Gateway:
         self.now = clock
         self.started_at = clock()
         self.admission = Admission(config)
+        self.receive_memory = ReceiveMemory(config.memory_bytes // _RECEIVE_SHARE)
         self.deadlines = Deadlines()
         self._live: dict[LiveRequest, None] = {}  # in the order of arrival
         # Where what a client asks for goes: found once, forgotten when a replica changes.
@@ -111,6 +115,8 @@ class Gateway:
         self._outcomes_config = outcomes or OutcomesConfig()
         self.by_key: Outcomes[LiveRequest] = Outcomes(self._outcomes_config)
         self._grace_timers: dict[LiveRequest, asyncio.TimerHandle] = {}  # of the detached
+        self.detached: SharedBytes[LiveRequest] = SharedBytes(self._outcomes_config.detached_bytes)
+        self.merged: SharedBytes[Session] = SharedBytes(config.merged_bytes)
         # In the order of arrival. A dict, because what ends while it waits leaves from the middle.
         self._waiting: defaultdict[str, dict[LiveRequest, None]] = defaultdict(dict)
         self._idle = asyncio.Event()
@@ -126,31 +132,45 @@ class Gateway:
 
     # -- sessions -----------------------------------------------------------------------------
 
-    def open_session(self, *, is_private: bool = True) -> Session:
+    def open_session(
+        self,
+        *,
+        is_private: bool = True,
+        on_closed: Callable[[Session], None] = lambda session: None,
+    ) -> Session:
         """Return the driver for a fresh client connection.
 
         Args:
             is_private: nobody else can read it, so it may carry a token.
+            on_closed: told of its end.
         """
         credentials = self._credentials
         session = Session(
             self,
             self._loop,
             limits=self._limits,
+            memory=self.receive_memory,
             session_id=os.urandom(_SESSION_ID_BYTES),
             software=self._software,
             authenticator=None if credentials is None else credentials.over(is_private=is_private),
             nonce=b"" if credentials is None else os.urandom(NONCE_BYTES),
         )
-        self.sessions.add(session)
+        self.sessions[session] = on_closed
         self._deserted.clear()
         return session
 
     def on_session_closed(self, session: Session) -> None:
         """Forget a client that is gone."""
-        self.sessions.discard(session)
+        self.sessions.pop(session)(session)
+        self.merged.forget(session)
         if not self.sessions:
             self._deserted.set()
+
+    def on_merged(self, session: Session, num_bytes: int) -> None:
+        """Keep the bound on what clients do not take: the largest heaps go first."""
+        self.merged.add(session, num_bytes)
+        while (largest := self.merged.take_largest()) is not None:
+            largest.give_up("too much waits for clients that do not take it, most for this one")
 
     # -- requests -----------------------------------------------------------------------------
 
@@ -287,9 +307,17 @@ class Gateway:
             live.desert()
         else:
             self._grace_timers[live] = self._loop.call_later(grace_s, live.desert)
+            self.on_kept(live, live.entry.num_bytes)
+
+    def on_kept(self, live: LiveRequest, num_bytes: int) -> None:
+        """Keep the bound on what runs without readers: the largest are stopped first."""
+        self.detached.add(live, num_bytes)
+        while (largest := self.detached.take_largest()) is not None:
+            largest.desert()
 
     def on_attached(self, live: LiveRequest) -> None:
         """Its client has come back."""
+        self.detached.forget(live)
         timer = self._grace_timers.pop(live, None)
         if timer is not None:
             timer.cancel()
@@ -353,7 +381,7 @@ class Gateway:
                 next_tick = now + _TICK_S
                 self.by_key.expire(now)
                 for session in tuple(self.sessions):
-                    session.transport.on_timer()
+                    session.on_timer(now)
                 for replica in self.replicas:
                     replica.on_timer()
 
