@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from tensorwire_protocol.codec import PLAIN, Codec
 from tensorwire_protocol.connection import FEATURE_PASSIVE, FEATURE_RESUME, Connection
 from tensorwire_protocol.errors import (
     BadFraming,
@@ -37,7 +39,19 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPALIVE": 15, "TCP_KEEPINTVL": 5, "TCP_
 def new_connection(*, is_passive: bool, login: Login | None = None) -> Connection:
     """Return the client's end of a connection; a passive one reads only while a call waits."""
     features = (FEATURE_PASSIVE, FEATURE_RESUME) if is_passive else (FEATURE_RESUME,)
-    return Connection(Role.CLIENT, software=SOFTWARE, features=features, login=login)
+    return Connection(
+        Role.CLIENT, software=SOFTWARE, features=features, login=login, codec=_codec()
+    )
+
+
+@lru_cache(1)
+def _codec() -> Codec:
+    """Return the fastest codec that is installed: the thin client does without msgspec."""
+    try:
+        from tensorwire_protocol.codec.typed import TYPED
+    except ImportError:
+        return PLAIN
+    return TYPED
 
 
 def chance() -> float:
@@ -102,17 +116,30 @@ def explained(error: TensorwireError, address: Address, *, was_greeted: bool) ->
     return plain
 
 
+# Counted rather than asking for the process id, which is a system call for each request.
+_num_forks = 0
+
+
+def _note_fork() -> None:
+    global _num_forks
+    _num_forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
 class Home:
     """Where a client may be used: not after it was closed, not in a forked child."""
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
+        self._forks = _num_forks
         self.is_closed = False
 
     @property
     def is_here(self) -> bool:
         """Say if this is the process that made the client."""
-        return os.getpid() == self.pid
+        return _num_forks == self._forks
 
     def check(self) -> None:
         """Raise ClientUnusable unless new calls may be made here and now."""
@@ -123,7 +150,7 @@ class Home:
     def check_process(self) -> None:
         """Raise ClientUnusable in a forked child."""
         # A child shares its parent's socket: two writers would garble it.
-        if os.getpid() != self.pid:
+        if _num_forks != self._forks:
             raise ClientUnusable(
                 "this client was made before a fork: make a new one in the child process"
             )

@@ -18,7 +18,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tensorwire_protocol.codec import decode, encode
+from tensorwire_protocol.codec import PLAIN, encode
 from tensorwire_protocol.conduct import CancelPace, Conduct, is_fault
 from tensorwire_protocol.errors import (
     BadFraming,
@@ -64,7 +64,6 @@ from tensorwire_protocol.messages import (
     Ping,
     Pong,
     Request,
-    Result,
     Resume,
     Step,
     Submit,
@@ -78,6 +77,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from tensorwire_protocol.auth import Authenticator, Principal
+    from tensorwire_protocol.codec import Codec
     from tensorwire_protocol.login import Login
     from tensorwire_protocol.receive_memory import ReceiveMemory
 
@@ -89,6 +89,8 @@ FEATURE_RESUME = "resume"
 
 _BODY = int(Flag.BODY)  # an IntFlag's own `&` costs two microseconds
 _OPENINGS = frozenset({Kind.REQ, Kind.RESUME, Kind.SUBMIT})
+_TERMINAL = frozenset({Kind.RES, Kind.END, Kind.ERR})
+_BOUNDARIES = _OPENINGS | _TERMINAL
 _NOT_BUILT = frozenset({Kind.DATA, Kind.CREDIT, Kind.AUTH, Kind.LOAD, Kind.SHM})
 # These speak of the connection, so their stream is 0.
 _STREAMLESS = frozenset(
@@ -111,6 +113,7 @@ class Connection:
         login: how a client says who it is.
         authenticator: who decides about a client's login; without one every peer may do all.
         nonce: 32 random bytes, fresh for each connection that has an authenticator.
+        codec: how frames are read and written; all codecs agree on the bytes.
     """
 
     def __init__(
@@ -126,6 +129,7 @@ class Connection:
         login: Login | None = None,
         authenticator: Authenticator | None = None,
         nonce: bytes = b"",
+        codec: Codec = PLAIN,
     ) -> None:
         on_worker_link = role in WORKER_ROLES
         self.role = role
@@ -134,6 +138,7 @@ class Connection:
         self.streams = OpenStreams()
         self.peer_is_leaving = False  # GOAWAY was received
         self._is_opener = role in OPENERS
+        self._codec = codec
         self._features = tuple(features)
         self._accepts, self._may_send = ACCEPTS[role], ACCEPTS[PEER[role]]
         self._meta_bytes = self.limits.meta_bytes(is_from_opener=not self._is_opener)
@@ -224,18 +229,18 @@ class Connection:
         """
         self._heard = now
         messages: list[Message] = []
-        if self.is_closed:
+        if self.state is State.CLOSED:
             return messages
         self._decoder.received(num_bytes)
         try:
             if self.state is State.PREFACE and self._handshake is not None:
                 self._handshake.take_preface()
                 self.state = self._handshake.state
-            while self.state not in (State.PREFACE, State.CLOSED):
-                frame = self._decoder.next_frame()
-                if frame is None:
-                    break
-                message = self._admit(frame, now)
+                if self.state is State.PREFACE:
+                    return messages
+            next_frame, admit = self._decoder.next_frame, self._admit
+            while self.state is not State.CLOSED and (frame := next_frame()) is not None:
+                message = admit(frame, now)
                 if message is not None:
                     messages.append(message)
             if self._decoder.is_mid_frame:
@@ -273,7 +278,10 @@ class Connection:
             return self._admit_early(self._handshake, frame)
         if kind in _NOT_BUILT:
             raise UnknownKind(f"{Kind(kind).name} was not negotiated on this connection")
-        return self._note(decode_sound(frame, self.limits), now)
+        message = decode_sound(frame, self.limits, self._codec)
+        if kind in _TERMINAL:
+            return self._note_terminal(message)
+        return self._note(message, now)
 
     def _admit_early(self, handshake: Handshake, frame: Frame) -> Message | None:
         message = handshake.admit(frame)
@@ -294,9 +302,9 @@ class Connection:
         stream = frame.stream
         if frame.kind == Kind.RESUME and not self.can_resume:
             raise UnknownKind("RESUME was not negotiated on this connection")
-        self.streams.open(stream)
+        num_open = self.streams.open(stream)
         try:
-            if len(self.streams) > self.limits.streams:
+            if num_open > self.limits.streams:
                 raise Busy(f"{self.limits.streams} streams are open on this connection; wait")
             if frame.flags & _BODY:
                 raise Unsupported("bodies in DATA frames were not negotiated")
@@ -304,7 +312,8 @@ class Connection:
                 raise TooLarge(
                     f"the meta has {len(frame.meta)} bytes; at most {self._meta_bytes} are accepted"
                 )
-            return decode(frame, self.limits)
+            message: Message = self._codec.decode(frame, self.limits)
+            return message
         except (RequestRefused, Busy) as error:
             self.send(Failure.of(stream, error))
             if isinstance(error, Busy):
@@ -317,8 +326,6 @@ class Connection:
             self.streams.advance(message.stream, message.index, len(message.tokens))
         elif isinstance(message, EventBatch):
             self.streams.advance_all(message)
-        elif isinstance(message, TERMINAL):
-            return self._note_terminal(message)
         elif isinstance(message, Ack):
             if message.stream not in self.streams and self.role is Role.CLIENT:
                 raise SequenceError(f"ACK for stream {message.stream}, which is not open")
@@ -338,7 +345,8 @@ class Connection:
             raise SequenceError(f"{message.KIND.name} came a second time")
         return message
 
-    def _note_terminal(self, message: End | Result | Failure) -> Message | None:
+    def _note_terminal(self, message: Message) -> Message | None:
+        assert isinstance(message, TERMINAL)
         stream = message.stream
         if isinstance(message, Failure) and stream == 0:
             self.error = message.to_error()
@@ -369,7 +377,7 @@ class Connection:
 
     def next_stream(self) -> int:
         """Return the id for the next request of this side."""
-        return self.last_stream + 1
+        return self.streams.last + 1
 
     def send(self, message: Message) -> None:
         """Queue a message; the one gate for everything this side sends.
@@ -381,24 +389,23 @@ class Connection:
         """
         if self.state is State.CLOSED:
             raise self.error or ConnectionLost("the connection is closed", executed=Executed.NO)
-        if message.KIND not in self._may_send:
-            raise AssertionError(f"{self.role.value} may not send {message.KIND.name}")
-        buffers = encode(message, self.limits)
+        kind = message.KIND
+        if kind not in self._may_send:
+            raise AssertionError(f"{self.role.value} may not send {kind.name}")
+        buffers = self._codec.encode(message, self.limits)
         size = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
         if size > self._welcome_bytes:
             self._check_size(message, buffers[0], size - HEADER_BYTES)
-        if isinstance(message, (Request, Resume, Submit)):
-            self._note_opening(message)
-        elif isinstance(message, TERMINAL) and message.stream:
-            self._note_ending(message)
+        if kind in _BOUNDARIES:
+            self._note_sent(message)
         elif isinstance(message, Cancel) and not self._may_cancel(message):
             return
         if self._handshake is not None and self._handshake.holds_output:
             self._outbox.hold(buffers)  # among them a GOAWAY, which may not come before WELCOME
             return
         self._outbox.add(buffers, size)
-        if isinstance(message, Failure) and is_fault(message.code):
-            self._note_refusal()
+        if kind is Kind.ERR:
+            self._note_refusal(buffers[0])
 
     def _peer_meta_bytes(self) -> int:
         return self.peer_limits.meta_bytes(is_from_opener=self._is_opener)
@@ -431,31 +438,34 @@ class Connection:
                 f" {limits.container_items}"
             )
 
-    def _note_ending(self, message: End | Result | Failure) -> None:
-        if self.streams.end(message.stream) is None:
-            raise AssertionError(f"stream {message.stream} ends, but it is not open")
-
     def _may_cancel(self, cancel: Cancel) -> bool:
         if self._cancel_pace is None:
             self._cancel_pace = CancelPace(self.peer_limits)
         return self._cancel_pace.may_go(cancel, max(self._heard, self._ticked))
 
-    def _note_refusal(self) -> None:
-        """Count that the peer has made this side refuse, whenever that turned out."""
-        try:
-            self._note_fault(self._heard)
-        except Flood as error:
-            self.fail(error)
+    def _note_refusal(self, head: bytes | memoryview) -> None:
+        """Count an ERR if the peer has made this side send it, whenever that turned out."""
+        if is_fault(HEADER.unpack_from(head)[3]):
+            try:
+                self._note_fault(self._heard)
+            except Flood as error:
+                self.fail(error)
 
-    def _note_opening(self, message: Request | Resume | Submit) -> None:
-        if message.stream <= self.streams.last:
-            raise AssertionError("stream ids must rise")
-        so_far = 0
-        if isinstance(message, Submit):
-            so_far = len(message.so_far)
+    def _note_sent(self, message: Message) -> None:
+        if isinstance(message, TERMINAL):
+            if message.stream and self.streams.end(message.stream) is None:
+                raise AssertionError(f"stream {message.stream} ends, but it is not open")
+        elif isinstance(message, Submit):
+            self._open(message.stream, len(message.so_far))
         elif isinstance(message, Resume):
-            so_far = message.next_index
-        self.streams.open(message.stream, so_far)
+            self._open(message.stream, message.next_index)
+        elif isinstance(message, Request):
+            self._open(message.stream, 0)
+
+    def _open(self, stream: int, next_index: int) -> None:
+        if stream <= self.streams.last:
+            raise AssertionError("stream ids must rise")
+        self.streams.open(stream, next_index)
 
     def fail(self, error: TensorwireError) -> None:
         """Close the connection; the peer is told why in its last words."""

@@ -50,6 +50,7 @@ _KNOWN_FLAGS = int(Flag.END | Flag.BODY)
 _BODY = int(Flag.BODY)
 _END = int(Flag.END)
 _DATA = int(Kind.DATA)
+_NO_SEGMENTS: list[memoryview] = []  # nobody changes it
 # Of the other kinds `aux` must be 0, and they have no body to follow.
 _AUX_KINDS = SEGMENT_KINDS | {Kind.DATA, Kind.ERR, Kind.GOAWAY}
 
@@ -93,7 +94,7 @@ class FrameDecoder:
         self._hold = hold
         self._max_segments = max_segments
         self._scratch = memoryview(bytearray(SCRATCH_BYTES)) if scratch is None else scratch
-        self._ready = self._scratch[:0]  # received and not yet cut
+        self._at = self._end = 0  # what was received into the scratch buffer and not yet cut
         self._partial: memoryview | None = None  # an unfinished frame
         self._partial_bytes = 0
         self._wanted_bytes = 0  # of the unfinished frame, 0 while its header is incomplete
@@ -102,7 +103,7 @@ class FrameDecoder:
     @property
     def is_mid_frame(self) -> bool:
         """Say if the stream stopped inside a frame."""
-        return self._partial is not None or len(self._ready) > 0
+        return self._partial is not None or self._at < self._end
 
     @property
     def unfinished_bytes(self) -> int:
@@ -119,13 +120,13 @@ class FrameDecoder:
     def received(self, num_bytes: int) -> None:
         """Say that `num_bytes` were written to the start of what `get_buffer` returned."""
         if self._partial is None:
-            self._ready = self._scratch[:num_bytes]
+            self._at, self._end = 0, num_bytes
         else:
             self._partial_bytes += num_bytes
 
     def clear(self) -> None:
         """Forget what was received, and free its memory; the stream cannot be taken up again."""
-        self._ready = self._scratch[:0]
+        self._at = self._end = 0
         self._drop_partial()
 
     def _drop_partial(self) -> None:
@@ -135,8 +136,8 @@ class FrameDecoder:
 
     def take(self, num_bytes: int) -> bytes:
         """Return up to `num_bytes` received bytes that are not part of any frame: the preface."""
-        taken = bytes(self._ready[:num_bytes])
-        self._ready = self._ready[num_bytes:]
+        taken = bytes(self._scratch[self._at : min(self._at + num_bytes, self._end)])
+        self._at += len(taken)
         return taken
 
     def next_frame(self) -> Frame | None:
@@ -151,18 +152,21 @@ class FrameDecoder:
         """
         if self._partial is not None:
             return self._next_from_partial()
-        ready = self._ready
-        if len(ready) < HEADER_BYTES:
-            if ready:
-                self._stash(ready, 0)
+        at, left = self._at, self._end - self._at
+        if left < HEADER_BYTES:
+            if left:
+                self._stash(0)
             return None
-        header = HEADER.unpack_from(ready)
-        total = self._announced_bytes(header[0])
-        if len(ready) < total:
-            self._stash(ready, total)
+        header = HEADER.unpack_from(self._scratch, at)
+        body_bytes, kind, flags, aux, stream, meta_bytes = header
+        total = self._announced_bytes(body_bytes)
+        if left < total:
+            self._stash(total)
             return None
-        self._ready = ready[total:]
-        return self._cut(header, ready[:total], owned=False)
+        self._at = end = at + total
+        if flags or aux or meta_bytes != body_bytes or kind == _DATA:
+            return self._cut(header, self._scratch[at:end], owned=False)
+        return Frame(kind, 0, 0, stream, self._scratch[at + HEADER_BYTES : end], _NO_SEGMENTS)
 
     def _next_from_partial(self) -> Frame | None:
         assert self._partial is not None
@@ -176,7 +180,6 @@ class FrameDecoder:
             return None
         whole = self._partial[: self._wanted_bytes]
         self._drop_partial()
-        self._ready = self._scratch[:0]
         return self._cut(HEADER.unpack_from(whole), whole, owned=True)
 
     def _announced_bytes(self, body_bytes: int) -> int:
@@ -189,10 +192,10 @@ class FrameDecoder:
             )
         return HEADER_BYTES + body_bytes
 
-    def _stash(self, ready: memoryview, total: int) -> None:
+    def _stash(self, total: int) -> None:
         self.num_started += 1
-        self._ready = self._scratch[:0]
-        self._partial_bytes = 0
+        ready = self._scratch[self._at : self._end]
+        self._at = self._end = self._partial_bytes = 0
         self._grow(ready, total or HEADER_BYTES)
         self._partial_bytes = len(ready)
         self._wanted_bytes = total

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from tensorwire_protocol.connection import FEATURE_RESUME, Connection
 from tensorwire_protocol.limits import CLIENT_LINK, Limits
 from tensorwire_protocol.messages import (
-    TERMINAL,
     Ack,
     Cancel,
     End,
@@ -132,7 +131,9 @@ class Client:
 
     def terminals(self, stream: int) -> list[End | Result | Failure]:
         """Return all last frames of a stream: there should be one."""
-        return [m for m in self.messages if isinstance(m, TERMINAL) and m.stream == stream]
+        return [
+            m for m in self.messages if isinstance(m, End | Result | Failure) and m.stream == stream
+        ]
 
     async def terminal(self, stream: int) -> End | Result | Failure:
         """Wait for the last frame of a stream."""
@@ -318,7 +319,7 @@ class House:
         assert len(gateway._give_up_timers) <= num_live
         gateway.by_key.check_invariants()
         assert gateway.by_key.num_live <= num_live
-        assert len(gateway._names) == num_live
+        assert len(gateway._live) == num_live
         detached = [live for live in gateway._live if live.is_detached]
         assert list(gateway._grace_timers.keys() - detached) == []
         assert len(gateway._grace_timers) == len(detached)

@@ -150,7 +150,8 @@ class AioTransport(asyncio.BufferedProtocol):
             TensorwireError: as `Connection.send`.
         """
         self.connection.send(message)
-        self._schedule_flush()
+        if not self._flush_is_due:
+            self._schedule_flush()
 
     def _schedule_flush(self) -> None:
         if not self._flush_is_due:

@@ -7,7 +7,6 @@ import logging
 import os
 import time
 from collections import Counter, defaultdict
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tensorwire_protocol.auth import NONCE_BYTES
@@ -23,9 +22,10 @@ from tensorwire_protocol.errors import (
     UnknownModel,
     UnknownOperation,
 )
-from tensorwire_protocol.messages import Ack, End, Failure
+from tensorwire_protocol.messages import Ack, EncodedTerminal, Kind
 from tensorwire_protocol.operations import check_request
 from tensorwire_protocol.receive_memory import ReceiveMemory
+from tensorwire_protocol.tensors import pack_ids, unpack_ids
 
 from tensorwire_server.config import OutcomesConfig
 from tensorwire_server.gateway.admission import Admission
@@ -33,6 +33,7 @@ from tensorwire_server.gateway.auth import check_right
 from tensorwire_server.gateway.deadlines import Deadlines
 from tensorwire_server.gateway.journal import Journal
 from tensorwire_server.gateway.outcomes import (
+    MAX_RESULT_BYTES,
     Outcome,
     Outcomes,
     fingerprint,
@@ -48,11 +49,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tensorwire_protocol.limits import Limits
-    from tensorwire_protocol.messages import Request, Result, Resume
+    from tensorwire_protocol.messages import Request, Resume
 
     from tensorwire_server.config import AdmissionConfig
     from tensorwire_server.gateway.auth import Credentials
-    from tensorwire_server.gateway.outcomes import Name
     from tensorwire_server.routing.pool import ModelPool
     from tensorwire_server.routing.replica import Replica
 
@@ -102,16 +102,17 @@ class Gateway:
         self._software = software
         self._credentials = credentials
         self._loop = asyncio.get_running_loop()
-        self._clock = clock
+        self.now = clock
         self.started_at = clock()
         self.admission = Admission(config)
         self.receive_memory = ReceiveMemory(config.memory_bytes // _RECEIVE_SHARE)
         self.deadlines = Deadlines()
-        self._live: dict[LiveRequest, int | None] = {}  # with their numbers in `deadlines`
+        self._live: dict[LiveRequest, None] = {}  # in the order of arrival
+        # Where what a client asks for goes: found once, forgotten when a replica changes.
+        self._routes: dict[tuple[str, str | None], ModelPool] = {}
         self._give_up_timers: dict[LiveRequest, asyncio.TimerHandle] = {}
         self._outcomes_config = outcomes or OutcomesConfig()
         self.by_key: Outcomes[LiveRequest] = Outcomes(self._outcomes_config)
-        self._names: dict[LiveRequest, Name] = {}
         self._grace_timers: dict[LiveRequest, asyncio.TimerHandle] = {}  # of the detached
         # In the order of arrival. A dict, because what ends while it waits leaves from the middle.
         self._waiting: defaultdict[str, dict[LiveRequest, None]] = defaultdict(dict)
@@ -175,17 +176,27 @@ class Gateway:
             answer_report(self, session, request)
             return None
         name = (session.principal_name, request.key)
-        known = self.by_key.find(name, self.now())
+        now = self.now()
+        known = self.by_key.find(name, now)
         if known is not None:
             return self._join(session, request, known)
         if self.is_draining:
             raise Draining("the server is shutting down; use another or come back")
-        pool = self._find_model(request)
+        pool = self._routes.get((request.op, request.model)) or self._find_model(request)
         replica = pool.pick()
         if replica is None:
             _check_can_wait(request, pool)
         self.admission.admit(pool.name)
-        return self._begin(session, request, pool, replica)
+        live = LiveRequest(
+            self.journal.open(request),
+            model=pool.name,
+            name=name,
+            reader=session,
+            keeper=self,
+            arrived_at=now,
+        )
+        self._begin(live, pool, replica)
+        return live
 
     def _join(
         self, session: Session, request: Request, known: LiveRequest | Outcome
@@ -232,33 +243,25 @@ class Gateway:
                 f"there is no model {name!r}; this server has {', '.join(self.models)}"
             )
         _check_card(request.op, revision, pool)
+        if pool.card:
+            self._routes[request.op, request.model] = pool
         return pool
 
-    def _begin(
-        self, session: Session, request: Request, pool: ModelPool, replica: Replica | None
-    ) -> LiveRequest:
-        deadline = None
-        if request.deadline_ms is not None:
-            deadline = self.now() + request.deadline_ms / 1000
-        live = LiveRequest(
-            self.journal.open(request),
-            model=pool.name,
-            reader=session,
-            keeper=self,
-            deadline=deadline,
-        )
-        name = self._names[live] = (session.principal_name, request.key)
-        self.by_key.begin(name, live)
-        self._live[live] = None if deadline is None else self.deadlines.add(deadline, live)
-        self._idle.clear()
+    def _begin(self, live: LiveRequest, pool: ModelPool, replica: Replica | None) -> None:
+        self.by_key.begin(live.name, live)
+        if not self._live:
+            self._idle.clear()
+        self._live[live] = None
+        if live.deadline is not None:
+            live.deadline_number = self.deadlines.add(live.deadline, live)
         if replica is None:
             self._waiting[pool.name][live] = None
         else:
             live.dispatch(replica)
-        return live
 
     def on_replica_change(self, replica: Replica, pool: ModelPool) -> None:
         """A replica became ready, failed, or was lost: look at what waits for its model."""
+        self._routes.clear()
         waiting = self._waiting[pool.name]
         if pool.state is ModelState.FAILED:
             reason = f"model {pool.name!r} failed: {pool.detail}"
@@ -280,10 +283,6 @@ class Gateway:
                 live.dispatch(chosen)
 
     # -- the keeper of live requests ----------------------------------------------------------
-
-    def now(self) -> float:
-        """Return monotonic seconds."""
-        return self._clock()
 
     def on_stopping(self, live: LiveRequest) -> None:
         """Give the worker a moment to confirm, then end the request without it."""
@@ -308,36 +307,46 @@ class Gateway:
     def on_deserted(self, live: LiveRequest) -> None:
         """Forget its key: whoever still comes with it finds nothing, and may begin anew."""
         self.on_attached(live)
-        self.by_key.forget(self._names[live], live)
+        self.by_key.forget(live.name, live)
 
-    def on_closed(self, live: LiveRequest, terminal: End | Result | Failure, outcome: str) -> None:
+    def on_closed(
+        self, live: LiveRequest, terminal: EncodedTerminal, outcome: str, *, may_be_kept: bool
+    ) -> None:
         """Close the books of a request, and keep its outcome."""
-        self._keep_outcome(live, terminal)
-        self.on_attached(live)
+        self._keep_outcome(live, terminal if may_be_kept else None)
         self.outcomes[outcome] += 1
         self.num_tokens += len(live.entry.tokens)
         self.journal.close(live.entry)
         self.admission.leave(live.model)
-        self._waiting[live.model].pop(live, None)
-        number = self._live.pop(live)
-        if number is not None:
-            self.deadlines.forget(number)
-        timer = self._give_up_timers.pop(live, None)
-        if timer is not None:
-            timer.cancel()  # or it would keep the request, with its arrays, until it fires
+        del self._live[live]
+        if live.deadline_number is not None:
+            self.deadlines.forget(live.deadline_number)
+        if self._grace_timers:
+            self.on_attached(live)
+        if self._waiting:
+            self._waiting[live.model].pop(live, None)
+        if self._give_up_timers:
+            timer = self._give_up_timers.pop(live, None)
+            if timer is not None:
+                timer.cancel()  # or it would keep the request, with its arrays, until it fires
         if not self._live:
             self._idle.set()
 
-    def _keep_outcome(self, live: LiveRequest, terminal: End | Result | Failure) -> None:
-        name = self._names.pop(live)
-        if isinstance(terminal, Failure) and terminal.retryable:
-            self.by_key.forget(name, live)  # or the retry would meet the same failure again
+    def _keep_outcome(self, live: LiveRequest, terminal: EncodedTerminal | None) -> None:
+        name = live.name
+        if terminal is None:
+            self.by_key.forget(name, live)
             return
         if not self.by_key.holds(name, live):
             return
         entry = live.entry
+        is_small = sum(map(len, terminal.buffers)) <= MAX_RESULT_BYTES
         outcome = Outcome(
-            fingerprint(entry.request), live.prompt_tokens, entry.tokens, entry.text, terminal
+            asked=fingerprint(entry.request),
+            prompt_tokens=live.prompt_tokens,
+            tokens=pack_ids(entry.tokens) if entry.tokens else b"",
+            text=entry.text,
+            terminal=b"".join(terminal.buffers) if is_small else None,
         )
         self.by_key.keep(name, live, outcome, self.now())
 
@@ -397,13 +406,14 @@ def _replay(
         raise UnknownKey(
             "the request was executed; its result was too large to be kept", executed=Executed.YES
         )
-    tokens, text = tail(outcome.tokens, outcome.text, next_index, next_char)
-    if isinstance(outcome.terminal, End) or outcome.prompt_tokens is not None:
+    tokens, text = tail(unpack_ids(outcome.tokens), outcome.text, next_index, next_char)
+    terminal = EncodedTerminal.of(outcome.terminal, stream)
+    if terminal.KIND is Kind.END or outcome.prompt_tokens is not None:
         session.send_ack(Ack(stream=stream, prompt_tokens=outcome.prompt_tokens))
     if tokens or text:
         session.send_tokens(stream, next_index, tokens, text)
     session.settle(stream)
-    session.send_terminal(replace(outcome.terminal, stream=stream))
+    session.send_terminal(terminal)
 
 
 def _check_can_wait(request: Request, pool: ModelPool) -> None:

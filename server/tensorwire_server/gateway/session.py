@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Protocol
 
+from tensorwire_protocol.codec.typed import PACKING
 from tensorwire_protocol.connection import FEATURE_PASSIVE, FEATURE_RESUME, Connection
 from tensorwire_protocol.errors import InternalError, OutputTooLarge, TensorwireError
 from tensorwire_protocol.messages import (
     Ack,
     Cancel,
-    End,
+    EncodedTerminal,
     Event,
     EventBatch,
     Failure,
@@ -21,7 +22,7 @@ from tensorwire_protocol.messages import (
     Result,
     Resume,
 )
-from tensorwire_protocol.roles import Role
+from tensorwire_protocol.roles import Role, State
 from tensorwire_protocol.transports.aio import AioTransport, shared_scratch
 
 from tensorwire_server.telemetry.faults import log_fault
@@ -92,6 +93,7 @@ class Session:
             session=session_id,
             authenticator=authenticator,
             nonce=nonce,
+            codec=PACKING,
         )
         self.transport = AioTransport(connection, self)
         self._connection = connection
@@ -189,7 +191,7 @@ class Session:
             self._flush([stream] if self.transport.is_paused else None)
         return self._stalls_s.pop(stream, 0.0)
 
-    def send_terminal(self, message: End | Result | Failure) -> None:
+    def send_terminal(self, message: EncodedTerminal | Result | Failure) -> None:
         """Send the last frame of a stream, after `settle`."""
         self._live.pop(message.stream, None)
         try:
@@ -208,7 +210,7 @@ class Session:
         self.send_terminal(Failure.of(stream, error))
 
     def _send(self, message: Message) -> None:
-        if not self._connection.is_closed:
+        if self._connection.state is not State.CLOSED:
             self.transport.send(message)
 
     def _flush_unless_paused(self) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tensorwire_protocol.codec.typed import TYPED
 from tensorwire_protocol.connection import Connection
+from tensorwire_protocol.limits import CLIENT_LINK, WORKER_LINK
 from tensorwire_protocol.messages import Cancel, Drain, Heartbeat, Hello, Submit
 from tensorwire_protocol.roles import Role, State
 from tensorwire_protocol.transports.aio import AioTransport, shared_scratch
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 
     from tensorwire_server.workers.service import Service
     from tensorwire_server.workers.streams import Stream
+
+# A gateway passes on what a client sent without opening it: here the client's bounds are kept.
+_LIMITS = replace(WORKER_LINK, container_items=CLIENT_LINK.container_items)
 
 
 class Link:
@@ -44,7 +50,11 @@ class Link:
         self._grace: asyncio.TimerHandle | None = None
         self._loop = service.registry.loop
         self._connection = Connection(
-            Role.WORKER, scratch=shared_scratch(), software="tensorwire-worker"
+            Role.WORKER,
+            limits=_LIMITS,
+            scratch=shared_scratch(),
+            software="tensorwire-worker",
+            codec=TYPED,
         )
         self.transport = AioTransport(self._connection, self)
 
@@ -83,7 +93,7 @@ class Link:
         Raises:
             TooLarge, OutputTooLarge, BadTensor, BadMeta: it cannot be sent; nothing changed.
         """
-        if not self._connection.is_closed:
+        if self._connection.state is not State.CLOSED:
             self.transport.send(message)
 
     def beat(self, heartbeat: Heartbeat) -> None:
