@@ -53,6 +53,7 @@ from tensorwire_protocol.messages import (
     TERMINAL,
     Ack,
     Cancel,
+    Credit,
     End,
     Event,
     EventBatch,
@@ -86,6 +87,8 @@ NOT_OURS = b"tensorwire: this port speaks the Tensorwire protocol, version 1, no
 FEATURE_PASSIVE = "passive"
 # A lost connection's streams go on for a while without it, and RESUME finds them on another.
 FEATURE_RESUME = "resume"
+# A client may say how many events it takes; what is made meanwhile merges into the next one.
+FEATURE_CREDIT = "credit"
 
 _BODY = int(Flag.BODY)  # an IntFlag's own `&` costs two microseconds
 _OPENINGS = frozenset({Kind.REQ, Kind.RESUME, Kind.SUBMIT})
@@ -206,6 +209,11 @@ class Connection:
         """Say if both sides know RESUME."""
         return FEATURE_RESUME in self._features and FEATURE_RESUME in self.peer_features
 
+    @property
+    def has_credit(self) -> bool:
+        """Say if the client may count events."""
+        return FEATURE_CREDIT in self._features and FEATURE_CREDIT in self.peer_features
+
     def is_open(self, stream: int) -> bool:
         """Say if `stream` has begun and not ended."""
         return stream in self.streams
@@ -276,7 +284,7 @@ class Connection:
             raise BadFraming(f"a meta has {len(frame.meta)} bytes, {self._meta_bytes} allowed")
         if self._handshake is not None:
             return self._admit_early(self._handshake, frame)
-        if kind in _NOT_BUILT:
+        if kind in _NOT_BUILT and not (kind == Kind.CREDIT and self.has_credit):
             raise UnknownKind(f"{Kind(kind).name} was not negotiated on this connection")
         message = decode_sound(frame, self.limits, self._codec)
         if kind in _TERMINAL:
@@ -332,6 +340,10 @@ class Connection:
         elif isinstance(message, Cancel):
             self._note_fault(now)
             return message if message.stream in self.streams else None
+        elif isinstance(message, Credit):
+            if message.stream not in self.streams:
+                self._note_fault(now)
+                return None
         elif isinstance(message, Ping):
             self._answer_ping(message, now)
             return None
@@ -404,8 +416,8 @@ class Connection:
             self._outbox.hold(buffers)  # among them a GOAWAY, which may not come before WELCOME
             return
         self._outbox.add(buffers, size)
-        if kind is Kind.ERR:
-            self._note_refusal(buffers[0])
+        if kind == Kind.ERR and is_fault(HEADER.unpack_from(buffers[0])[3]):
+            self._note_refusal()
 
     def _peer_meta_bytes(self) -> int:
         return self.peer_limits.meta_bytes(is_from_opener=self._is_opener)
@@ -443,13 +455,12 @@ class Connection:
             self._cancel_pace = CancelPace(self.peer_limits)
         return self._cancel_pace.may_go(cancel, max(self._heard, self._ticked))
 
-    def _note_refusal(self, head: bytes | memoryview) -> None:
-        """Count an ERR if the peer has made this side send it, whenever that turned out."""
-        if is_fault(HEADER.unpack_from(head)[3]):
-            try:
-                self._note_fault(self._heard)
-            except Flood as error:
-                self.fail(error)
+    def _note_refusal(self) -> None:
+        """Count that the peer has made this side refuse, whenever that turned out."""
+        try:
+            self._note_fault(self._heard)
+        except Flood as error:
+            self.fail(error)
 
     def _note_sent(self, message: Message) -> None:
         if isinstance(message, TERMINAL):
