@@ -111,15 +111,14 @@ def key(number: int) -> bytes:
     return number.to_bytes(16, "little")
 
 
-def ask(number: int) -> Request:
-    params = {"max_new_tokens": TOKENS, "seed": number}
+def ask(number: int, num_tokens: int = TOKENS) -> Request:
     return Request(
         stream=number,
         op="generate",
         key=key(number),
         model="oracle",
         inputs={"prompt": PROMPT},
-        params=params,
+        params={"max_new_tokens": num_tokens, "seed": number},
     )
 
 
@@ -163,7 +162,7 @@ def test_a_client_that_reads_nothing_does_not_slow_down_its_neighbour(serve: Ser
     server = serve("oracle:step_ms=1", "--set", "outcomes.resume_grace_s=0").ready()
     answers = {number: Answer() for number in range(1, 33)}
     with RawClient(server.address, answers) as deaf, server.client() as client:
-        deaf.send(*[ask_small(number) for number in answers])
+        deaf.send(*[ask(number, 1000) for number in answers])
         whole = client.generate("oracle", PROMPT, seed=3, max_new_tokens=500)
         assert whole.token_ids == expected(PROMPT, 3, 500)
         assert whole.timings.write_stall_ms == 0
@@ -171,9 +170,3 @@ def test_a_client_that_reads_nothing_does_not_slow_down_its_neighbour(serve: Ser
             assert deaf.read()
     for number, answer in answers.items():
         answer.check(PROMPT, number, 1000)
-
-
-def ask_small(number: int) -> Request:
-    request = ask(number)
-    request.params = {"max_new_tokens": 1000, "seed": number}
-    return request
