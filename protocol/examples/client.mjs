@@ -40,7 +40,7 @@ const HEADER_BYTES = 16, ALIGNMENT = 64, MIN_FRAME_BYTES = 4096;
 const PREFACE = Buffer.from([0x94, 0x54, 0x57, 0x31, 0x0d, 0x0a, 0x1a, 0x0a]);
 
 const CLIENT_LIMITS = {
-  frame_bytes: 1114112, client_meta_bytes: 16384, server_meta_bytes: 262144, preauth_bytes: 4096,
+  frame_bytes: 1114112, message_bytes: 268435456, client_meta_bytes: 16384, server_meta_bytes: 262144, preauth_bytes: 4096,
   preauth_frames: 4, preauth_out_bytes: 1024, meta_depth: 16, container_items: 4096, key_bytes: 64, segments: 64,
   inline_bytes: 1024, tensor_dims: 16, streams: 512, handshake_s: 5.0, ping_after_s: 20.0,
   dead_after_s: 60.0, ping_interval_s: 1.0, ping_burst: 8, send_high_water_bytes: 262144,
@@ -48,7 +48,7 @@ const CLIENT_LIMITS = {
 };
 const WORKER_LIMITS = {
   ...CLIENT_LIMITS, client_meta_bytes: 1048576, server_meta_bytes: 1048576, container_items: 65536,
-  preauth_bytes: 65536, streams: 8192, send_hard_bytes: 67108864,
+  message_bytes: 8589934592, preauth_bytes: 65536, streams: 8192, send_hard_bytes: 67108864,
 };
 const WITH_FRACTION = new Set(["handshake_s", "ping_after_s", "dead_after_s", "ping_interval_s"]);
 

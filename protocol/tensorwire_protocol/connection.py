@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tensorwire_protocol.allowance import Allowance
+from tensorwire_protocol.bodies import FEATURE_BODY
 from tensorwire_protocol.codec import decode, encode
 from tensorwire_protocol.errors import (
     BadFraming,
@@ -25,11 +26,13 @@ from tensorwire_protocol.errors import (
     Busy,
     ConnectionFailed,
     ConnectionLost,
+    DeadlineExceeded,
     Executed,
     Flood,
     HandshakeTimeout,
     OutputTooLarge,
     PeerSilent,
+    RequestCancelled,
     RequestRefused,
     SequenceError,
     TensorwireError,
@@ -42,6 +45,7 @@ from tensorwire_protocol.frames import (
     FIRST_OPTIONAL_KIND,
     HEADER,
     HEADER_BYTES,
+    MAX_BODY_BYTES,
     Flag,
     Frame,
     FrameDecoder,
@@ -52,10 +56,12 @@ from tensorwire_protocol.messages import (
     TERMINAL,
     Ack,
     Cancel,
+    Credit,
     End,
     Event,
     EventBatch,
     Failure,
+    Finish,
     Goaway,
     Hello,
     Kind,
@@ -72,12 +78,15 @@ from tensorwire_protocol.messages import (
 from tensorwire_protocol.outbox import Outbox
 from tensorwire_protocol.roles import ACCEPTS, OPENERS, PEER, WORKER_ROLES, Role, State
 from tensorwire_protocol.streams import OpenStreams
+from tensorwire_protocol.transfers import Transfers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from tensorwire_protocol.auth import Authenticator, Principal
+    from tensorwire_protocol.bodies import Memory
     from tensorwire_protocol.login import Login
+    from tensorwire_protocol.outbox import OutgoingBody
 
 NOT_OURS = b"tensorwire: this port speaks the Tensorwire protocol, version 1, not what was sent\n"
 # A peer with this feature reads only while one of its callers waits, so silence proves nothing.
@@ -87,7 +96,8 @@ FEATURE_RESUME = "resume"
 
 _BODY = int(Flag.BODY)  # an IntFlag's own `&` costs two microseconds
 _OPENINGS = frozenset({Kind.REQ, Kind.RESUME, Kind.SUBMIT})
-_NOT_BUILT = frozenset({Kind.DATA, Kind.CREDIT, Kind.AUTH, Kind.LOAD, Kind.SHM})
+_NOT_BUILT = frozenset({Kind.AUTH, Kind.LOAD, Kind.SHM})
+_OF_BODIES = frozenset({Kind.DATA, Kind.CREDIT})
 # These speak of the connection, so their stream is 0.
 _STREAMLESS = frozenset(
     {
@@ -108,6 +118,10 @@ class Connection:
         login: how a client says who it is.
         authenticator: who decides about a client's login; without one every peer may do all.
         nonce: 32 random bytes, fresh for each connection that has an authenticator.
+        memory: where large messages land; by default in memory made for each.
+
+    Attributes:
+        on_output: called when there is something to send that no call of the shell brought about.
     """
 
     def __init__(
@@ -122,6 +136,7 @@ class Connection:
         login: Login | None = None,
         authenticator: Authenticator | None = None,
         nonce: bytes = b"",
+        memory: Memory | None = None,
     ) -> None:
         on_worker_link = role in WORKER_ROLES
         self.role = role
@@ -139,6 +154,9 @@ class Connection:
             scratch=scratch,
         )
         self._outbox = Outbox()
+        self._memory = memory
+        self._transfers: Transfers | None = None  # until both sides have said that they know bodies
+        self.on_output: Callable[[], None] = _nothing
         self._heard = 0.0
         self._pinged = 0.0
         self._pings = Allowance(self.limits.ping_burst, 1 / self.limits.ping_interval_s)
@@ -187,8 +205,18 @@ class Connection:
 
     @property
     def pending_bytes(self) -> int:
-        """How many bytes wait in `take_output`."""
+        """How many bytes wait in `take_output`, large bodies aside."""
         return self._outbox.num_bytes
+
+    @property
+    def has_bulk(self) -> bool:
+        """Say if `take_output` could go on with a large body."""
+        return self._outbox.has_bulk
+
+    @property
+    def can_send_bodies(self) -> bool:
+        """Say if messages may be larger than a frame."""
+        return self._transfers is not None
 
     @property
     def can_resume(self) -> bool:
@@ -263,8 +291,12 @@ class Connection:
             raise BadFraming(f"a meta has {len(frame.meta)} bytes, {self._meta_bytes} allowed")
         if self._handshake is not None:
             return self._admit_early(self._handshake, frame)
-        if kind in _NOT_BUILT:
+        if kind in _NOT_BUILT or (kind in _OF_BODIES and self._transfers is None):
             raise UnknownKind(f"{Kind(kind).name} was not negotiated on this connection")
+        if frame.flags:
+            return self._admit_body(frame, now)
+        if kind == Kind.DATA:
+            return None  # more is to come
         return self._note(decode_sound(frame, self.limits), now)
 
     def _admit_early(self, handshake: Handshake, frame: Frame) -> Message | None:
@@ -279,6 +311,16 @@ class Connection:
             self._welcome_bytes = self._surely_welcome_bytes()
         if self.state is State.OPEN:
             self._handshake = None
+            if FEATURE_BODY in self._features and FEATURE_BODY in self.peer_features:
+                self._transfers = Transfers(
+                    self,
+                    self._decoder,
+                    self._outbox,
+                    self.limits,
+                    self._memory,
+                    is_metered_in=self.role is Role.SERVER,
+                    is_metered_out=self.role is Role.CLIENT,
+                )
         return message
 
     def _admit_opening(self, frame: Frame) -> Message | None:
@@ -290,16 +332,46 @@ class Connection:
         try:
             if len(self.streams) > self.limits.streams:
                 raise Busy(f"{self.limits.streams} streams are open on this connection; wait")
-            if frame.flags & _BODY:
+            if frame.flags & _BODY and self._transfers is None:
                 raise Unsupported("bodies in DATA frames were not negotiated")
             if len(frame.meta) > self._meta_bytes:
                 raise TooLarge(
                     f"the meta has {len(frame.meta)} bytes; at most {self._meta_bytes} are accepted"
                 )
+            if frame.flags & _BODY and self._transfers is not None:
+                self._transfers.begin(frame, self._heard)
+                return None
             return decode(frame, self.limits)
         except (RequestRefused, Busy) as error:
+            if frame.flags & _BODY and self._transfers is not None:
+                self._transfers.discard(stream, self._heard)
             self.send(Failure.of(stream, error))
             return None
+
+    def _admit_body(self, frame: Frame, now: float) -> Message | None:
+        """Take the head of an answer, or the last DATA of any message."""
+        if self._transfers is None:
+            raise BadFraming("an answer has a body, which was not negotiated")
+        if frame.kind != Kind.DATA:
+            self._begin_answer(self._transfers, frame, now)
+            return None
+        message = self._transfers.finish(frame, now)
+        if message is not None:
+            return self._note(message, now)
+        if self._is_opener:  # an answer that nobody wants any more
+            self.streams.end(frame.stream)
+        return None
+
+    def _begin_answer(self, transfers: Transfers, frame: Frame, now: float) -> None:
+        if frame.stream not in self.streams:
+            if self.role is Role.CLIENT:
+                raise SequenceError(f"stream {frame.stream} ended, but it is not open")
+            transfers.discard(frame.stream, now)  # of an attempt that was given up
+            return
+        try:
+            transfers.begin(frame, now)
+        except (RequestRefused, Busy) as error:
+            raise BadFraming(f"RES: {error.message}") from error
 
     def _note(self, message: Message, now: float) -> Message | None:
         """Keep the books for a message of an open connection."""
@@ -313,7 +385,10 @@ class Connection:
             if message.stream not in self.streams and self.role is Role.CLIENT:
                 raise SequenceError(f"ACK for stream {message.stream}, which is not open")
         elif isinstance(message, Cancel):
-            return message if message.stream in self.streams else None
+            return self._note_cancel(message, now)
+        elif isinstance(message, Credit):
+            self._outbox.allow(message.stream, message.amount)
+            return None
         elif isinstance(message, Ping):
             self._answer_ping(message, now)
             return None
@@ -325,6 +400,17 @@ class Connection:
             raise SequenceError(f"{message.KIND.name} came a second time")
         return message
 
+    def _note_cancel(self, cancel: Cancel, now: float) -> Cancel | None:
+        transfers, stream = self._transfers, cancel.stream
+        if transfers is None or not transfers.is_receiving(stream):
+            return cancel if stream in self.streams else None
+        transfers.discard(stream, now)
+        is_late = cancel.reason == Finish.DEADLINE.value
+        kind = DeadlineExceeded if is_late else RequestCancelled
+        error = kind("it was stopped before all of it had come", executed=Executed.NO)
+        self.send(Failure.of(stream, error))
+        return None
+
     def _note_terminal(self, message: End | Result | Failure) -> Message | None:
         stream = message.stream
         if isinstance(message, Failure) and stream == 0:
@@ -333,6 +419,8 @@ class Connection:
             return message
         if not self._is_opener:
             raise SequenceError(f"ERR for stream {stream} came from the side that asks")
+        if self._transfers is not None:
+            self._transfers.stop(stream)
         expected = self.streams.end(stream)
         if expected is None:
             if self.role is Role.DISPATCHER:
@@ -347,7 +435,7 @@ class Connection:
     def _answer_ping(self, ping: Ping, now: float) -> None:
         if not self._pings.spend(now):
             raise Flood("PING came more often than once a second")
-        self._emit(Pong(payload=ping.payload))
+        self._outbox.add_urgent(encode(Pong(payload=ping.payload), self.limits))
 
     # -- messages out -------------------------------------------------------------------------
 
@@ -369,16 +457,28 @@ class Connection:
             raise AssertionError(f"{self.role.value} may not send {message.KIND.name}")
         buffers = encode(message, self.limits)
         size = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
+        body = None
         if size > self._welcome_bytes:
-            self._check_size(message, buffers[0], size - HEADER_BYTES)
+            if self._transfers is not None:
+                buffers, body = self._transfers.cut(buffers, message, size, self.peer_limits)
+            if body is not None:
+                size = len(buffers[0])
+            self._check_size(message, buffers[0], size - HEADER_BYTES, body)
         if isinstance(message, (Request, Resume, Submit)):
             self._note_opening(message)
         elif isinstance(message, TERMINAL) and message.stream:
             self._note_ending(message.stream)
+        elif isinstance(message, Credit):
+            self._outbox.add_urgent(buffers)
+            return
         if self._handshake is not None and self._handshake.holds_output:
             self._outbox.hold(buffers)  # among them a GOAWAY, which may not come before WELCOME
             return
         self._outbox.add(buffers, size)
+        if body is not None:
+            self._outbox.add_body(body)
+        elif isinstance(message, Cancel) and self._transfers is not None:
+            self._transfers.leave(message.stream, self._heard)
 
     def _peer_meta_bytes(self) -> int:
         return self.peer_limits.meta_bytes(is_from_opener=self._is_opener)
@@ -388,13 +488,23 @@ class Connection:
         limits = self.peer_limits
         return min(limits.frame_bytes, self._peer_meta_bytes(), limits.container_items)
 
-    def _check_size(self, message: Message, head: bytes | memoryview, body_bytes: int) -> None:
+    def _check_size(
+        self,
+        message: Message,
+        head: bytes | memoryview,
+        body_bytes: int,
+        body: OutgoingBody | None,
+    ) -> None:
         # The peer would cut the connection, and every other stream on it, for one frame of ours.
         refusal = TooLarge if self._is_opener else OutputTooLarge
         limits = self.peer_limits
         if body_bytes > limits.frame_bytes:
             raise refusal(
                 f"the message has {body_bytes} bytes; the peer accepts {limits.frame_bytes}"
+            )
+        if body is not None and body.left_bytes > limits.message_bytes:
+            raise refusal(
+                f"the arrays have {body.left_bytes} bytes; the peer accepts {limits.message_bytes}"
             )
         meta_bytes = HEADER.unpack_from(head)[5]
         if meta_bytes > self._peer_meta_bytes():
@@ -443,15 +553,36 @@ class Connection:
         """Close from this side without a word; what is queued may still be sent."""
         self.state, self._handshake = State.CLOSED, None
         self._decoder.clear()  # or its last buffer, filled up, would have no room for a next read
+        if self._transfers is not None:
+            self._transfers.clear()
+            self._transfers = None
 
     def _emit(self, message: Message) -> None:
         """Queue a message of the connection itself."""
         buffers = encode(message, self.limits)
         self._outbox.add(buffers, sum(map(len, buffers)))
 
-    def take_output(self) -> list[bytes | memoryview]:
-        """Return what is to be written, in order, small frames joined; the queue is empty then."""
-        return self._outbox.take()
+    def take_output(self, budget: int | None = None) -> list[bytes | memoryview]:
+        """Return what is to be written, in order, small frames joined.
+
+        Of large bodies it is as much as `budget` bytes allow, and a frame more; None: all of them.
+        """
+        return self._outbox.take(budget)
+
+    # -- large bodies -------------------------------------------------------------------------
+
+    def allow_body(self, stream: int, num_bytes: int) -> None:
+        """Let the peer send so many bytes more of a body; for `transfers`."""
+        while num_bytes:
+            amount = min(num_bytes, MAX_BODY_BYTES)
+            self.send(Credit(stream=stream, amount=amount))
+            num_bytes -= amount
+        self.on_output()
+
+    def refuse_body(self, stream: int, error: TensorwireError) -> None:
+        """End a stream whose body was not wanted after all; for `transfers`."""
+        self.send(Failure.of(stream, error))
+        self.on_output()
 
     # -- time ---------------------------------------------------------------------------------
 
@@ -465,6 +596,12 @@ class Connection:
             except HandshakeTimeout as error:
                 self.fail(error)
             return
+        if self._transfers is not None:
+            try:
+                self._transfers.on_timer(now)
+            except ConnectionFailed as error:
+                self.fail(error)
+                return
         limits = self.limits
         if FEATURE_PASSIVE in self.peer_features and not self._is_opener:
             return
@@ -473,4 +610,8 @@ class Connection:
             self.fail(PeerSilent(f"nothing was heard for {silent_s:.0f} s"))
         elif silent_s >= limits.ping_after_s and now - self._pinged >= limits.ping_after_s:
             self._pinged = now
-            self._emit(Ping())
+            self._outbox.add_urgent(encode(Ping(), self.limits))
+
+
+def _nothing() -> None:
+    """Stand in for `on_output` until a shell has come."""

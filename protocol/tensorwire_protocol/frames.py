@@ -9,7 +9,8 @@
 
 All little-endian. The body is: aux x u64 segment lengths (only kinds that carry segments), the
 meta (one msgpack object), and the segments, each at a multiple of 64 from the start of the frame.
-Of a kind from 0x80 up only the header is understood: it may be laid out as a later version likes.
+With BODY the segments are missing: they follow in DATA frames, which have no meta. Of a kind from
+0x80 up only the header is understood: it may be laid out as a later version likes.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntFlag
+from typing import Protocol
 
-from tensorwire_protocol.errors import BadFraming, FrameTooLarge, TooLarge
+from tensorwire_protocol.errors import BadFraming, FrameTooLarge
 from tensorwire_protocol.messages import Kind
 from tensorwire_protocol.tensors import aligned_buffer, padding
 
@@ -29,8 +31,11 @@ SEGMENT_KINDS = frozenset({Kind.REQ, Kind.RES, Kind.SUBMIT})  # these carry arra
 FIRST_OPTIONAL_KIND = 0x80  # unknown kinds from here on are skipped
 SCRATCH_BYTES = 256 * 1024
 MAX_BODY_BYTES = 2**32 - 1  # what the header can say
+DATA_BYTES = 1024 * 1024  # of one DATA frame, at most; a larger message is sent as a body
 
 _FIRST_BUFFER_BYTES = 64 * 1024
+# Five times the 256 KiB of a first read is more than a frame has: such a frame is copied once.
+_GROWTH = 5
 _U64 = struct.Struct("<Q")
 
 
@@ -56,6 +61,8 @@ class Frame:
 
     `meta` and `segments` are views of memory that this frame owns, except where the decoder says
     that they live in its scratch buffer (see `FrameDecoder.next_frame`).
+
+    `lengths` are those of segments that do not stand here but follow in DATA frames.
     """
 
     kind: int
@@ -64,6 +71,28 @@ class Frame:
     stream: int
     meta: memoryview
     segments: list[memoryview]
+    lengths: tuple[int, ...] = ()
+
+
+class Sink(Protocol):
+    """Where the bytes of one DATA frame land."""
+
+    def room(self, num_bytes: int) -> memoryview | None:
+        """Return memory for the next bytes, at most so many; None: they are thrown away."""
+
+    def took(self, num_bytes: int) -> None:
+        """So many bytes were written to the start of the last `room`, or thrown away."""
+
+
+class Sinks(Protocol):
+    """Who knows where DATA lands."""
+
+    def open_sink(self, stream: int, segment: int, num_bytes: int, *, is_last: bool) -> Sink:
+        """Return the sink for a DATA frame whose header has arrived.
+
+        Raises:
+            ConnectionFailed: the frame is not due.
+        """
 
 
 class FrameDecoder:
@@ -72,6 +101,11 @@ class FrameDecoder:
     Small frames are read in a scratch buffer that many decoders of one thread may share, so that an
     idle connection costs no buffer of its own; only an unfinished frame moves to memory of its own,
     which grows with the bytes that really arrived.
+
+    Attributes:
+        sinks: who knows where DATA lands; without it, it comes as a frame with one segment.
+        expects_data: DATA comes next, most likely. Then a header is read alone, so that what is
+            behind it is read where it belongs, and not copied there.
     """
 
     def __init__(
@@ -84,22 +118,33 @@ class FrameDecoder:
         self._partial: memoryview | None = None  # an unfinished frame
         self._partial_bytes = 0
         self._wanted_bytes = 0  # of the unfinished frame, 0 while its header is incomplete
+        self.sinks: Sinks | None = None
+        self.expects_data = False
+        self._sink: Sink | None = None  # of the DATA frame that is arriving
+        self._sink_bytes = 0  # still to come for it
+        self._data: Frame | None = None  # that frame
 
     @property
     def is_mid_frame(self) -> bool:
         """Say if the stream stopped inside a frame."""
-        return self._partial is not None or len(self._ready) > 0
+        return self._partial is not None or self._sink is not None or len(self._ready) > 0
 
     def get_buffer(self) -> memoryview:
         """Return memory for the next bytes; it must be handed back by `received` at once."""
+        if self._sink is not None:
+            room = self._sink.room(self._sink_bytes)
+            return self._scratch[: self._sink_bytes] if room is None else room
         if self._partial is None:
-            return self._scratch
+            return self._scratch[:HEADER_BYTES] if self.expects_data else self._scratch
         end = self._wanted_bytes or HEADER_BYTES
         return self._partial[self._partial_bytes : end]
 
     def received(self, num_bytes: int) -> None:
         """Say that `num_bytes` were written to the start of what `get_buffer` returned."""
-        if self._partial is None:
+        if self._sink is not None:
+            self._sink.took(num_bytes)
+            self._sink_bytes -= num_bytes
+        elif self._partial is None:
             self._ready = self._scratch[:num_bytes]
         else:
             self._partial_bytes += num_bytes
@@ -108,6 +153,8 @@ class FrameDecoder:
         """Forget what was received, and free its memory; the stream cannot be taken up again."""
         self._ready = self._scratch[:0]
         self._partial, self._partial_bytes, self._wanted_bytes = None, 0, 0
+        self._sink, self._sink_bytes, self._data = None, 0, None
+        self.sinks = None
 
     def take(self, num_bytes: int) -> bytes:
         """Return up to `num_bytes` received bytes that are not part of any frame: the preface."""
@@ -119,11 +166,14 @@ class FrameDecoder:
         """Return the next whole frame, or None until more bytes are received.
 
         The frame's views of small frames point into the scratch buffer: use or copy them before
-        the next `get_buffer`. Frames with segments own their memory.
+        the next `get_buffer`. Frames with segments own their memory. DATA that went to a sink
+        comes without its bytes.
 
         Raises:
             FrameTooLarge, BadFraming: the stream cannot be understood from here on.
         """
+        if self._sink is not None:
+            return self._next_from_sink()
         if self._partial is not None:
             return self._next_from_partial()
         ready = self._ready
@@ -132,6 +182,8 @@ class FrameDecoder:
                 self._stash(ready, 0)
             return None
         header = HEADER.unpack_from(ready)
+        if header[1] == _DATA and self.sinks is not None:
+            return self._open_sink(header, ready[HEADER_BYTES:])
         total = self._announced_bytes(header[0])
         if len(ready) < total:
             self._stash(ready, total)
@@ -144,7 +196,11 @@ class FrameDecoder:
         if not self._wanted_bytes:
             if self._partial_bytes < HEADER_BYTES:
                 return None
-            self._wanted_bytes = self._announced_bytes(HEADER.unpack_from(self._partial)[0])
+            header = HEADER.unpack_from(self._partial)
+            if header[1] == _DATA and self.sinks is not None:
+                self._partial, self._partial_bytes = None, 0
+                return self._open_sink(header, self._scratch[:0])
+            self._wanted_bytes = self._announced_bytes(header[0])
         if self._partial_bytes < self._wanted_bytes:
             if self._partial_bytes == len(self._partial):
                 self._grow(self._partial, self._wanted_bytes)
@@ -153,6 +209,34 @@ class FrameDecoder:
         self._partial, self._partial_bytes, self._wanted_bytes = None, 0, 0
         self._ready = self._scratch[:0]
         return self._cut(HEADER.unpack_from(whole), whole, owned=True)
+
+    def _open_sink(self, header: tuple[int, ...], ready: memoryview) -> Frame | None:
+        """Let the bytes of a DATA frame go where they belong, those first that are here."""
+        num_bytes, kind, flags, aux, stream, meta_bytes = header
+        self._announced_bytes(num_bytes)
+        _check_header(kind, flags, aux)
+        if meta_bytes:
+            raise BadFraming("a DATA frame has no meta")
+        assert self.sinks is not None
+        self._sink = self.sinks.open_sink(stream, aux, num_bytes, is_last=bool(flags & _END))
+        self._sink_bytes = num_bytes
+        self._data = Frame(kind, flags, aux, stream, self._scratch[:0], [])
+        here = min(num_bytes, len(ready))
+        while here:
+            room = self._sink.room(here)
+            if room is not None:
+                room[:] = ready[: len(room)]
+            part = here if room is None else len(room)
+            self.received(part)
+            ready, here = ready[part:], here - part
+        self._ready = ready
+        return self._next_from_sink()
+
+    def _next_from_sink(self) -> Frame | None:
+        if self._sink_bytes:
+            return None
+        frame, self._sink, self._data = self._data, None, None
+        return frame
 
     def _announced_bytes(self, body_bytes: int) -> int:
         # Refuse on the announced size: waiting for the body would let a peer make us buffer
@@ -172,9 +256,9 @@ class FrameDecoder:
         self._wanted_bytes = total
 
     def _grow(self, old: memoryview, wanted_bytes: int) -> None:
-        # Doubling what really came bounds the memory by twice the bytes received, whatever the
-        # header claims.
-        size = min(wanted_bytes, max(2 * len(old), _FIRST_BUFFER_BYTES))
+        # Growing by a factor of what really came bounds the memory by as many times the bytes
+        # received, whatever the header claims.
+        size = min(wanted_bytes, max(_GROWTH * len(old), _FIRST_BUFFER_BYTES))
         new = aligned_buffer(size)
         new[: len(old)] = old
         self._partial = new
@@ -190,6 +274,9 @@ class FrameDecoder:
         meta_end = meta_start + meta_bytes
         if meta_end > len(whole):
             raise BadFraming("a frame's meta is longer than its body")
+        if flags & _BODY and meta_end == len(whole) and num_segments <= self._max_segments:
+            lengths = struct.unpack_from(f"<{num_segments}Q", whole, HEADER_BYTES)
+            return Frame(kind, flags, aux, stream, whole[meta_start:meta_end], [], lengths)
         if not num_segments or flags & _BODY:
             if meta_end != len(whole) and kind != _DATA:
                 raise BadFraming("a frame has bytes behind its meta that belong to nothing")
@@ -247,8 +334,7 @@ def build_segmented_frame(
 ) -> list[bytes | memoryview]:
     """Return a frame with segments as buffers to be sent in order; segments are not copied.
 
-    Raises:
-        TooLarge: the header cannot say how long the frame is.
+    What is too long for any frame is returned as `build_body` does.
     """
     table = b"".join(_U64.pack(len(segment)) for segment in segments)
     buffers: list[bytes | memoryview] = []
@@ -258,6 +344,17 @@ def build_segmented_frame(
         buffers += [bytes(pad), segment] if pad else [segment]
         at += pad + len(segment)
     if at - HEADER_BYTES > MAX_BODY_BYTES:
-        raise TooLarge(f"a frame of {at - HEADER_BYTES} bytes; at most {MAX_BODY_BYTES} exist")
+        at, flags, buffers = HEADER_BYTES + len(table) + len(meta), flags | _BODY, [*segments]
     header = HEADER.pack(at - HEADER_BYTES, kind, flags, len(segments), stream, len(meta))
     return [header + table + meta, *buffers]
+
+
+def build_body(
+    frame: list[bytes | memoryview],
+) -> tuple[bytes, list[memoryview]]:
+    """Turn a frame with segments into one without, and the segments that follow it as DATA."""
+    _, kind, flags, aux, stream, meta_bytes = HEADER.unpack_from(frame[0])
+    rest = bytes(frame[0][HEADER_BYTES:])  # table and meta
+    header = HEADER.pack(len(rest), kind, flags | _BODY, aux, stream, meta_bytes)
+    # Pads are bytes.
+    return header + rest, [buffer for buffer in frame[1:] if isinstance(buffer, memoryview)]
