@@ -6,6 +6,7 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
+from tensorwire_protocol.bodies import FEATURE_BODY
 from tensorwire_protocol.connection import FEATURE_PASSIVE, FEATURE_RESUME, Connection
 from tensorwire_protocol.errors import (
     BadFraming,
@@ -36,8 +37,13 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPALIVE": 15, "TCP_KEEPINTVL": 5, "TCP_
 
 def new_connection(*, is_passive: bool, login: Login | None = None) -> Connection:
     """Return the client's end of a connection; a passive one reads only while a call waits."""
-    features = (FEATURE_PASSIVE, FEATURE_RESUME) if is_passive else (FEATURE_RESUME,)
-    return Connection(Role.CLIENT, software=SOFTWARE, features=features, login=login)
+    features = (FEATURE_RESUME, FEATURE_BODY)
+    return Connection(
+        Role.CLIENT,
+        software=SOFTWARE,
+        features=(FEATURE_PASSIVE, *features) if is_passive else features,
+        login=login,
+    )
 
 
 def chance() -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Protocol
 
+from tensorwire_protocol.bodies import FEATURE_BODY
 from tensorwire_protocol.connection import FEATURE_PASSIVE, FEATURE_RESUME, Connection
 from tensorwire_protocol.errors import InternalError, OutputTooLarge, TensorwireError
 from tensorwire_protocol.messages import (
@@ -85,7 +86,7 @@ class Session:
             limits=limits,
             scratch=shared_scratch(),
             software=software,
-            features=(FEATURE_PASSIVE, FEATURE_RESUME),
+            features=(FEATURE_PASSIVE, FEATURE_RESUME, FEATURE_BODY),
             session=session_id,
             authenticator=authenticator,
             nonce=nonce,

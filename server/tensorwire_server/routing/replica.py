@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tensorwire_protocol.bodies import FEATURE_BODY
 from tensorwire_protocol.connection import Connection
 from tensorwire_protocol.errors import Executed, TensorwireError, WorkerLost
 from tensorwire_protocol.messages import (
@@ -110,7 +111,10 @@ class Replica:
         self._on_link_lost = on_lost
         self.has_beaten = False
         connection = Connection(
-            Role.DISPATCHER, scratch=shared_scratch(), software="tensorwire-gateway"
+            Role.DISPATCHER,
+            scratch=shared_scratch(),
+            software="tensorwire-gateway",
+            features=(FEATURE_BODY,),
         )
         self._transport = AioTransport(connection, self)
         return self._transport

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from tensorwire_protocol.bodies import FEATURE_BODY
 from tensorwire_protocol.connection import Connection
 from tensorwire_protocol.messages import Cancel, Drain, Heartbeat, Hello, Submit
 from tensorwire_protocol.roles import Role, State
@@ -44,7 +45,10 @@ class Link:
         self._grace: asyncio.TimerHandle | None = None
         self._loop = service.registry.loop
         self._connection = Connection(
-            Role.WORKER, scratch=shared_scratch(), software="tensorwire-worker"
+            Role.WORKER,
+            scratch=shared_scratch(),
+            software="tensorwire-worker",
+            features=(FEATURE_BODY,),
         )
         self.transport = AioTransport(self._connection, self)
 
