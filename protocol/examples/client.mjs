@@ -27,12 +27,12 @@ const ALLOWED = {
   "c>s": new Set([...BOTH_WAYS, "HELLO", "CREDIT", "REQ", "CANCEL", "RESUME"]),
   "s>c": new Set([...BOTH_WAYS, "WELCOME", "CREDIT", "RES", "EVT", "EVB", "ACK", "END"]),
   "g>w": new Set([...BOTH_WAYS, "HELLO", "CANCEL", "SUBMIT", "DRAIN", "LOAD", "SHM"]),
-  "w>g": new Set([...BOTH_WAYS, "WELCOME", "RES", "ACK", "END", "STEP", "HEARTBEAT"]),
+  "w>g": new Set([...BOTH_WAYS, "WELCOME", "RES", "ACK", "END", "STEP", "HEARTBEAT", "SHM"]),
 };
 const FEATURES_OF = {
-  AUTH: ["auth"], CREDIT: ["credit", "body"], DATA: ["body"], RESUME: ["resume"], LOAD: ["reserved"], SHM: ["reserved"],
+  AUTH: ["auth"], CREDIT: ["credit", "body"], DATA: ["body"], RESUME: ["resume"], LOAD: ["reserved"], SHM: ["shm"],
 };
-const ON_STREAM_0 = new Set(["HELLO", "WELCOME", "AUTH", "PING", "PONG", "GOAWAY", "EVB", "STEP", "HEARTBEAT", "DRAIN", "LOAD", "SHM"]);
+const ON_STREAM_0 = new Set(["HELLO", "WELCOME", "AUTH", "PING", "PONG", "GOAWAY", "EVB", "STEP", "HEARTBEAT", "DRAIN", "LOAD"]);
 const WITH_SEGMENTS = new Set(["REQ", "RES", "SUBMIT"]);
 const WITH_AUX = new Set([...WITH_SEGMENTS, "DATA", "ERR", "GOAWAY"]);
 const FLAG_END = 1, FLAG_BODY = 4, FIRST_OPTIONAL_KIND = 0x80;

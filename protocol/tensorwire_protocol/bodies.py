@@ -12,19 +12,22 @@ present, what the peer sends without credit waits in a window of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tensorwire_protocol.errors import Flood, SequenceError
 from tensorwire_protocol.tensors import aligned_buffer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from tensorwire_protocol.frames import Frame
     from tensorwire_protocol.messages import Message
 
 # Bodies in DATA frames, and byte credit for those that a client sends.
 FEATURE_BODY = "body"
+# On a worker link within one machine: segments stay where they are, in shared memory.
+FEATURE_SHM = "shm"
+SHARED_BYTES = 64 * 1024  # a message this large is shared; below, a copy is cheaper
 WINDOW_BYTES = 1024 * 1024  # of a body that may come without credit
 SLOWEST_BYTES_PER_S = 64 * 1024
 GRACE_S = 10.0
@@ -51,6 +54,32 @@ class Memory(Protocol):
             TooLarge: it can never be had.
             Busy: too many wait for memory already.
         """
+
+
+class Sharing(Protocol):
+    """Memory that two processes of one machine have in common.
+
+    Attributes:
+        on_returns: to be called with the loans whose memory is not used here any more.
+    """
+
+    on_returns: Callable[[list[int]], None]
+
+    def lend(self, segments: Sequence[memoryview]) -> dict[str, Any] | None:
+        """Return what SHM says of where segments lie; None: they cannot be shared."""
+
+    def take_back(self, loans: Sequence[Any]) -> None:
+        """Let go of loans that the peer is done with."""
+
+    def borrow(self, places: Mapping[str, Any], lengths: Sequence[int]) -> list[memoryview]:
+        """Return the segments that SHM speaks of.
+
+        Raises:
+            BadFraming: they cannot lie there.
+        """
+
+    def close(self) -> None:
+        """The peer is gone."""
 
 
 @dataclass(frozen=True, slots=True)

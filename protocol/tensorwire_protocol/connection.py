@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tensorwire_protocol.allowance import Allowance
-from tensorwire_protocol.bodies import FEATURE_BODY
+from tensorwire_protocol.bodies import FEATURE_BODY, FEATURE_SHM
 from tensorwire_protocol.codec import decode, encode
 from tensorwire_protocol.errors import (
     BadFraming,
@@ -71,6 +71,7 @@ from tensorwire_protocol.messages import (
     Request,
     Result,
     Resume,
+    Shm,
     Step,
     Submit,
     Welcome,
@@ -84,7 +85,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from tensorwire_protocol.auth import Authenticator, Principal
-    from tensorwire_protocol.bodies import Memory
+    from tensorwire_protocol.bodies import Memory, Sharing
     from tensorwire_protocol.login import Login
     from tensorwire_protocol.outbox import OutgoingBody
 
@@ -96,13 +97,13 @@ FEATURE_RESUME = "resume"
 
 _BODY = int(Flag.BODY)  # an IntFlag's own `&` costs two microseconds
 _OPENINGS = frozenset({Kind.REQ, Kind.RESUME, Kind.SUBMIT})
-_NOT_BUILT = frozenset({Kind.AUTH, Kind.LOAD, Kind.SHM})
-_OF_BODIES = frozenset({Kind.DATA, Kind.CREDIT})
+_NOT_BUILT = frozenset({Kind.AUTH, Kind.LOAD})
+_OF_BODIES = frozenset({Kind.DATA, Kind.CREDIT, Kind.SHM})
 # These speak of the connection, so their stream is 0.
 _STREAMLESS = frozenset(
     {
         Kind.HELLO, Kind.WELCOME, Kind.AUTH, Kind.PING, Kind.PONG, Kind.GOAWAY, Kind.EVB,
-        Kind.STEP, Kind.HEARTBEAT, Kind.DRAIN, Kind.LOAD, Kind.SHM,
+        Kind.STEP, Kind.HEARTBEAT, Kind.DRAIN, Kind.LOAD,
     }
 )  # fmt: skip
 
@@ -119,6 +120,7 @@ class Connection:
         authenticator: who decides about a client's login; without one every peer may do all.
         nonce: 32 random bytes, fresh for each connection that has an authenticator.
         memory: where large messages land; by default in memory made for each.
+        sharing: memory in common with the peer, for large messages both ways.
 
     Attributes:
         on_output: called when there is something to send that no call of the shell brought about.
@@ -137,6 +139,7 @@ class Connection:
         authenticator: Authenticator | None = None,
         nonce: bytes = b"",
         memory: Memory | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         on_worker_link = role in WORKER_ROLES
         self.role = role
@@ -154,7 +157,7 @@ class Connection:
             scratch=scratch,
         )
         self._outbox = Outbox()
-        self._memory = memory
+        self._memory, self._sharing = memory, sharing
         self._transfers: Transfers | None = None  # until both sides have said that they know bodies
         self.on_output: Callable[[], None] = _nothing
         self._heard = 0.0
@@ -309,19 +312,23 @@ class Connection:
             self.peer_software = handshake.peer_software
             self.peer_limits = handshake.peer_limits
             self._welcome_bytes = self._surely_welcome_bytes()
+            if FEATURE_BODY in self._features and FEATURE_BODY in self.peer_features:
+                self._transfers = self._build_transfers()
         if self.state is State.OPEN:
             self._handshake = None
-            if FEATURE_BODY in self._features and FEATURE_BODY in self.peer_features:
-                self._transfers = Transfers(
-                    self,
-                    self._decoder,
-                    self._outbox,
-                    self.limits,
-                    self._memory,
-                    is_metered_in=self.role is Role.SERVER,
-                    is_metered_out=self.role is Role.CLIENT,
-                )
         return message
+
+    def _build_transfers(self) -> Transfers:
+        return Transfers(
+            self,
+            self._decoder,
+            self._outbox,
+            self.limits,
+            self._memory,
+            self._sharing if FEATURE_SHM in self.peer_features else None,
+            is_metered_in=self.role is Role.SERVER,
+            is_metered_out=self.role is Role.CLIENT,
+        )
 
     def _admit_opening(self, frame: Frame) -> Message | None:
         """Take a REQ, RESUME or SUBMIT: what is wrong inside it fails that request alone."""
@@ -339,8 +346,7 @@ class Connection:
                     f"the meta has {len(frame.meta)} bytes; at most {self._meta_bytes} are accepted"
                 )
             if frame.flags & _BODY and self._transfers is not None:
-                self._transfers.begin(frame, self._heard)
-                return None
+                return self._transfers.begin(frame, self._heard)
             return decode(frame, self.limits)
         except (RequestRefused, Busy) as error:
             if frame.flags & _BODY and self._transfers is not None:
@@ -353,8 +359,8 @@ class Connection:
         if self._transfers is None:
             raise BadFraming("an answer has a body, which was not negotiated")
         if frame.kind != Kind.DATA:
-            self._begin_answer(self._transfers, frame, now)
-            return None
+            message = self._begin_answer(self._transfers, frame, now)
+            return None if message is None else self._note(message, now)
         message = self._transfers.finish(frame, now)
         if message is not None:
             return self._note(message, now)
@@ -362,14 +368,14 @@ class Connection:
             self.streams.end(frame.stream)
         return None
 
-    def _begin_answer(self, transfers: Transfers, frame: Frame, now: float) -> None:
+    def _begin_answer(self, transfers: Transfers, frame: Frame, now: float) -> Message | None:
         if frame.stream not in self.streams:
             if self.role is Role.CLIENT:
                 raise SequenceError(f"stream {frame.stream} ended, but it is not open")
             transfers.discard(frame.stream, now)  # of an attempt that was given up
-            return
+            return None
         try:
-            transfers.begin(frame, now)
+            return transfers.begin(frame, now)
         except (RequestRefused, Busy) as error:
             raise BadFraming(f"RES: {error.message}") from error
 
@@ -388,6 +394,10 @@ class Connection:
             return self._note_cancel(message, now)
         elif isinstance(message, Credit):
             self._outbox.allow(message.stream, message.amount)
+            return None
+        elif isinstance(message, Shm):
+            if self._transfers is not None:
+                self._transfers.note_shared(message)
             return None
         elif isinstance(message, Ping):
             self._answer_ping(message, now)
@@ -472,12 +482,15 @@ class Connection:
             self._outbox.add_urgent(buffers)
             return
         if self._handshake is not None and self._handshake.holds_output:
-            self._outbox.hold(buffers)  # among them a GOAWAY, which may not come before WELCOME
+            self._outbox.hold(
+                buffers, body
+            )  # among them a GOAWAY, which may not come before WELCOME
+            return
+        if body is not None and self._transfers is not None:
+            self._transfers.send(buffers, body)
             return
         self._outbox.add(buffers, size)
-        if body is not None:
-            self._outbox.add_body(body)
-        elif isinstance(message, Cancel) and self._transfers is not None:
+        if isinstance(message, Cancel) and self._transfers is not None:
             self._transfers.leave(message.stream, self._heard)
 
     def _peer_meta_bytes(self) -> int:
@@ -577,6 +590,11 @@ class Connection:
             amount = min(num_bytes, MAX_BODY_BYTES)
             self.send(Credit(stream=stream, amount=amount))
             num_bytes -= amount
+        self.on_output()
+
+    def return_loans(self, loans: list[int]) -> None:
+        """Tell the peer that some of its memory is not used here any more; for `transfers`."""
+        self.send(Shm(payload={"returned": loans}))
         self.on_output()
 
     def refuse_body(self, stream: int, error: TensorwireError) -> None:

@@ -25,14 +25,14 @@ class OutgoingBody:
         allowed: how many bytes may leave before the peer allows more; None: all.
     """
 
-    __slots__ = ("_allowed", "_at", "_segment", "_segments", "left_bytes", "stream")
+    __slots__ = ("_allowed", "_at", "_segment", "left_bytes", "segments", "stream")
 
     def __init__(
         self, stream: int, segments: Sequence[memoryview], *, allowed: int | None = None
     ) -> None:
         self.stream = stream
         self.left_bytes = sum(map(len, segments))
-        self._segments = segments
+        self.segments = segments
         self._segment = self._at = 0
         self._allowed = allowed
 
@@ -53,7 +53,7 @@ class OutgoingBody:
 
     def next_frame(self) -> list[bytes | memoryview]:
         """Return the next DATA frame: of one segment, the last one with END."""
-        segments = self._segments
+        segments = self.segments
         while self._segment + 1 < len(segments) and self._at == len(segments[self._segment]):
             self._segment, self._at = self._segment + 1, 0
         room = DATA_BYTES if self._allowed is None else min(DATA_BYTES, self._allowed)
@@ -80,6 +80,7 @@ class Outbox:
         self._urgent: list[bytes | memoryview] = []
         self._small: list[bytes | memoryview] = []
         self._held: list[bytes | memoryview] = []
+        self._held_bodies: list[OutgoingBody] = []
         self._bulk: list[OutgoingBody] = []  # may leave, whose turn it is first
         self._stopped: dict[int, OutgoingBody] = {}  # for want of credit
 
@@ -125,15 +126,20 @@ class Outbox:
     def _leaving(self, stream: int) -> OutgoingBody | None:
         return next((body for body in self._bulk if body.stream == stream), None)
 
-    def hold(self, buffers: Sequence[bytes | memoryview]) -> None:
-        """Keep buffers until `release`: it is too early for them."""
+    def hold(self, buffers: Sequence[bytes | memoryview], body: OutgoingBody | None = None) -> None:
+        """Keep buffers, and the body that follows them, until `release`: it is too early."""
         self._held += buffers
+        if body is not None:
+            self._held_bodies.append(body)
 
     def release(self) -> None:
         """Queue what was held; nothing overtakes what was queued before: the greeting."""
         self._urgent, self._small = self._urgent + self._small, []
         self.add(self._held, sum(map(len, self._held)))
         self._held = []
+        for body in self._held_bodies:
+            self.add_body(body)
+        self._held_bodies = []
 
     def clear(self) -> None:
         """Forget what waits."""

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from tensorwire_protocol.bodies import (
     GRACE_S,
+    SHARED_BYTES,
     SLOWEST_BYTES_PER_S,
     WINDOW_BYTES,
     FreshMemory,
     IncomingBody,
     early_places,
 )
-from tensorwire_protocol.codec import decode
+from tensorwire_protocol.codec import decode, encode
 from tensorwire_protocol.errors import (
     BadFraming,
     BadTensor,
@@ -26,15 +27,16 @@ from tensorwire_protocol.errors import (
     SlowConsumer,
     TensorwireError,
     TooLarge,
+    UnknownKind,
 )
 from tensorwire_protocol.frames import DATA_BYTES, HEADER_BYTES, Flag, Frame, build_body
-from tensorwire_protocol.messages import Request, Result, Submit
+from tensorwire_protocol.messages import Request, Result, Shm, Submit
 from tensorwire_protocol.outbox import OutgoingBody, data_header
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tensorwire_protocol.bodies import Memory
+    from tensorwire_protocol.bodies import Memory, Sharing
     from tensorwire_protocol.frames import FrameDecoder
     from tensorwire_protocol.limits import Limits
     from tensorwire_protocol.messages import Message
@@ -49,6 +51,9 @@ class Owner(Protocol):
     def allow_body(self, stream: int, num_bytes: int) -> None:
         """Tell the peer that it may send so many bytes more."""
 
+    def return_loans(self, loans: list[int]) -> None:
+        """Tell the peer that some of its memory is not used here any more."""
+
     def refuse_body(self, stream: int, error: TensorwireError) -> None:
         """End a stream whose body was not wanted after all."""
 
@@ -59,6 +64,7 @@ class Transfers:
     Args:
         limits: of this side.
         memory: where bodies land.
+        sharing: memory in common with the peer; None: everything goes over the connection.
         is_metered_in, is_metered_out: this side allows, or needs to be allowed, bytes by CREDIT.
     """
 
@@ -69,6 +75,7 @@ class Transfers:
         outbox: Outbox,
         limits: Limits,
         memory: Memory | None,
+        sharing: Sharing | None,
         *,
         is_metered_in: bool,
         is_metered_out: bool,
@@ -78,6 +85,10 @@ class Transfers:
         self._outbox = outbox
         self._limits = limits
         self._memory = memory or FreshMemory()
+        self._sharing = sharing
+        self._shared: Shm | None = None  # where the segments of the next body lie
+        if sharing is not None:
+            sharing.on_returns = owner.return_loans
         self._window_in = WINDOW_BYTES if is_metered_in else None
         self._window_out = WINDOW_BYTES if is_metered_out else None
         self._incoming: dict[int, IncomingBody] = {}
@@ -92,6 +103,8 @@ class Transfers:
 
     def clear(self) -> None:
         """The connection has ended: give all memory back."""
+        if self._sharing is not None:
+            self._sharing.close()
         self._outbox.clear_bulk()
         for body in self._incoming.values():
             body.discard()
@@ -99,8 +112,31 @@ class Transfers:
 
     # -- in -----------------------------------------------------------------------------------
 
-    def begin(self, frame: Frame, now: float) -> None:
-        """Take the head of a body.
+    def note_shared(self, message: Shm) -> None:
+        """Take what the peer says of shared memory.
+
+        Raises:
+            UnknownKind: there is none.
+        """
+        if self._sharing is None:
+            raise UnknownKind("SHM was not negotiated on this connection")
+        if message.stream:
+            self._shared = message
+        else:
+            returned = message.payload.get("returned")
+            self._sharing.take_back(returned if type(returned) is list else ())
+
+    def _borrow(self, frame: Frame) -> list[memoryview] | None:
+        """Return the segments of a body that lie in shared memory; None if they do not."""
+        shared, self._shared = self._shared, None
+        if shared is None or self._sharing is None:
+            return None
+        if shared.stream != frame.stream:
+            raise SequenceError(f"SHM for stream {shared.stream} came before another body")
+        return self._sharing.borrow(shared.payload, frame.lengths)
+
+    def begin(self, frame: Frame, now: float) -> Message | None:
+        """Take the head of a body; return the message if all of it is here.
 
         Raises:
             TooLarge, Busy, RequestRefused: it is not wanted; `discard` it.
@@ -116,6 +152,9 @@ class Transfers:
         limit = self._limits.message_bytes
         if num_bytes > limit:
             raise TooLarge(f"the arrays have {num_bytes} bytes; at most {limit} are accepted")
+        shared = self._borrow(frame)
+        if shared is not None:
+            return decode(replace(frame, segments=shared), self._limits)
         body = IncomingBody(frame.stream, frame.lengths, now, allowed=self._window_in)
         reservation = self._memory.reserve(frame.lengths, partial(self._on_memory, body))
         self._open(body)
@@ -130,6 +169,7 @@ class Transfers:
             body.head = replace(frame, meta=memoryview(bytes(frame.meta)))
         else:
             self._receive(body, frame, places)
+        return None
 
     def _open(self, body: IncomingBody) -> None:
         if len(self._incoming) >= self._limits.streams:
@@ -158,6 +198,8 @@ class Transfers:
 
     def discard(self, stream: int, now: float) -> None:
         """Throw away what has come and still comes of a body."""
+        if self._shared is not None and self._shared.stream == stream:
+            return  # nothing follows
         body = self._incoming.get(stream)
         if body is None:
             body = IncomingBody(stream, (0,), now, allowed=None)
@@ -187,6 +229,7 @@ class Transfers:
         """Return the message that the last DATA frame of a body completes; None if unwanted."""
         body = self._incoming.pop(data.stream)
         self._decoder.expects_data = bool(self._incoming)
+        body.reservation = None  # which knows the body: its memory would wait for the collector
         message = body.message
         if isinstance(message, Request | Submit) and message.deadline_ms is not None:
             passed_ms = int((now - body.began_at) * 1000)
@@ -199,13 +242,24 @@ class Transfers:
         self, frame: list[bytes | memoryview], message: Message, size: int, peer: Limits
     ) -> tuple[list[bytes | memoryview], OutgoingBody | None]:
         """Return a message as it leaves: as its frame, or as a head and the body that follows."""
-        fits = size - HEADER_BYTES <= min(DATA_BYTES, peer.frame_bytes)
+        limit = DATA_BYTES if self._sharing is None else SHARED_BYTES
+        fits = size - HEADER_BYTES <= min(limit, peer.frame_bytes)
         if fits or not isinstance(message, Request | Submit | Result):
             return frame, None
         head, segments = build_body(frame)
         if not segments:
             return frame, None
         return [head], OutgoingBody(message.stream, segments, allowed=self._window_out)
+
+    def send(self, head: Sequence[bytes | memoryview], body: OutgoingBody) -> None:
+        """Queue a message that leaves as a head and a body."""
+        loan = None if self._sharing is None else self._sharing.lend(body.segments)
+        if loan is None:
+            self._outbox.add(head, sum(map(len, head)))
+            self._outbox.add_body(body)
+            return
+        buffers = [*encode(Shm(stream=body.stream, payload=loan), self._limits), *head]
+        self._outbox.add(buffers, sum(map(len, buffers)))
 
     def stop(self, stream: int) -> None:
         """Send nothing more of a stream's body but its end, if it has not left yet."""

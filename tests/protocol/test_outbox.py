@@ -39,10 +39,12 @@ def test_urgent_frames_leave_first_and_bodies_last() -> None:
 def test_nothing_overtakes_the_greeting() -> None:
     outbox = Outbox()
     outbox.add([b"welcome "], 8)
-    outbox.hold([b"held"])
+    outbox.hold([b"held"], body(1, 3))
+    assert not outbox.has_bulk
     outbox.release()
     outbox.add_urgent([b"urgent "])
-    assert outbox.take() == [b"welcome urgent held"]
+    sent = b"welcome urgent held" + data_header(1, 0, 3, END) + bytes(3)
+    assert outbox.take() == [sent]
 
 
 def test_a_body_leaves_segment_by_segment_in_frames_of_a_mebibyte() -> None:

@@ -98,6 +98,20 @@ class BlockingTransport:
         connection.on_timer(time.monotonic())
         self._send_queued(_nothing)
 
+    def wait_for_greeting(self) -> None:
+        """Wait until it is known what the server takes; before anybody else uses the transport.
+
+        Raises:
+            TensorwireError: the connection is lost, or the server did not greet in time.
+        """
+        while self._error is None and self.connection.state is State.CONNECTING:
+            if self._is_readable(_TICK_S):
+                self._read_once()
+            else:
+                self._on_silence(0.0, time.monotonic())
+        if self._error is not None:
+            raise self._error
+
     @property
     def error(self) -> TensorwireError | None:
         """Why the connection ended, or None while it lives."""
