@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from tensorwire_server.config import AdmissionConfig
     from tensorwire_server.gateway.auth import Credentials
     from tensorwire_server.gateway.outcomes import Name
+    from tensorwire_server.memory.intake import IntakeMemory
     from tensorwire_server.routing.pool import ModelPool
     from tensorwire_server.routing.replica import Replica
 
@@ -73,6 +74,7 @@ class Gateway:
         unnamed: remote replicas that have not said yet which model they hold; the owner of the
             list takes them out.
         credentials: whom to serve; None for everybody who can connect.
+        memory: where large requests land.
         clock: monotonic seconds.
     """
 
@@ -86,6 +88,7 @@ class Gateway:
         outcomes: OutcomesConfig | None = None,
         unnamed: Sequence[Replica] = (),
         credentials: Credentials | None = None,
+        memory: IntakeMemory | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.models = models
@@ -99,6 +102,7 @@ class Gateway:
         self._limits = limits
         self._software = software
         self._credentials = credentials
+        self.memory = memory
         self._loop = asyncio.get_running_loop()
         self._clock = clock
         self.started_at = clock()
@@ -140,6 +144,7 @@ class Gateway:
             software=self._software,
             authenticator=None if credentials is None else credentials.over(is_private=is_private),
             nonce=b"" if credentials is None else os.urandom(NONCE_BYTES),
+            memory=self.memory,
         )
         self.sessions.add(session)
         self._deserted.clear()
@@ -343,6 +348,8 @@ class Gateway:
             if now >= next_tick:
                 next_tick = now + _TICK_S
                 self.by_key.expire(now)
+                if self.memory is not None:
+                    self.memory.on_timer(now)
                 for session in tuple(self.sessions):
                     session.transport.on_timer()
                 for replica in self.replicas:

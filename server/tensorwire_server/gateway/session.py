@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from tensorwire_protocol.auth import Authenticator, Principal
+    from tensorwire_protocol.bodies import Memory
     from tensorwire_protocol.limits import Limits
 
     from tensorwire_server.gateway.requests import LiveRequest
@@ -80,6 +81,7 @@ class Session:
         software: str,
         authenticator: Authenticator | None = None,
         nonce: bytes = b"",
+        memory: Memory | None = None,
     ) -> None:
         connection = Connection(
             Role.SERVER,
@@ -90,6 +92,7 @@ class Session:
             session=session_id,
             authenticator=authenticator,
             nonce=nonce,
+            memory=memory,
         )
         self.transport = AioTransport(connection, self)
         self._connection = connection

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from tensorwire_protocol.bodies import FEATURE_BODY
+from tensorwire_protocol.bodies import FEATURE_BODY, FEATURE_SHM
 from tensorwire_protocol.connection import Connection
 from tensorwire_protocol.messages import Cancel, Drain, Heartbeat, Hello, Submit
 from tensorwire_protocol.roles import Role, State
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Sequence
 
+    from tensorwire_protocol.bodies import Sharing
     from tensorwire_protocol.errors import TensorwireError
     from tensorwire_protocol.messages import Message
 
@@ -28,6 +29,7 @@ class Link:
     Args:
         on_greeted: the peer is known; it wants to hear how far the model is.
         on_lost: nothing comes or goes any more; its work is already dropped.
+        sharing: memory in common with the gateway, where it runs on this machine.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Link:
         *,
         on_greeted: Callable[[Link], None],
         on_lost: Callable[[Link], None],
+        sharing: Sharing | None = None,
     ) -> None:
         self.streams: dict[int, Stream] = {}  # open ones, by their number on this link
         self.is_draining = False
@@ -48,7 +51,8 @@ class Link:
             Role.WORKER,
             scratch=shared_scratch(),
             software="tensorwire-worker",
-            features=(FEATURE_BODY,),
+            features=(FEATURE_BODY,) if sharing is None else (FEATURE_BODY, FEATURE_SHM),
+            sharing=sharing,
         )
         self.transport = AioTransport(self._connection, self)
 
