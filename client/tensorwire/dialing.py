@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tensorwire_protocol.bodies import FEATURE_BODY
+from tensorwire_protocol.codec import PLAIN, Codec
 from tensorwire_protocol.connection import FEATURE_PASSIVE, FEATURE_RESUME, Connection
 from tensorwire_protocol.errors import (
     BadFraming,
@@ -43,7 +45,18 @@ def new_connection(*, is_passive: bool, login: Login | None = None) -> Connectio
         software=SOFTWARE,
         features=(FEATURE_PASSIVE, *features) if is_passive else features,
         login=login,
+        codec=_codec(),
     )
+
+
+@lru_cache(1)
+def _codec() -> Codec:
+    """Return the fastest codec that is installed: the thin client does without msgspec."""
+    try:
+        from tensorwire_protocol.codec.typed import TYPED
+    except ImportError:
+        return PLAIN
+    return TYPED
 
 
 def chance() -> float:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from tensorwire_protocol.allowance import Allowance
 from tensorwire_protocol.bodies import FEATURE_BODY, FEATURE_SHM
-from tensorwire_protocol.codec import decode, encode
+from tensorwire_protocol.codec import PLAIN, encode
 from tensorwire_protocol.errors import (
     BadFraming,
     BadPreface,
@@ -69,7 +69,6 @@ from tensorwire_protocol.messages import (
     Ping,
     Pong,
     Request,
-    Result,
     Resume,
     Shm,
     Step,
@@ -86,6 +85,7 @@ if TYPE_CHECKING:
 
     from tensorwire_protocol.auth import Authenticator, Principal
     from tensorwire_protocol.bodies import Memory, Sharing
+    from tensorwire_protocol.codec import Codec
     from tensorwire_protocol.login import Login
     from tensorwire_protocol.outbox import OutgoingBody
 
@@ -97,6 +97,8 @@ FEATURE_RESUME = "resume"
 
 _BODY = int(Flag.BODY)  # an IntFlag's own `&` costs two microseconds
 _OPENINGS = frozenset({Kind.REQ, Kind.RESUME, Kind.SUBMIT})
+_TERMINAL = frozenset({Kind.RES, Kind.END, Kind.ERR})
+_BOUNDARIES = _OPENINGS | _TERMINAL
 _NOT_BUILT = frozenset({Kind.AUTH, Kind.LOAD})
 _OF_BODIES = frozenset({Kind.DATA, Kind.CREDIT, Kind.SHM})
 # These speak of the connection, so their stream is 0.
@@ -119,6 +121,7 @@ class Connection:
         login: how a client says who it is.
         authenticator: who decides about a client's login; without one every peer may do all.
         nonce: 32 random bytes, fresh for each connection that has an authenticator.
+        codec: how frames are read and written; all codecs agree on the bytes.
         memory: where large messages land; by default in memory made for each.
         sharing: memory in common with the peer, for large messages both ways.
 
@@ -138,6 +141,7 @@ class Connection:
         login: Login | None = None,
         authenticator: Authenticator | None = None,
         nonce: bytes = b"",
+        codec: Codec = PLAIN,
         memory: Memory | None = None,
         sharing: Sharing | None = None,
     ) -> None:
@@ -148,6 +152,7 @@ class Connection:
         self.streams = OpenStreams()
         self.peer_is_leaving = False  # GOAWAY was received
         self._is_opener = role in OPENERS
+        self._codec = codec
         self._features = tuple(features)
         self._accepts, self._may_send = ACCEPTS[role], ACCEPTS[PEER[role]]
         self._meta_bytes = self.limits.meta_bytes(is_from_opener=not self._is_opener)
@@ -249,18 +254,18 @@ class Connection:
         """
         self._heard = now
         messages: list[Message] = []
-        if self.is_closed:
+        if self.state is State.CLOSED:
             return messages
         self._decoder.received(num_bytes)
         try:
             if self.state is State.PREFACE and self._handshake is not None:
                 self._handshake.take_preface()
                 self.state = self._handshake.state
-            while self.state not in (State.PREFACE, State.CLOSED):
-                frame = self._decoder.next_frame()
-                if frame is None:
-                    break
-                message = self._admit(frame, now)
+                if self.state is State.PREFACE:
+                    return messages
+            next_frame, admit = self._decoder.next_frame, self._admit
+            while self.state is not State.CLOSED and (frame := next_frame()) is not None:
+                message = admit(frame, now)
                 if message is not None:
                     messages.append(message)
         except (ConnectionFailed, Unauthenticated) as error:
@@ -300,7 +305,10 @@ class Connection:
             return self._admit_body(frame, now)
         if kind == Kind.DATA:
             return None  # more is to come
-        return self._note(decode_sound(frame, self.limits), now)
+        message = decode_sound(frame, self.limits, self._codec)
+        if kind in _TERMINAL:
+            return self._note_terminal(message)
+        return self._note(message, now)
 
     def _admit_early(self, handshake: Handshake, frame: Frame) -> Message | None:
         message = handshake.admit(frame)
@@ -324,6 +332,7 @@ class Connection:
             self._decoder,
             self._outbox,
             self.limits,
+            self._codec,
             self._memory,
             self._sharing if FEATURE_SHM in self.peer_features else None,
             is_metered_in=self.role is Role.SERVER,
@@ -347,7 +356,8 @@ class Connection:
                 )
             if frame.flags & _BODY and self._transfers is not None:
                 return self._transfers.begin(frame, self._heard)
-            return decode(frame, self.limits)
+            message: Message = self._codec.decode(frame, self.limits)
+            return message
         except (RequestRefused, Busy) as error:
             if frame.flags & _BODY and self._transfers is not None:
                 self._transfers.discard(stream, self._heard)
@@ -359,13 +369,14 @@ class Connection:
         if self._transfers is None:
             raise BadFraming("an answer has a body, which was not negotiated")
         if frame.kind != Kind.DATA:
-            message = self._begin_answer(self._transfers, frame, now)
-            return None if message is None else self._note(message, now)
+            answer = self._begin_answer(self._transfers, frame, now)
+            return None if answer is None else self._note_terminal(answer)
         message = self._transfers.finish(frame, now)
+        if not self._is_opener:
+            return message
         if message is not None:
-            return self._note(message, now)
-        if self._is_opener:  # an answer that nobody wants any more
-            self.streams.end(frame.stream)
+            return self._note_terminal(message)
+        self.streams.end(frame.stream)  # of an answer that nobody wants any more
         return None
 
     def _begin_answer(self, transfers: Transfers, frame: Frame, now: float) -> Message | None:
@@ -385,8 +396,6 @@ class Connection:
             self.streams.advance(message.stream, message.index, len(message.tokens))
         elif isinstance(message, EventBatch):
             self.streams.advance_all(message)
-        elif isinstance(message, TERMINAL):
-            return self._note_terminal(message)
         elif isinstance(message, Ack):
             if message.stream not in self.streams and self.role is Role.CLIENT:
                 raise SequenceError(f"ACK for stream {message.stream}, which is not open")
@@ -421,7 +430,8 @@ class Connection:
         self.send(Failure.of(stream, error))
         return None
 
-    def _note_terminal(self, message: End | Result | Failure) -> Message | None:
+    def _note_terminal(self, message: Message) -> Message | None:
+        assert isinstance(message, TERMINAL)
         stream = message.stream
         if isinstance(message, Failure) and stream == 0:
             self.error = message.to_error()
@@ -429,7 +439,7 @@ class Connection:
             return message
         if not self._is_opener:
             raise SequenceError(f"ERR for stream {stream} came from the side that asks")
-        if self._transfers is not None:
+        if self._transfers is not None and self._outbox.has_bodies:
             self._transfers.stop(stream)
         expected = self.streams.end(stream)
         if expected is None:
@@ -463,9 +473,10 @@ class Connection:
         """
         if self.state is State.CLOSED:
             raise self.error or ConnectionLost("the connection is closed", executed=Executed.NO)
-        if message.KIND not in self._may_send:
-            raise AssertionError(f"{self.role.value} may not send {message.KIND.name}")
-        buffers = encode(message, self.limits)
+        kind = message.KIND
+        if kind not in self._may_send:
+            raise AssertionError(f"{self.role.value} may not send {kind.name}")
+        buffers = self._codec.encode(message, self.limits)
         size = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
         body = None
         if size > self._welcome_bytes:
@@ -474,23 +485,20 @@ class Connection:
             if body is not None:
                 size = len(buffers[0])
             self._check_size(message, buffers[0], size - HEADER_BYTES, body)
-        if isinstance(message, (Request, Resume, Submit)):
-            self._note_opening(message)
-        elif isinstance(message, TERMINAL) and message.stream:
-            self._note_ending(message.stream)
-        elif isinstance(message, Credit):
+        if kind in _BOUNDARIES:
+            self._note_sent(message)
+        elif kind == Kind.CREDIT:
             self._outbox.add_urgent(buffers)
             return
         if self._handshake is not None and self._handshake.holds_output:
-            self._outbox.hold(
-                buffers, body
-            )  # among them a GOAWAY, which may not come before WELCOME
+            # Among them a GOAWAY, which may not come before WELCOME.
+            self._outbox.hold(buffers, body)
             return
         if body is not None and self._transfers is not None:
             self._transfers.send(buffers, body)
             return
         self._outbox.add(buffers, size)
-        if isinstance(message, Cancel) and self._transfers is not None:
+        if kind == Kind.CANCEL and self._transfers is not None and isinstance(message, Cancel):
             self._transfers.leave(message.stream, self._heard)
 
     def _peer_meta_bytes(self) -> int:
@@ -534,18 +542,19 @@ class Connection:
                 f" {limits.container_items}"
             )
 
-    def _note_ending(self, stream: int) -> None:
-        if self.streams.end(stream) is None:
-            raise AssertionError(f"stream {stream} ends, but it is not open")
-
-    def _note_opening(self, message: Request | Resume | Submit) -> None:
-        if message.stream <= self.streams.last:
-            raise AssertionError("stream ids must rise")
+    def _note_sent(self, message: Message) -> None:
+        if isinstance(message, TERMINAL):
+            if message.stream and self.streams.end(message.stream) is None:
+                raise AssertionError(f"stream {message.stream} ends, but it is not open")
+            return
+        assert isinstance(message, (Request, Resume, Submit))
         so_far = 0
         if isinstance(message, Submit):
             so_far = len(message.so_far)
         elif isinstance(message, Resume):
             so_far = message.next_index
+        if message.stream <= self.streams.last:
+            raise AssertionError("stream ids must rise")
         self.streams.open(message.stream, so_far)
 
     def fail(self, error: TensorwireError) -> None:

@@ -51,6 +51,7 @@ _KNOWN_FLAGS = int(Flag.END | Flag.BODY)
 _BODY = int(Flag.BODY)
 _END = int(Flag.END)
 _DATA = int(Kind.DATA)
+_NO_SEGMENTS: list[memoryview] = []  # nobody changes it
 # Of the other kinds `aux` must be 0, and they have no body to follow.
 _AUX_KINDS = SEGMENT_KINDS | {Kind.DATA, Kind.ERR, Kind.GOAWAY}
 
@@ -114,7 +115,7 @@ class FrameDecoder:
         self.max_frame_bytes = max_frame_bytes
         self._max_segments = max_segments
         self._scratch = memoryview(bytearray(SCRATCH_BYTES)) if scratch is None else scratch
-        self._ready = self._scratch[:0]  # received and not yet cut
+        self._at = self._end = 0  # what was received into the scratch buffer and not yet cut
         self._partial: memoryview | None = None  # an unfinished frame
         self._partial_bytes = 0
         self._wanted_bytes = 0  # of the unfinished frame, 0 while its header is incomplete
@@ -127,7 +128,7 @@ class FrameDecoder:
     @property
     def is_mid_frame(self) -> bool:
         """Say if the stream stopped inside a frame."""
-        return self._partial is not None or self._sink is not None or len(self._ready) > 0
+        return self._partial is not None or self._sink is not None or self._at < self._end
 
     def get_buffer(self) -> memoryview:
         """Return memory for the next bytes; it must be handed back by `received` at once."""
@@ -145,21 +146,21 @@ class FrameDecoder:
             self._sink.took(num_bytes)
             self._sink_bytes -= num_bytes
         elif self._partial is None:
-            self._ready = self._scratch[:num_bytes]
+            self._at, self._end = 0, num_bytes
         else:
             self._partial_bytes += num_bytes
 
     def clear(self) -> None:
         """Forget what was received, and free its memory; the stream cannot be taken up again."""
-        self._ready = self._scratch[:0]
+        self._at = self._end = 0
         self._partial, self._partial_bytes, self._wanted_bytes = None, 0, 0
         self._sink, self._sink_bytes, self._data = None, 0, None
         self.sinks = None
 
     def take(self, num_bytes: int) -> bytes:
         """Return up to `num_bytes` received bytes that are not part of any frame: the preface."""
-        taken = bytes(self._ready[:num_bytes])
-        self._ready = self._ready[num_bytes:]
+        taken = bytes(self._scratch[self._at : min(self._at + num_bytes, self._end)])
+        self._at += len(taken)
         return taken
 
     def next_frame(self) -> Frame | None:
@@ -176,20 +177,24 @@ class FrameDecoder:
             return self._next_from_sink()
         if self._partial is not None:
             return self._next_from_partial()
-        ready = self._ready
-        if len(ready) < HEADER_BYTES:
-            if ready:
-                self._stash(ready, 0)
+        at, left = self._at, self._end - self._at
+        if left < HEADER_BYTES:
+            if left:
+                self._stash(0)
             return None
-        header = HEADER.unpack_from(ready)
-        if header[1] == _DATA and self.sinks is not None:
-            return self._open_sink(header, ready[HEADER_BYTES:])
-        total = self._announced_bytes(header[0])
-        if len(ready) < total:
-            self._stash(ready, total)
+        header = HEADER.unpack_from(self._scratch, at)
+        body_bytes, kind, flags, aux, stream, meta_bytes = header
+        if kind == _DATA and self.sinks is not None:
+            self._at += HEADER_BYTES
+            return self._open_sink(header)
+        total = self._announced_bytes(body_bytes)
+        if left < total:
+            self._stash(total)
             return None
-        self._ready = ready[total:]
-        return self._cut(header, ready[:total], owned=False)
+        self._at = end = at + total
+        if flags or aux or meta_bytes != body_bytes or kind == _DATA:
+            return self._cut(header, self._scratch[at:end], owned=False)
+        return Frame(kind, 0, 0, stream, self._scratch[at + HEADER_BYTES : end], _NO_SEGMENTS)
 
     def _next_from_partial(self) -> Frame | None:
         assert self._partial is not None
@@ -199,7 +204,7 @@ class FrameDecoder:
             header = HEADER.unpack_from(self._partial)
             if header[1] == _DATA and self.sinks is not None:
                 self._partial, self._partial_bytes = None, 0
-                return self._open_sink(header, self._scratch[:0])
+                return self._open_sink(header)
             self._wanted_bytes = self._announced_bytes(header[0])
         if self._partial_bytes < self._wanted_bytes:
             if self._partial_bytes == len(self._partial):
@@ -207,10 +212,9 @@ class FrameDecoder:
             return None
         whole = self._partial[: self._wanted_bytes]
         self._partial, self._partial_bytes, self._wanted_bytes = None, 0, 0
-        self._ready = self._scratch[:0]
         return self._cut(HEADER.unpack_from(whole), whole, owned=True)
 
-    def _open_sink(self, header: tuple[int, ...], ready: memoryview) -> Frame | None:
+    def _open_sink(self, header: tuple[int, ...]) -> Frame | None:
         """Let the bytes of a DATA frame go where they belong, those first that are here."""
         num_bytes, kind, flags, aux, stream, meta_bytes = header
         self._announced_bytes(num_bytes)
@@ -221,15 +225,13 @@ class FrameDecoder:
         self._sink = self.sinks.open_sink(stream, aux, num_bytes, is_last=bool(flags & _END))
         self._sink_bytes = num_bytes
         self._data = Frame(kind, flags, aux, stream, self._scratch[:0], [])
-        here = min(num_bytes, len(ready))
-        while here:
+        here = min(num_bytes, self._end - self._at)
+        if here:
             room = self._sink.room(here)
             if room is not None:
-                room[:] = ready[: len(room)]
-            part = here if room is None else len(room)
-            self.received(part)
-            ready, here = ready[part:], here - part
-        self._ready = ready
+                room[:] = self._scratch[self._at : self._at + here]
+            self._at += here
+            self.received(here)
         return self._next_from_sink()
 
     def _next_from_sink(self) -> Frame | None:
@@ -248,9 +250,9 @@ class FrameDecoder:
             )
         return HEADER_BYTES + body_bytes
 
-    def _stash(self, ready: memoryview, total: int) -> None:
-        self._ready = self._scratch[:0]
-        self._partial_bytes = 0
+    def _stash(self, total: int) -> None:
+        ready = self._scratch[self._at : self._end]
+        self._at = self._end = self._partial_bytes = 0
         self._grow(ready, total or HEADER_BYTES)
         self._partial_bytes = len(ready)
         self._wanted_bytes = total

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tensorwire_protocol.auth import LOCAL
-from tensorwire_protocol.codec import decode, encode
+from tensorwire_protocol.codec import PLAIN, encode
 from tensorwire_protocol.errors import (
     BadFraming,
     BadPreface,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from tensorwire_protocol.auth import Authenticator, Principal
+    from tensorwire_protocol.codec import Codec
     from tensorwire_protocol.frames import FrameDecoder
     from tensorwire_protocol.limits import Limits
     from tensorwire_protocol.login import Login
@@ -243,14 +244,14 @@ class Handshake:
         return frame
 
 
-def decode_sound(frame: Frame, limits: Limits) -> Message:
+def decode_sound(frame: Frame, limits: Limits, codec: Codec = PLAIN) -> Message:
     """Return the message of a frame on which the connection itself depends.
 
     Raises:
         BadFraming: it cannot be read; there is no request that could fail alone.
     """
     try:
-        return decode(frame, limits)
+        return codec.decode(frame, limits)
     except RequestRefused as error:
         raise BadFraming(f"{Kind(frame.kind).name}: {error.message}") from error
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 
 _T = TypeVar("_T")
+# Where a frame has them (`frames.py`).
+_KIND_AT, _STREAM_AT = 4, 8
+_NOTHING = (b"\x80", b"\xc0")  # an empty map, nil
 
 
 class Kind(IntEnum):
@@ -64,6 +67,26 @@ def message(cls: type[_T]) -> type[_T]:
     `object.__setattr__`, measured at four times the price on the path of every request.
     """
     return dataclass(slots=True, kw_only=True, eq=False)(cls)
+
+
+class Packed:
+    """Inputs or outputs on their way through a gateway: nobody has opened them yet.
+
+    Args:
+        meta: the msgpack map as it came, in memory of its own.
+        segments: what its arrays refer to.
+    """
+
+    __slots__ = ("meta", "segments")
+
+    def __init__(self, meta: Any, segments: list[memoryview]) -> None:
+        self.meta = meta
+        self.segments = segments
+
+    @property
+    def is_empty(self) -> bool:
+        """Say if there is nothing in it."""
+        return bytes(self.meta) in _NOTHING
 
 
 @message
@@ -144,7 +167,7 @@ class Request:
     op: str
     key: bytes  # 16 bytes, made by the client
     model: str | None = None
-    inputs: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Any = field(default_factory=dict)  # named values; `Packed` on a gateway
     params: Mapping[str, Any] = field(default_factory=dict)
     deadline_ms: int | None = None  # remaining at the moment of sending
     credit: int | None = None  # events; None: unlimited
@@ -193,9 +216,37 @@ class Result:
     KIND: ClassVar[Kind] = Kind.RES
     stream: int
     outputs: Mapping[str, Any] = field(default_factory=dict)
-    usage: Mapping[str, int] = field(default_factory=dict)
+    usage: Mapping[str, float] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@message
+class PackedResult:
+    """A RES on its way through a gateway; its maps are as they came."""
+
+    KIND: ClassVar[Kind] = Kind.RES
+    stream: int
+    outputs: Packed
+    usage: Any
+    timings: Any
+    extra: Any
+
+
+@message
+class EncodedTerminal:
+    """A last frame that was encoded before it is sent, because it is also kept."""
+
+    KIND: Kind
+    stream: int
+    buffers: list[bytes | memoryview]
+
+    @classmethod
+    def of(cls, frame: bytes, stream: int) -> EncodedTerminal:
+        """Return a kept frame as the end of another stream."""
+        again = bytearray(frame)
+        again[_STREAM_AT : _STREAM_AT + 4] = stream.to_bytes(4, "little")
+        return cls(KIND=Kind(frame[_KIND_AT]), stream=stream, buffers=[bytes(again)])
 
 
 @message
@@ -283,7 +334,7 @@ class End:
     finish: Finish
     count: int  # tokens in all
     checksum: int  # CRC-32 of the token ids as little-endian int32
-    usage: Mapping[str, int] = field(default_factory=dict)
+    usage: Mapping[str, float] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -298,7 +349,7 @@ class Submit:
     key: bytes
     attempt: int
     model: str | None = None
-    inputs: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Any = field(default_factory=dict)  # named values; `Packed` on a gateway
     params: Mapping[str, Any] = field(default_factory=dict)
     deadline_ms: int | None = None
     priority: int = 0
@@ -359,11 +410,13 @@ class Shm:
     payload: Mapping[str, Any] = field(default_factory=dict)
 
 
-Message = (
+# One class for each kind of frame.
+WireMessage = (
     Hello | Welcome | Auth | Ping | Pong | Goaway | Credit
     | Request | Data | Cancel | Resume
     | Result | Event | EventBatch | Failure | Ack | End
     | Submit | Step | Heartbeat | Drain | Load | Shm
 )  # fmt: skip
+Message = WireMessage | PackedResult | EncodedTerminal
 
-TERMINAL = (Result, Failure, End)
+TERMINAL = (Result, Failure, End, PackedResult, EncodedTerminal)

@@ -1,7 +1,8 @@
 """The operations: which inputs and options each has, and the checks that need no model.
 
-A gateway calls `check_request` before it admits anything; what needs the model (ids within the
-vocabulary, length against the context) is checked by the worker.
+A gateway calls `check_request` before it admits anything. It passes the inputs on unopened: the
+worker calls `check_inputs`, and checks what needs the model (ids within the vocabulary, length
+against the context).
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ STREAMED = frozenset({"generate", "chat"})
 
 
 def check_request(request: Request) -> Operation:
-    """Return the operation of a request whose inputs and options are of the right form.
+    """Return the operation of a request whose options are of the right form.
 
     Raises:
         UnknownOperation, BadMeta, BadParams: in one sentence what was found and what is allowed.
@@ -141,7 +142,6 @@ def check_request(request: Request) -> Operation:
         )
     if operation.needs_model and not request.model:
         raise BadMeta(f"{operation.name} needs a model id")
-    _check_inputs(operation, request.inputs)
     for name, value in request.params.items():
         param = operation.params.get(name)
         if param is None:
@@ -163,7 +163,12 @@ def _shown(value: Any, to_text: Callable[[Any], str] = repr) -> str:
     return text if len(text) <= 64 else text[:61] + "..."
 
 
-def _check_inputs(operation: Operation, inputs: Mapping[str, Any]) -> None:
+def check_inputs(operation: Operation, inputs: Mapping[str, Any]) -> None:
+    """Check the form of a request's inputs.
+
+    Raises:
+        BadMeta, BadParams: in one sentence what was found and what is allowed.
+    """
     if operation.inputs is None:  # the model's own names: even one called "ids" is just an array
         return
     if frozenset(inputs) not in operation.inputs:

@@ -89,6 +89,11 @@ class Outbox:
         """Say if a body could go on leaving now."""
         return bool(self._bulk)
 
+    @property
+    def has_bodies(self) -> bool:
+        """Say if any body has not left yet."""
+        return bool(self._bulk or self._stopped)
+
     def add(self, buffers: Sequence[bytes | memoryview], size: int) -> None:
         """Queue buffers of `size` bytes in all."""
         self._small += buffers

@@ -15,7 +15,6 @@ from tensorwire_protocol.bodies import (
     IncomingBody,
     early_places,
 )
-from tensorwire_protocol.codec import decode, encode
 from tensorwire_protocol.errors import (
     BadFraming,
     BadTensor,
@@ -29,14 +28,22 @@ from tensorwire_protocol.errors import (
     TooLarge,
     UnknownKind,
 )
-from tensorwire_protocol.frames import DATA_BYTES, HEADER_BYTES, Flag, Frame, build_body
-from tensorwire_protocol.messages import Request, Result, Shm, Submit
+from tensorwire_protocol.frames import (
+    DATA_BYTES,
+    HEADER_BYTES,
+    SEGMENT_KINDS,
+    Flag,
+    Frame,
+    build_body,
+)
+from tensorwire_protocol.messages import Request, Shm, Submit
 from tensorwire_protocol.outbox import OutgoingBody, data_header
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tensorwire_protocol.bodies import Memory, Sharing
+    from tensorwire_protocol.codec import Codec
     from tensorwire_protocol.frames import FrameDecoder
     from tensorwire_protocol.limits import Limits
     from tensorwire_protocol.messages import Message
@@ -62,7 +69,7 @@ class Transfers:
     """The books of all bodies of a connection; made when both sides have said they know bodies.
 
     Args:
-        limits: of this side.
+        limits, codec: of this side.
         memory: where bodies land.
         sharing: memory in common with the peer; None: everything goes over the connection.
         is_metered_in, is_metered_out: this side allows, or needs to be allowed, bytes by CREDIT.
@@ -74,6 +81,7 @@ class Transfers:
         decoder: FrameDecoder,
         outbox: Outbox,
         limits: Limits,
+        codec: Codec,
         memory: Memory | None,
         sharing: Sharing | None,
         *,
@@ -84,6 +92,7 @@ class Transfers:
         self._decoder = decoder
         self._outbox = outbox
         self._limits = limits
+        self._codec = codec
         self._memory = memory or FreshMemory()
         self._sharing = sharing
         self._shared: Shm | None = None  # where the segments of the next body lie
@@ -154,7 +163,7 @@ class Transfers:
             raise TooLarge(f"the arrays have {num_bytes} bytes; at most {limit} are accepted")
         shared = self._borrow(frame)
         if shared is not None:
-            return decode(replace(frame, segments=shared), self._limits)
+            return self._decode(frame, shared)
         body = IncomingBody(frame.stream, frame.lengths, now, allowed=self._window_in)
         reservation = self._memory.reserve(frame.lengths, partial(self._on_memory, body))
         self._open(body)
@@ -179,12 +188,17 @@ class Transfers:
 
     def _receive(self, body: IncomingBody, head: Frame, places: Sequence[memoryview]) -> None:
         body.place(places)
-        body.message = decode(replace(head, segments=list(places)), self._limits)
+        body.message = self._decode(head, places)
         body.head = None
         left = body.num_bytes - WINDOW_BYTES
         if self._window_in is not None and left > 0:
             body.allow(left)
             self._owner.allow_body(body.stream, left)
+
+    def _decode(self, head: Frame, places: Sequence[memoryview]) -> Message:
+        frame = replace(head, segments=list(places))
+        message: Message = self._codec.decode(frame, self._limits)
+        return message
 
     def _on_memory(self, body: IncomingBody) -> None:
         """The memory that a body waits for is there."""
@@ -244,12 +258,11 @@ class Transfers:
         """Return a message as it leaves: as its frame, or as a head and the body that follows."""
         limit = DATA_BYTES if self._sharing is None else SHARED_BYTES
         fits = size - HEADER_BYTES <= min(limit, peer.frame_bytes)
-        if fits or not isinstance(message, Request | Submit | Result):
+        if fits or len(frame) == 1 or message.KIND not in SEGMENT_KINDS:
             return frame, None
         head, segments = build_body(frame)
-        if not segments:
-            return frame, None
-        return [head], OutgoingBody(message.stream, segments, allowed=self._window_out)
+        stream: int = message.stream  # type: ignore[union-attr]  # which these kinds have
+        return [head], OutgoingBody(stream, segments, allowed=self._window_out)
 
     def send(self, head: Sequence[bytes | memoryview], body: OutgoingBody) -> None:
         """Queue a message that leaves as a head and a body."""
@@ -258,7 +271,7 @@ class Transfers:
             self._outbox.add(head, sum(map(len, head)))
             self._outbox.add_body(body)
             return
-        buffers = [*encode(Shm(stream=body.stream, payload=loan), self._limits), *head]
+        buffers = [*self._codec.encode(Shm(stream=body.stream, payload=loan), self._limits), *head]
         self._outbox.add(buffers, sum(map(len, buffers)))
 
     def stop(self, stream: int) -> None:

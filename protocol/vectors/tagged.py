@@ -9,12 +9,12 @@ from typing import Any, get_args
 
 import numpy as np
 from tensorwire_protocol.errors import Executed
-from tensorwire_protocol.messages import Finish, Message
+from tensorwire_protocol.messages import Finish, WireMessage
 from tensorwire_protocol.tensors import RawTensor, describe
 
 _SAFE_INT = 2**53 - 1  # what every JSON reader keeps exact
 _DOUBLE = struct.Struct(">d")
-_CLASSES: dict[str, Any] = {cls.KIND.name: cls for cls in get_args(Message)}
+_CLASSES: dict[str, Any] = {cls.KIND.name: cls for cls in get_args(WireMessage)}
 _DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u1", "F8_E5M2": "u1",
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",

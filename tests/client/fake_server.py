@@ -52,7 +52,14 @@ from tensorwire_protocol.messages import (
     Result,
     Resume,
 )
-from tensorwire_protocol.operations import STREAMED, check_request, read_ids, read_text, read_texts
+from tensorwire_protocol.operations import (
+    STREAMED,
+    check_inputs,
+    check_request,
+    read_ids,
+    read_text,
+    read_texts,
+)
 from tensorwire_protocol.roles import Role
 from tensorwire_protocol.tensors import ids_checksum
 from tensorwire_protocol.transports.aio import AioTransport
@@ -142,7 +149,7 @@ class Session:
     def _admit(self, request: Request) -> None:
         self.server.note_request(request)
         try:
-            check_request(request)
+            check_inputs(check_request(request), request.inputs)
             if request.key in self.server.torn:
                 self._attach(request.key, request.stream, 0, 0)
             else:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from tensorwire_protocol.connection import FEATURE_RESUME, Connection
 from tensorwire_protocol.limits import CLIENT_LINK, Limits
 from tensorwire_protocol.messages import (
-    TERMINAL,
     Ack,
     Cancel,
     End,
@@ -132,7 +131,9 @@ class Client:
 
     def terminals(self, stream: int) -> list[End | Result | Failure]:
         """Return all last frames of a stream: there should be one."""
-        return [m for m in self.messages if isinstance(m, TERMINAL) and m.stream == stream]
+        return [
+            m for m in self.messages if isinstance(m, End | Result | Failure) and m.stream == stream
+        ]
 
     async def terminal(self, stream: int) -> End | Result | Failure:
         """Wait for the last frame of a stream."""

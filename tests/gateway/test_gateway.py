@@ -76,7 +76,7 @@ def test_a_stream_is_passed_on_token_by_token_and_ends_once(run: Run) -> None:
             "model 'm' has revision abcdef012345, not 'beefbeef'",
         ),
         ({"op": "embed"}, "UNKNOWN_OP", "model 'm' does not embed; it does generate"),
-        ({"inputs": {}}, "BAD_META", "generate takes the inputs"),
+        ({"op": "health", "inputs": {"x": 1}}, "BAD_META", "health takes no inputs"),
         ({"params": {"temprature": 1}}, "BAD_PARAMS", "did you mean 'temperature'"),
     ],
 )

@@ -6,11 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tensorwire_protocol.errors import Busy, ErrorCode, Executed, WorkerLost
-from tensorwire_protocol.messages import Ack, End, Event, Failure, Finish, Request, Result
+from tensorwire_protocol.messages import (
+    Ack,
+    EncodedTerminal,
+    End,
+    Event,
+    Failure,
+    Finish,
+    Request,
+    Result,
+)
 from tensorwire_protocol.tensors import ids_checksum
 from tensorwire_server.gateway.journal import Journal
 from tensorwire_server.gateway.requests import LiveRequest, Phase
 from tensorwire_server.routing.replica import Replica
+
+from .forwarding import packed_result, read_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,10 +44,10 @@ class FakeReplica(Replica):
         self.abandoned: list[int] = []
         self.refusal: Exception | None = None
 
-    def submit(self, number: int, owner: AttemptOwner, build: Callable[[int], Submit]) -> int:
+    def submit(self, number: int, owner: AttemptOwner) -> int:
         if self.refusal is not None:
             raise self.refusal
-        self.submits.append(build(WORKER_STREAM))
+        self.submits.append(owner.build_submit(WORKER_STREAM))
         return WORKER_STREAM
 
     def cancel(self, stream: int, reason: str) -> None:
@@ -73,7 +84,9 @@ class Books:
     def on_attached(self, live: LiveRequest) -> None:
         self.notes.append("attached")
 
-    def on_closed(self, live: LiveRequest, terminal: End | Result | Failure, outcome: str) -> None:
+    def on_closed(
+        self, live: LiveRequest, terminal: EncodedTerminal, outcome: str, *, may_be_kept: bool
+    ) -> None:
         assert live.is_closed
         self.outcomes.append(outcome)
         self.journal.close(live.entry)
@@ -87,8 +100,8 @@ class Books:
     def settle(self, stream: int) -> float:
         return self.stalled_s
 
-    def send_terminal(self, message: End | Result | Failure) -> None:
-        self.sent.append(message)
+    def send_terminal(self, message: EncodedTerminal | Failure) -> None:
+        self.sent.append(read_terminal(message))
 
     def dismiss(self, stream: int, error: TensorwireError) -> None:
         self.sent.append(Failure.of(stream, error))
@@ -150,7 +163,7 @@ EVENTS: dict[str, Callable[[Life], None]] = {
     "end confirms": lambda life: life.end(1, finish=Finish.CANCELLED),
     "end miscounts": lambda life: life.end(1, 2),
     "end of other tokens": lambda life: life.end(2),
-    "result": lambda life: life.live.on_result(Result(stream=40)),
+    "result": lambda life: life.live.on_result(packed_result(stream=40)),
     "failure": lambda life: life.live.on_failure(Busy("full")),
     "replica lost": lambda life: life.live.on_replica_lost(),
     "cancel": lambda life: life.live.stop(Finish.CANCELLED),
@@ -265,7 +278,7 @@ def test_an_end_of_ours_carries_exactly_what_the_client_got() -> None:
 
 def test_a_result_that_wins_the_race_against_a_cancel_is_passed_on() -> None:
     life = Life(STOPPING)
-    life.live.on_result(Result(stream=40, outputs={"x": 1}, usage={"u": 2}, extra={"e": 3}))
+    life.live.on_result(packed_result(stream=40, outputs={"x": 1}, usage={"u": 2}, extra={"e": 3}))
     (result,) = life.books.sent
     assert isinstance(result, Result)
     assert (result.outputs, result.usage, result.extra) == ({"x": 1}, {"u": 2}, {"e": 3})
@@ -276,7 +289,7 @@ def test_terminals_carry_the_times_of_worker_and_gateway() -> None:
     life.books.time += 1.5
     life.books.stalled_s = 0.25
     timings = {"queued_ms": 3.0}
-    life.live.on_result(Result(stream=40, timings=timings))
+    life.live.on_result(packed_result(stream=40, timings=timings))
     (result,) = life.books.sent
     assert isinstance(result, Result)
     assert result.timings == {"queued_ms": 3.0, "gateway_ms": 1500.0, "write_stall_ms": 250.0}

@@ -22,6 +22,7 @@ from tensorwire_protocol.operations import (
     INLINE_TEXT_BYTES,
     OPERATIONS,
     STREAMED,
+    check_inputs,
     check_request,
     milliseconds,
     read_ids,
@@ -50,9 +51,8 @@ NAN, INF = math.nan, math.inf
 
 def check(op: str, inputs: Any = None, params: Any = None, model: str | None = "m") -> None:
     inputs = INPUT_SETS[op] if inputs is None else inputs
-    check_request(
-        Request(stream=1, op=op, key=KEY, model=model, inputs=inputs, params=params or {})
-    )
+    request = Request(stream=1, op=op, key=KEY, model=model, inputs=inputs, params=params or {})
+    check_inputs(check_request(request), inputs)
 
 
 @pytest.mark.parametrize("op", OPERATIONS)

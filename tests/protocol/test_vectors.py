@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tensorwire_protocol.codec import decode, encode
+from tensorwire_protocol.codec import PLAIN, Codec, decode
+from tensorwire_protocol.codec.typed import TYPED
 from tensorwire_protocol.connection import Connection
 from tensorwire_protocol.errors import BadFraming, ErrorCode, RequestRefused, TensorwireError
 from tensorwire_protocol.frames import (
@@ -54,6 +55,11 @@ def named(vectors: list[Vector]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("vector", [pytest.param(v, id=v["name"]) for v in vectors])
 
 
+on_both_codecs = pytest.mark.parametrize(
+    "codec", [pytest.param(PLAIN, id="plain"), pytest.param(TYPED, id="typed")]
+)
+
+
 def ways_to_cut(data: bytes) -> Iterator[Pieces]:
     """Return the bytes whole, byte by byte, and cut in two at every offset."""
     yield [data]
@@ -96,37 +102,40 @@ def cut_frames(decoder: FrameDecoder, pieces: Pieces) -> Iterator[Frame]:
         raise AssertionError("the bytes stop inside a frame")
 
 
-def understood(vector: Vector, pieces: Pieces) -> list[Any]:
+def understood(vector: Vector, pieces: Pieces, codec: Codec) -> list[Any]:
     """Return what the codec makes of the bytes."""
     limits = limits_of(vector)
     decoder = FrameDecoder(
         max_frame_bytes=limits.frame_bytes, max_segments=limits.segments, scratch=SCRATCH
     )
     frames = cut_frames(decoder, pieces)
-    return [tagged(decode(f, limits)) for f in frames if f.kind < FIRST_OPTIONAL_KIND]
+    return [tagged(codec.decode(f, limits)) for f in frames if f.kind < FIRST_OPTIONAL_KIND]
 
 
+@on_both_codecs
 @named(GOOD)
-def test_a_golden_frame_decodes_to_the_same_however_it_is_cut(vector: Vector) -> None:
+def test_a_golden_frame_decodes_to_the_same_however_it_is_cut(vector: Vector, codec: Codec) -> None:
     for pieces in ways_to_cut(bytes.fromhex(vector["hex"])):
-        assert understood(vector, pieces) == vector["ok"], [len(piece) for piece in pieces]
+        assert understood(vector, pieces, codec) == vector["ok"], [len(piece) for piece in pieces]
 
 
+@on_both_codecs
 @named([vector for vector in GOOD if vector.get("encode", True)])
-def test_a_golden_message_encodes_to_an_equal_frame(vector: Vector) -> None:
+def test_a_golden_message_encodes_to_an_equal_frame(vector: Vector, codec: Codec) -> None:
     messages: list[Message] = untagged(vector["ok"])
     limits = replace(WORKER_LINK, **vector.get("limits", {}))
-    data = b"".join(b"".join(encode(message, limits)) for message in messages)
+    data = b"".join(b"".join(codec.encode(message, limits)) for message in messages)
     golden = bytes.fromhex(vector["hex"])
-    assert understood(vector, [data]) == vector["ok"]
+    assert understood(vector, [data], codec) == vector["ok"]
     assert data[:HEADER_BYTES] == golden[:HEADER_BYTES]
     if messages and messages[0].KIND in EXACT:
         assert data == golden
 
 
+@on_both_codecs
 @named([vector for vector in GOOD if "feature" not in vector])
-def test_an_end_of_a_connection_takes_a_golden_frame(vector: Vector) -> None:
-    connection = receiver(vector)
+def test_an_end_of_a_connection_takes_a_golden_frame(vector: Vector, codec: Codec) -> None:
+    connection = receiver(vector, codec)
     heard = connection.feed(bytes.fromhex(vector["hex"]))
     if connection.error is not None and vector["ok"][0]["kind"] != "ERR":  # which ends it rightly
         assert connection.error.code in ABOUT_STATE, connection.error
@@ -137,10 +146,10 @@ def test_an_end_of_a_connection_takes_a_golden_frame(vector: Vector) -> None:
 # -- frames that are refused ----------------------------------------------------------------------
 
 
-def receiver(vector: Vector) -> Connection:
+def receiver(vector: Vector, codec: Codec) -> Connection:
     """Return the end that receives the vector, in the state where its frame belongs."""
     role = RECEIVERS[vector["direction"]]
-    connection = Connection(role, limits=limits_of(vector), scratch=SCRATCH)
+    connection = Connection(role, limits=limits_of(vector), scratch=SCRATCH, codec=codec)
     kind = int(vector["hex"][8:10], 16)
     if role in OPENERS:
         connection.feed(b"" if kind == Kind.WELCOME else wire(Welcome()))
@@ -153,17 +162,17 @@ def receiver(vector: Vector) -> Connection:
     return connection
 
 
-def refusal(vector: Vector, pieces: Pieces) -> dict[str, Any]:
+def refusal(vector: Vector, pieces: Pieces, codec: Codec) -> dict[str, Any]:
     """Return how the bytes are refused, as the vector says it."""
     if "feature" in vector:  # without it the kind is unknown; here only its codec is tested
         try:
-            understood(vector, pieces)
+            understood(vector, pieces, codec)
         except RequestRefused:
             return said(BadFraming(""), "connection")
         except TensorwireError as error:
             return said(error, "connection")
         raise AssertionError("nothing was refused")
-    connection = receiver(vector)
+    connection = receiver(vector, codec)
     heard = [message for piece in pieces for message in connection.feed(piece)]
     assert heard == []
     if connection.error is not None:
@@ -180,10 +189,13 @@ def said(error: TensorwireError, scope: str) -> dict[str, Any]:
     return {"code": int(error.code), "name": error.code.name, "scope": scope}
 
 
+@on_both_codecs
 @named(BAD)
-def test_a_bad_frame_is_refused_for_the_same_reason_however_it_is_cut(vector: Vector) -> None:
+def test_a_bad_frame_is_refused_for_the_same_reason_however_it_is_cut(
+    vector: Vector, codec: Codec
+) -> None:
     for pieces in ways_to_cut(bytes.fromhex(vector["hex"])):
-        assert refusal(vector, pieces) == vector["err"], [len(piece) for piece in pieces]
+        assert refusal(vector, pieces, codec) == vector["err"], [len(piece) for piece in pieces]
 
 
 # -- what the vectors cover -----------------------------------------------------------------------
@@ -211,13 +223,14 @@ def test_every_dtype_is_there_inline_and_in_a_segment() -> None:
 class Run:
     """One script against one end of a connection."""
 
-    def __init__(self, script: Vector, at: int | None) -> None:
+    def __init__(self, script: Vector, at: int | None, codec: Codec) -> None:
         features = tuple(script.get("features", ()))
         self.connection = Connection(
             Role(script["role"]),
             limits=replace(CLIENT_LINK, **script["limits"]) if "limits" in script else None,
             features=features,
             scratch=SCRATCH,
+            codec=codec,
         )
         self.cut_at = at  # None: byte by byte
         self.now = 0.0
@@ -283,11 +296,14 @@ def hide(sent: dict[str, Any], pattern: dict[str, Any]) -> dict[str, Any]:
     return sent | free
 
 
+@on_both_codecs
 @pytest.mark.parametrize("script", SCRIPTS, ids=[s["name"] for s in SCRIPTS])
-def test_an_exchange_goes_as_written_however_its_bytes_are_cut(script: Vector) -> None:
+def test_an_exchange_goes_as_written_however_its_bytes_are_cut(
+    script: Vector, codec: Codec
+) -> None:
     lengths = [len(s["peer"]) // 2 for s in script["steps"] if "peer" in s]
     for at in [None, *range(max(lengths, default=0) + 1)]:
-        run = Run(script, at)
+        run = Run(script, at, codec)
         for number, step in enumerate(script["steps"]):
             ((what, value),) = step.items()
             try:

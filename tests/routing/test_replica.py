@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from gateway.fake_worker import FakeWorker
 from gateway.loops import FakeClockLoop, pass_time, run_on
+from tensorwire_protocol.codec.typed import opened
 from tensorwire_protocol.errors import ErrorCode, Executed, InternalError, WorkerLost
 from tensorwire_protocol.messages import Finish, Submit
 from tensorwire_server.models.lifecycle import ModelState
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
     from tensorwire_protocol.errors import TensorwireError
-    from tensorwire_protocol.messages import End, Result
+    from tensorwire_protocol.messages import End, PackedResult
 
     Run = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
 
@@ -32,7 +33,7 @@ class Owner:
     def __init__(self) -> None:
         self.told: list[Any] = []
 
-    def build(self, stream: int) -> Submit:
+    def build_submit(self, stream: int) -> Submit:
         return Submit(stream=stream, op="generate", key=bytes(16), attempt=1)
 
     def on_ack(self, prompt_ids: Sequence[int] | None) -> None:
@@ -44,8 +45,8 @@ class Owner:
     def on_end(self, end: End) -> None:
         self.told.append(end.finish)
 
-    def on_result(self, result: Result) -> None:
-        self.told.append(dict(result.extra))
+    def on_result(self, result: PackedResult) -> None:
+        self.told.append(opened(result.extra))
 
     def on_failure(self, error: TensorwireError) -> None:
         self.told.append(error.code)
@@ -85,7 +86,7 @@ def test_a_replica_begins_without_a_worker() -> None:
         False,
     )
     with pytest.raises(WorkerLost, match="m/0 has no connection") as error:
-        replica.submit(1, Owner(), Owner().build)
+        replica.submit(1, Owner())
     assert error.value.executed is Executed.NO
     assert error.value.retryable
     replica.cancel(1, "cancelled")
@@ -131,7 +132,7 @@ def test_an_attempt_s_owner_is_told_everything_in_order() -> None:
     async def test() -> None:
         async with linked() as (changes, worker):
             owner, replica = Owner(), changes.replica
-            stream = replica.submit(1, owner, owner.build)
+            stream = replica.submit(1, owner)
             assert replica.num_in_flight == 1
             await pass_time()
             worker.ack(stream)
@@ -150,7 +151,7 @@ def test_results_and_failures_reach_their_owners() -> None:
     async def test() -> None:
         async with linked() as (changes, worker):
             first, second = Owner(), Owner()
-            streams = [changes.replica.submit(1, o, o.build) for o in (first, second)]
+            streams = [changes.replica.submit(1, o) for o in (first, second)]
             await pass_time()
             worker.fail(streams[1], InternalError("broken"))
             worker.result(streams[0], extra={"x": 1})
@@ -165,7 +166,7 @@ def test_tokens_of_another_attempt_are_dropped() -> None:
         async with linked() as (changes, worker):
             owners = [Owner(), Owner()]
             for owner in owners:
-                changes.replica.submit(1, owner, owner.build)
+                changes.replica.submit(1, owner)
             await pass_time()
             worker.step({1: [5], 2: [6]}, attempt=2)
             worker.step({1: [7], 2: [8]})
@@ -181,7 +182,7 @@ def test_the_tokens_of_an_abandoned_attempt_do_not_shift_those_of_its_neighbours
     async def test() -> None:
         async with linked() as (changes, worker):
             owners = [Owner() for _ in range(3)]
-            streams = [changes.replica.submit(1, owner, owner.build) for owner in owners]
+            streams = [changes.replica.submit(1, owner) for owner in owners]
             await pass_time()
             changes.replica.abandon(streams[1])
             worker.step({streams[0]: [1, 2], streams[1]: [3, 4, 5], streams[2]: [6]})
@@ -200,7 +201,7 @@ def test_the_loss_of_a_worker_is_told_to_each_owner_once() -> None:
         async with linked() as (changes, worker):
             worker.beat("ready")
             owners = [Owner() for _ in range(3)]
-            streams = [changes.replica.submit(1, owner, owner.build) for owner in owners]
+            streams = [changes.replica.submit(1, owner) for owner in owners]
             await pass_time()
             worker.end(streams[0])
             await pass_time()
@@ -218,7 +219,7 @@ def test_a_worker_s_next_life_begins_with_fresh_streams() -> None:
     async def test() -> None:
         async with linked() as (changes, worker):
             first, second = Owner(), Owner()
-            changes.replica.submit(1, first, first.build)
+            changes.replica.submit(1, first)
             await pass_time()
             worker.die()
             await pass_time()
@@ -227,7 +228,7 @@ def test_a_worker_s_next_life_begins_with_fresh_streams() -> None:
             again.beat("ready")
             await pass_time()
             assert changes.replica.is_ready
-            assert changes.replica.submit(1, second, second.build) == 1
+            assert changes.replica.submit(1, second) == 1
             await pass_time()
             again.end(1)
             await pass_time()
@@ -277,7 +278,7 @@ def test_a_link_that_has_just_broken_takes_nothing_and_raises_nothing_odd() -> N
             worker.beat("ready")
             owner = Owner()
             await pass_time()
-            stream = changes.replica.submit(1, owner, owner.build)
+            stream = changes.replica.submit(1, owner)
             transport = changes.replica._transport
             assert transport is not None
             transport.connection.fail(InternalError("a violation"))
@@ -285,7 +286,7 @@ def test_a_link_that_has_just_broken_takes_nothing_and_raises_nothing_odd() -> N
             changes.replica.cancel(stream, "cancelled")
             changes.replica.drain(1.0)
             with pytest.raises(WorkerLost):
-                changes.replica.submit(1, owner, owner.build)
+                changes.replica.submit(1, owner)
             transport.flush()
             await pass_time()
             assert owner.told == ["lost"]
@@ -297,7 +298,7 @@ def test_cancel_and_drain_reach_the_worker() -> None:
     async def test() -> None:
         async with linked() as (changes, worker):
             owner = Owner()
-            stream = changes.replica.submit(1, owner, owner.build)
+            stream = changes.replica.submit(1, owner)
             changes.replica.cancel(stream, "deadline")
             changes.replica.cancel(stream + 1, "unknown")
             changes.replica.drain(2.5)

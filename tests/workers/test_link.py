@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tensorwire_protocol.errors import ErrorCode, Executed
 from tensorwire_protocol.messages import Drain, End, Failure, Finish, Result
+from tensorwire_protocol.operations import write_texts
 from tensorwire_server.workers.echo import echo_embedding
 from tensorwire_server.workers.oracle import oracle_text, oracle_tokens
 
@@ -235,6 +236,8 @@ def test_a_deadline_is_kept_while_a_step_takes_long(slow_echo: Address) -> None:
     ("op", "inputs", "params", "code", "words"),
     [
         ("embed", {"texts": ["a"]}, {}, ErrorCode.UNKNOWN_OP, "it offers chat, generate, tokenize"),
+        ("generate", {}, {}, ErrorCode.BAD_META, "generate takes the inputs {ids} or {prompt}"),
+        ("generate", {"prompt": [1]}, {}, ErrorCode.BAD_META, "prompt must be text"),
         ("generate", {"prompt": ""}, {}, ErrorCode.BAD_PARAMS, "the prompt is empty"),
         ("generate", {"ids": [320]}, {}, ErrorCode.BAD_PARAMS, "token id 320 is outside"),
         (
@@ -356,7 +359,7 @@ def test_an_answer_that_does_not_fit_a_frame_fails_its_request_alone(echo: Addre
     async def main() -> None:
         async with connected(echo) as link:
             for _ in range(2):  # the first leaves nothing that would make the second too many
-                refusal = await link.refused("embed", {"texts": [""] * 40_000})
+                refusal = await link.refused("embed", {"texts": write_texts([""] * 40_000)})
                 assert refusal.code == ErrorCode.OUTPUT_TOO_LARGE
             assert (await link.result("infer", {"x": 1})).outputs == {"x": 1}
 

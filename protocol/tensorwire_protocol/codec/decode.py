@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from tensorwire_protocol.limits import Limits
 
 _EXECUTED = {e.value: e for e in Executed}
-_FINISH = {f.value: f for f in Finish}
+FINISH = {f.value: f for f in Finish}
 _HARMLESS_BYTES = 640  # so small a meta cannot promise more than `_PROMISED_BYTES`
 _PROMISED_BYTES = 1024 * 1024
 _PROMISED_PER_BYTE = 80
@@ -78,13 +78,21 @@ def decode(frame: Frame, limits: Limits) -> Message:
     if frame.kind in SEGMENT_KINDS:
         if frame.aux > limits.segments:
             raise BadTensor(f"{frame.aux} segments; a message carries at most {limits.segments}")
-        meta = _unpack(frame.meta, limits, TensorSource(frame.segments, limits).ext_hook)
+        meta = unpack(frame.meta, limits, TensorSource(frame.segments, limits).ext_hook)
     elif frame.kind != Kind.DATA:
-        meta = _unpack(frame.meta, limits, _no_ext)
+        meta = unpack(frame.meta, limits)
     return _DECODERS[frame.kind](frame, meta, limits)
 
 
-def _unpack(meta: memoryview, limits: Limits, ext_hook: Callable[[int, bytes], Any]) -> Any:
+def unpack(
+    meta: bytes | memoryview, limits: Limits, ext_hook: Callable[[int, bytes], Any] | None = None
+) -> Any:
+    """Return the one msgpack object in `meta`, its containers bounded, no key twice in a map.
+
+    Raises:
+        BadMeta: it is not readable within the limits.
+        BadTensor: an ext type, where `ext_hook` does not take it.
+    """
     # No container has more items than the meta has bytes.
     items = min(limits.container_items, len(meta))
     if len(meta) > _HARMLESS_BYTES:
@@ -95,7 +103,7 @@ def _unpack(meta: memoryview, limits: Limits, ext_hook: Callable[[int, bytes], A
             max_array_len=items,
             max_map_len=items,
             object_pairs_hook=_unique_pairs,
-            ext_hook=ext_hook,
+            ext_hook=ext_hook or _no_ext,
         )
     except TensorwireError:
         raise
@@ -138,14 +146,15 @@ def _unique_pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
     return unique
 
 
-def _ids(value: Any, name: str) -> list[int]:
+def unpacked_ids(value: Any, name: str) -> list[int]:
+    """Return token ids that came packed; None is none."""
     packed = byte_string(b"" if value is None else value, name)
     if len(packed) % 4:
         raise BadMeta(f"{name} must be 4 bytes for each token")
     return unpack_ids(packed)
 
 
-def _columns(
+def columns(
     streams: Any, firsts: Any, counts: Any, tokens: Any, texts: Any
 ) -> tuple[list[int], list[int], list[int] | None, list[int], list[str]]:
     """Return the columns of a batch of events, proven to fit one another."""
@@ -278,7 +287,7 @@ def _event(frame: Frame, meta: Any, limits: Limits) -> Event:
 
 def _event_batch(_: Frame, meta: Any, limits: Limits) -> EventBatch:
     streams, firsts, counts, tokens, texts, extra = padded(meta, 5, 6)
-    streams, firsts, counts, tokens, texts = _columns(streams, firsts, counts, tokens, texts)
+    streams, firsts, counts, tokens, texts = columns(streams, firsts, counts, tokens, texts)
     return EventBatch(
         streams=streams,
         first_indexes=firsts,
@@ -310,17 +319,17 @@ def _ack(frame: Frame, meta: Any, limits: Limits) -> Ack:
     return Ack(
         stream=frame.stream,
         prompt_tokens=optional_integer(num_tokens, "prompt_tokens"),
-        prompt_ids=None if ids is None else _ids(ids, "prompt_ids"),
+        prompt_ids=None if ids is None else unpacked_ids(ids, "prompt_ids"),
     )
 
 
 def _end(frame: Frame, meta: Any, limits: Limits) -> End:
     finish, count, checksum, usage, timings, extra = padded(meta, 3, 6)
-    if type(finish) is not str or finish not in _FINISH:
-        raise BadMeta(f"the finish reason must be one of {', '.join(_FINISH)}")
+    if type(finish) is not str or finish not in FINISH:
+        raise BadMeta(f"the finish reason must be one of {', '.join(FINISH)}")
     return End(
         stream=frame.stream,
-        finish=_FINISH[finish],
+        finish=FINISH[finish],
         count=integer(count, "count"),
         checksum=integer(checksum, "checksum"),
         usage=numbers_map(usage, "usage", limits),
@@ -341,13 +350,13 @@ def _submit(frame: Frame, meta: Any, limits: Limits) -> Submit:
         params=plain_map(params, "params", limits),
         deadline_ms=optional_integer(deadline, "deadline_ms"),
         priority=integer(0 if priority is None else priority, "priority", -100, 100),
-        so_far=_ids(so_far, "so_far"),
+        so_far=unpacked_ids(so_far, "so_far"),
     )
 
 
 def _step(_: Frame, meta: Any, limits: Limits) -> Step:
     streams, attempts, firsts, counts, tokens, texts, extra = padded(meta, 6, 7)
-    streams, firsts, counts, tokens, texts = _columns(streams, firsts, counts, tokens, texts)
+    streams, firsts, counts, tokens, texts = columns(streams, firsts, counts, tokens, texts)
     if len(column(attempts, "attempts")) != len(streams):
         raise BadMeta("attempts must hold one number for each stream")
     return Step(

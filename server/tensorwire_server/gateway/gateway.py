@@ -7,7 +7,6 @@ import logging
 import os
 import time
 from collections import Counter, defaultdict
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tensorwire_protocol.auth import NONCE_BYTES
@@ -23,8 +22,9 @@ from tensorwire_protocol.errors import (
     UnknownModel,
     UnknownOperation,
 )
-from tensorwire_protocol.messages import Ack, End, Failure
+from tensorwire_protocol.messages import Ack, EncodedTerminal, Kind
 from tensorwire_protocol.operations import check_request
+from tensorwire_protocol.tensors import pack_ids, unpack_ids
 
 from tensorwire_server.config import OutcomesConfig
 from tensorwire_server.gateway.admission import Admission
@@ -32,6 +32,7 @@ from tensorwire_server.gateway.auth import check_right
 from tensorwire_server.gateway.deadlines import Deadlines
 from tensorwire_server.gateway.journal import Journal
 from tensorwire_server.gateway.outcomes import (
+    MAX_RESULT_BYTES,
     Outcome,
     Outcomes,
     fingerprint,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tensorwire_protocol.limits import Limits
-    from tensorwire_protocol.messages import Request, Result, Resume
+    from tensorwire_protocol.messages import Request, Resume
 
     from tensorwire_server.config import AdmissionConfig
     from tensorwire_server.gateway.auth import Credentials
@@ -305,34 +306,44 @@ class Gateway:
         self.on_attached(live)
         self.by_key.forget(self._names[live], live)
 
-    def on_closed(self, live: LiveRequest, terminal: End | Result | Failure, outcome: str) -> None:
+    def on_closed(
+        self, live: LiveRequest, terminal: EncodedTerminal, outcome: str, *, may_be_kept: bool
+    ) -> None:
         """Close the books of a request, and keep its outcome."""
-        self._keep_outcome(live, terminal)
-        self.on_attached(live)
+        self._keep_outcome(live, terminal if may_be_kept else None)
         self.outcomes[outcome] += 1
         self.num_tokens += len(live.entry.tokens)
         self.journal.close(live.entry)
         self.admission.leave(live.model)
-        self._waiting[live.model].pop(live, None)
         number = self._live.pop(live)
         if number is not None:
             self.deadlines.forget(number)
-        timer = self._give_up_timers.pop(live, None)
-        if timer is not None:
-            timer.cancel()  # or it would keep the request, with its arrays, until it fires
+        if self._grace_timers:
+            self.on_attached(live)
+        if self._waiting:
+            self._waiting[live.model].pop(live, None)
+        if self._give_up_timers:
+            timer = self._give_up_timers.pop(live, None)
+            if timer is not None:
+                timer.cancel()  # or it would keep the request, with its arrays, until it fires
         if not self._live:
             self._idle.set()
 
-    def _keep_outcome(self, live: LiveRequest, terminal: End | Result | Failure) -> None:
+    def _keep_outcome(self, live: LiveRequest, terminal: EncodedTerminal | None) -> None:
         name = self._names.pop(live)
-        if isinstance(terminal, Failure) and terminal.retryable:
-            self.by_key.forget(name, live)  # or the retry would meet the same failure again
+        if terminal is None:
+            self.by_key.forget(name, live)
             return
         if not self.by_key.holds(name, live):
             return
         entry = live.entry
+        is_small = sum(map(len, terminal.buffers)) <= MAX_RESULT_BYTES
         outcome = Outcome(
-            fingerprint(entry.request), live.prompt_tokens, entry.tokens, entry.text, terminal
+            asked=fingerprint(entry.request),
+            prompt_tokens=live.prompt_tokens,
+            tokens=pack_ids(entry.tokens) if entry.tokens else b"",
+            text=entry.text,
+            terminal=b"".join(terminal.buffers) if is_small else None,
         )
         self.by_key.keep(name, live, outcome, self.now())
 
@@ -394,13 +405,14 @@ def _replay(
         raise UnknownKey(
             "the request was executed; its result was too large to be kept", executed=Executed.YES
         )
-    tokens, text = tail(outcome.tokens, outcome.text, next_index, next_char)
-    if isinstance(outcome.terminal, End) or outcome.prompt_tokens is not None:
+    tokens, text = tail(unpack_ids(outcome.tokens), outcome.text, next_index, next_char)
+    terminal = EncodedTerminal.of(outcome.terminal, stream)
+    if terminal.KIND is Kind.END or outcome.prompt_tokens is not None:
         session.send_ack(Ack(stream=stream, prompt_tokens=outcome.prompt_tokens))
     if tokens or text:
         session.send_tokens(stream, next_index, tokens, text)
     session.settle(stream)
-    session.send_terminal(replace(outcome.terminal, stream=stream))
+    session.send_terminal(terminal)
 
 
 def _check_can_wait(request: Request, pool: ModelPool) -> None:

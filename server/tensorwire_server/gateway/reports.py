@@ -6,7 +6,8 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Any
 
-from tensorwire_protocol.errors import TensorwireError
+from tensorwire_protocol.codec.typed import opened
+from tensorwire_protocol.errors import BadMeta, TensorwireError
 from tensorwire_protocol.messages import Result, Submit
 
 from tensorwire_server.models.lifecycle import ModelState
@@ -15,7 +16,7 @@ from tensorwire_server.telemetry.process import process_stats
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tensorwire_protocol.messages import End, Request
+    from tensorwire_protocol.messages import End, PackedResult, Request
 
     from tensorwire_server.gateway.gateway import Gateway
     from tensorwire_server.gateway.session import Session
@@ -26,7 +27,13 @@ _KEY_BYTES = 16
 
 
 def answer_report(gateway: Gateway, session: Session, request: Request) -> None:
-    """Answer one of the three; `stats` waits for the workers' numbers."""
+    """Answer one of the three; `stats` waits for the workers' numbers.
+
+    Raises:
+        BadMeta: there is nothing to be put in.
+    """
+    if not request.inputs.is_empty:
+        raise BadMeta(f"{request.op} takes no inputs")
 
     def answer(extra: dict[str, Any]) -> None:
         if session.transport.connection.is_open(request.stream):
@@ -98,7 +105,7 @@ class _Gathering:
         for replica in self._replicas:
             question = _Question(self, replica)
             try:
-                self._missing[replica] = replica.submit(1, question, question.build)
+                self._missing[replica] = replica.submit(1, question)
             except TensorwireError as error:
                 self.answer(replica, {"unreachable": error.message})
         if self._missing:
@@ -133,7 +140,7 @@ class _Question:
         self._gathering = gathering
         self._replica = replica
 
-    def build(self, stream: int) -> Submit:
+    def build_submit(self, stream: int) -> Submit:
         return Submit(stream=stream, op="stats", key=os.urandom(_KEY_BYTES), attempt=1)
 
     def on_ack(self, prompt_ids: Sequence[int] | None) -> None: ...
@@ -143,8 +150,8 @@ class _Question:
     def on_end(self, end: End) -> None:
         self._gathering.answer(self._replica, {"unreachable": end.finish.value})
 
-    def on_result(self, result: Result) -> None:
-        self._gathering.answer(self._replica, dict(result.extra))
+    def on_result(self, result: PackedResult) -> None:
+        self._gathering.answer(self._replica, opened(result.extra))
 
     def on_failure(self, error: TensorwireError) -> None:
         self._gathering.answer(self._replica, {"unreachable": error.message})

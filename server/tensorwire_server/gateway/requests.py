@@ -21,6 +21,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tensorwire_protocol.codec.typed import PACKING, extended
 from tensorwire_protocol.errors import (
     BadMeta,
     InternalError,
@@ -28,13 +29,20 @@ from tensorwire_protocol.errors import (
     TensorwireError,
     WorkerLost,
 )
-from tensorwire_protocol.messages import Ack, End, Failure, Finish, Result, Submit
+from tensorwire_protocol.limits import CLIENT_LINK
+from tensorwire_protocol.messages import (
+    Ack,
+    EncodedTerminal,
+    End,
+    Failure,
+    Finish,
+    PackedResult,
+    Submit,
+)
 from tensorwire_protocol.tensors import ids_checksum
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from tensorwire_protocol.messages import Request
 
     from tensorwire_server.gateway.journal import Entry
     from tensorwire_server.routing.replica import Replica
@@ -60,7 +68,7 @@ class Reader(Protocol):
 
     def settle(self, stream: int) -> float: ...
 
-    def send_terminal(self, message: End | Result | Failure) -> None: ...
+    def send_terminal(self, message: EncodedTerminal | Failure) -> None: ...
 
     def dismiss(self, stream: int, error: TensorwireError) -> None:
         """Another reader has taken over: end the stream, drop what it has not sent."""
@@ -83,8 +91,13 @@ class Keeper(Protocol):
     def on_attached(self, live: LiveRequest) -> None:
         """It has a reader again, or another one."""
 
-    def on_closed(self, live: LiveRequest, terminal: End | Result | Failure, outcome: str) -> None:
-        """It has ended; `outcome` is a finish reason, "ok", or an error's name."""
+    def on_closed(
+        self, live: LiveRequest, terminal: EncodedTerminal, outcome: str, *, may_be_kept: bool
+    ) -> None:
+        """It has ended; `outcome` is a finish reason, "ok", or an error's name.
+
+        What may not be kept is a failure that a retry may cure: it must not meet the same again.
+        """
 
 
 class LiveRequest:
@@ -143,18 +156,33 @@ class LiveRequest:
 
     def dispatch(self, replica: Replica) -> None:
         """Give the request to a worker."""
-        request = self.entry.request
         number = self.entry.next_attempt()
-
-        def build(stream: int) -> Submit:
-            return _submit(request, stream, number, self._remaining_ms(), self.entry.tokens)
-
         self.phase = Phase.RUNNING
         self.replica = replica
         try:
-            self.worker_stream = replica.submit(number, self, build)
+            self.worker_stream = replica.submit(number, self)
         except TensorwireError as error:
             self.fail(error)
+
+    def build_submit(self, stream: int) -> Submit:
+        """Return the present attempt as a worker is given it."""
+        entry = self.entry
+        request = entry.request
+        params = request.params
+        if "wait" in params:  # concerns the gateway alone
+            params = {name: value for name, value in params.items() if name != "wait"}
+        return Submit(
+            stream=stream,
+            op=request.op,
+            key=request.key,
+            attempt=entry.attempt,
+            model=request.model,
+            inputs=request.inputs,
+            params=params,
+            deadline_ms=self._remaining_ms(),
+            priority=request.priority,
+            so_far=entry.tokens,
+        )
 
     def _remaining_ms(self) -> int | None:
         if self.deadline is None:
@@ -281,13 +309,13 @@ class LiveRequest:
         )
         self._close(passed_on, end.finish.value)
 
-    def on_result(self, result: Result) -> None:
+    def on_result(self, result: PackedResult) -> None:
         """The worker answered a unary operation."""
-        passed_on = Result(
+        passed_on = PackedResult(
             stream=self.stream,
             outputs=result.outputs,
             usage=result.usage,
-            timings=self._timings(result.timings),
+            timings=extended(result.timings, self._own_timings()),
             extra=result.extra,
         )
         self._close(passed_on, "ok")
@@ -312,22 +340,29 @@ class LiveRequest:
     # -- the end ------------------------------------------------------------------------------
 
     def _timings(self, worker: Any) -> dict[str, float]:
+        return {**worker, **self._own_timings()}
+
+    def _own_timings(self) -> dict[str, float]:
         stalled_s = self.reader.settle(self.stream) if self.reader is not None else 0.0
         total_s = self.keeper.now() - self.arrived_at
         return {
-            **worker,
             "write_stall_ms": round(stalled_s * 1000, 3),
             "gateway_ms": round(total_s * 1000, 3),
         }
 
-    def _close(self, terminal: End | Result | Failure, outcome: str) -> None:
+    def _close(self, terminal: End | PackedResult | Failure, outcome: str) -> None:
         if self.phase is Phase.CLOSED:
             return
         self.phase = Phase.CLOSED
         reader, self.reader = self.reader, None
-        self.keeper.on_closed(self, terminal, outcome)
+        # Encoded once, for the reader and for whoever asks again.
+        encoded = EncodedTerminal(
+            KIND=terminal.KIND, stream=self.stream, buffers=PACKING.encode(terminal, CLIENT_LINK)
+        )
+        may_be_kept = not (isinstance(terminal, Failure) and terminal.retryable)
+        self.keeper.on_closed(self, encoded, outcome, may_be_kept=may_be_kept)
         if reader is not None:
-            reader.send_terminal(terminal)
+            reader.send_terminal(encoded)
 
 
 def tail(
@@ -344,23 +379,3 @@ def tail(
             f" {len(tokens)} and {len(text)} were made"
         )
     return tokens[next_index:], text[next_char:]
-
-
-def _submit(
-    request: Request, stream: int, attempt: int, deadline_ms: int | None, so_far: Sequence[int]
-) -> Submit:
-    params = request.params
-    if "wait" in params:  # concerns the gateway alone
-        params = {name: value for name, value in params.items() if name != "wait"}
-    return Submit(
-        stream=stream,
-        op=request.op,
-        key=request.key,
-        attempt=attempt,
-        model=request.model,
-        inputs=request.inputs,
-        params=params,
-        deadline_ms=deadline_ms,
-        priority=request.priority,
-        so_far=so_far,
-    )

@@ -6,12 +6,13 @@ import logging
 from typing import TYPE_CHECKING, Protocol
 
 from tensorwire_protocol.bodies import FEATURE_BODY
+from tensorwire_protocol.codec.typed import PACKING
 from tensorwire_protocol.connection import FEATURE_PASSIVE, FEATURE_RESUME, Connection
 from tensorwire_protocol.errors import InternalError, OutputTooLarge, TensorwireError
 from tensorwire_protocol.messages import (
     Ack,
     Cancel,
-    End,
+    EncodedTerminal,
     Event,
     EventBatch,
     Failure,
@@ -93,6 +94,7 @@ class Session:
             authenticator=authenticator,
             nonce=nonce,
             memory=memory,
+            codec=PACKING,
         )
         self.transport = AioTransport(connection, self)
         self._connection = connection
@@ -190,7 +192,7 @@ class Session:
             self._flush([stream] if self.transport.is_paused else None)
         return self._stalls_s.pop(stream, 0.0)
 
-    def send_terminal(self, message: End | Result | Failure) -> None:
+    def send_terminal(self, message: EncodedTerminal | Result | Failure) -> None:
         """Send the last frame of a stream, after `settle`."""
         self._live.pop(message.stream, None)
         try:

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tensorwire_protocol.bodies import FEATURE_BODY, FEATURE_SHM
+from tensorwire_protocol.codec.typed import PACKING
 from tensorwire_protocol.connection import Connection
 from tensorwire_protocol.errors import Executed, TensorwireError, WorkerLost
 from tensorwire_protocol.messages import (
@@ -15,10 +16,8 @@ from tensorwire_protocol.messages import (
     End,
     Failure,
     Heartbeat,
-    Message,
-    Result,
+    PackedResult,
     Step,
-    Submit,
 )
 from tensorwire_protocol.roles import Role
 from tensorwire_protocol.transports.aio import AioTransport, shared_scratch
@@ -29,12 +28,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tensorwire_protocol.bodies import Sharing
+    from tensorwire_protocol.messages import Message, Submit
 
 log = logging.getLogger(__name__)
 
 
 class AttemptOwner(Protocol):
     """Who is told what becomes of one attempt. After a final call there is no other."""
+
+    def build_submit(self, stream: int) -> Submit:
+        """Return the message for the worker."""
 
     def on_ack(self, prompt_ids: Sequence[int] | None) -> None:
         """The worker has accepted it."""
@@ -45,7 +48,7 @@ class AttemptOwner(Protocol):
     def on_end(self, end: End) -> None:
         """Final: the stream ended."""
 
-    def on_result(self, result: Result) -> None:
+    def on_result(self, result: PackedResult) -> None:
         """Final: the answer of a unary operation."""
 
     def on_failure(self, error: TensorwireError) -> None:
@@ -55,12 +58,7 @@ class AttemptOwner(Protocol):
         """Final: the worker is gone."""
 
 
-class _Attempt:
-    __slots__ = ("number", "owner")
-
-    def __init__(self, number: int, owner: AttemptOwner) -> None:
-        self.number = number
-        self.owner = owner
+_Attempt = tuple[int, AttemptOwner]  # its number, and who is told
 
 
 class Replica:
@@ -125,6 +123,7 @@ class Replica:
             software="tensorwire-gateway",
             features=(FEATURE_BODY,) if sharing is None else (FEATURE_BODY, FEATURE_SHM),
             sharing=sharing,
+            codec=PACKING,
         )
         self._transport = AioTransport(connection, self)
         return self._transport
@@ -132,16 +131,18 @@ class Replica:
     def on_messages(self, messages: Sequence[Message]) -> None:
         """Take what the worker sent."""
         for message in messages:
-            if isinstance(message, Step):
+            if type(message) is PackedResult:
+                self._on_result(message)
+            elif type(message) is Step:
                 self._on_step(message)
-            elif isinstance(message, Ack):
+            elif type(message) is Ack:
                 attempt = self._attempts.get(message.stream)
                 if attempt:
-                    attempt.owner.on_ack(message.prompt_ids)
-            elif isinstance(message, Heartbeat):
+                    attempt[1].on_ack(message.prompt_ids)
+            elif type(message) is Heartbeat:
                 self._on_heartbeat(message)
-            elif isinstance(message, End | Result | Failure) and message.stream:
-                self._on_terminal(message)
+            elif type(message) is End or type(message) is Failure:
+                self._on_last(message)
 
     def _on_step(self, step: Step) -> None:
         at = 0
@@ -152,19 +153,22 @@ class Replica:
             at += count
             attempt = self._attempts.get(stream)
             # What is not of the current attempt is dropped: somebody else makes these tokens now.
-            if attempt is not None and attempt.number == step.attempts[i]:
-                attempt.owner.on_tokens(step.first_indexes[i], tokens, step.texts[i])
+            if attempt is not None and attempt[0] == step.attempts[i]:
+                attempt[1].on_tokens(step.first_indexes[i], tokens, step.texts[i])
 
-    def _on_terminal(self, message: End | Result | Failure) -> None:
+    def _on_result(self, result: PackedResult) -> None:
+        attempt = self._attempts.pop(result.stream, None)
+        if attempt is not None:
+            attempt[1].on_result(result)
+
+    def _on_last(self, message: End | Failure) -> None:
         attempt = self._attempts.pop(message.stream, None)
         if attempt is None:
             return
         if isinstance(message, End):
-            attempt.owner.on_end(message)
-        elif isinstance(message, Result):
-            attempt.owner.on_result(message)
+            attempt[1].on_end(message)
         else:
-            attempt.owner.on_failure(message.to_error())
+            attempt[1].on_failure(message.to_error())
 
     def _on_heartbeat(self, beat: Heartbeat) -> None:
         self.has_beaten = True
@@ -207,16 +211,16 @@ class Replica:
             log.warning(
                 "replica_lost replica=%s in_flight=%d reason=%s", self.name, len(attempts), error
             )
-        for attempt in attempts.values():
-            attempt.owner.on_replica_lost()
+        for _, owner in attempts.values():
+            owner.on_replica_lost()
         self._on_change(self)
         if self._on_link_lost is not None:
             self._on_link_lost()
 
     # -- the gateway's side -------------------------------------------------------------------
 
-    def submit(self, number: int, owner: AttemptOwner, build: Callable[[int], Submit]) -> int:
-        """Send the attempt that `build` makes for a stream of this link; return the stream.
+    def submit(self, number: int, owner: AttemptOwner) -> int:
+        """Send the owner's attempt of that number; return the stream of this link it runs on.
 
         Raises:
             TensorwireError: the worker is gone, or the request does not fit the link.
@@ -225,8 +229,8 @@ class Replica:
         if transport is None:
             raise WorkerLost(f"{self.name} has no connection to its worker", executed=Executed.NO)
         stream = transport.connection.next_stream()
-        transport.send(build(stream))
-        self._attempts[stream] = _Attempt(number, owner)
+        transport.send(owner.build_submit(stream))
+        self._attempts[stream] = (number, owner)
         return stream
 
     def cancel(self, stream: int, reason: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from tensorwire_protocol.errors import Draining, ModelError, ModelLoading
 from tensorwire_protocol.messages import Ack, Failure, Finish
-from tensorwire_protocol.operations import read_texts
+from tensorwire_protocol.operations import OPERATIONS, check_inputs, read_texts
 
 from tensorwire_server.workers.arrays import ArrayItem
 from tensorwire_server.workers.faults import as_internal_error
@@ -56,6 +56,7 @@ class Intake:
         stream = kind(link, submit.stream, submit.attempt, next(self._ids), now)
         registry.add(stream, submit.deadline_ms)
         try:
+            check_inputs(OPERATIONS[submit.op], submit.inputs)
             if isinstance(stream, TextStream):
                 self._begin_text(stream, submit, compute)
             elif submit.op == "infer":

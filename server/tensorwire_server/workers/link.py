@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tensorwire_protocol.bodies import FEATURE_BODY, FEATURE_SHM
+from tensorwire_protocol.codec.typed import TYPED
 from tensorwire_protocol.connection import Connection
+from tensorwire_protocol.limits import CLIENT_LINK, WORKER_LINK
 from tensorwire_protocol.messages import Cancel, Drain, Heartbeat, Hello, Submit
 from tensorwire_protocol.roles import Role, State
 from tensorwire_protocol.transports.aio import AioTransport, shared_scratch
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 
     from tensorwire_server.workers.service import Service
     from tensorwire_server.workers.streams import Stream
+
+# A gateway passes on what a client sent without opening it: here the client's bounds are kept.
+_LIMITS = replace(WORKER_LINK, container_items=CLIENT_LINK.container_items)
 
 
 class Link:
@@ -49,9 +55,11 @@ class Link:
         self._loop = service.registry.loop
         self._connection = Connection(
             Role.WORKER,
+            limits=_LIMITS,
             scratch=shared_scratch(),
             software="tensorwire-worker",
             features=(FEATURE_BODY,) if sharing is None else (FEATURE_BODY, FEATURE_SHM),
+            codec=TYPED,
             sharing=sharing,
         )
         self.transport = AioTransport(self._connection, self)

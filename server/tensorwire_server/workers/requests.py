@@ -1,7 +1,7 @@
 """From a SUBMIT to something a scheduler can take, or to one sentence that says why not.
 
-The gateway has checked the form of inputs and options (`operations.check_request`); here is what
-needs the model. Everything is refused before it joins a batch.
+The gateway has checked the form of the options, `intake.py` that of the inputs (`operations.py` has
+both checks); here is what needs the model. Everything is refused before it joins a batch.
 """
 
 from __future__ import annotations
