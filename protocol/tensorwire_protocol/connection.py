@@ -15,7 +15,7 @@ directions pass one gate: `_admit` for what the peer sends, `send` for what this
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tensorwire_protocol.allowance import Allowance
 from tensorwire_protocol.bodies import FEATURE_BODY, FEATURE_SHM
@@ -601,7 +601,7 @@ class Connection:
             num_bytes -= amount
         self.on_output()
 
-    def return_loans(self, loans: list[int]) -> None:
+    def return_loans(self, loans: list[Any]) -> None:
         """Tell the peer that some of its memory is not used here any more; for `transfers`."""
         self.send(Shm(payload={"returned": loans}))
         self.on_output()

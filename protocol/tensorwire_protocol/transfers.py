@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tensorwire_protocol.bodies import (
     GRACE_S,
@@ -58,7 +58,7 @@ class Owner(Protocol):
     def allow_body(self, stream: int, num_bytes: int) -> None:
         """Tell the peer that it may send so many bytes more."""
 
-    def return_loans(self, loans: list[int]) -> None:
+    def return_loans(self, loans: list[Any]) -> None:
         """Tell the peer that some of its memory is not used here any more."""
 
     def refuse_body(self, stream: int, error: TensorwireError) -> None:
@@ -96,6 +96,7 @@ class Transfers:
         self._memory = memory or FreshMemory()
         self._sharing = sharing
         self._shared: Shm | None = None  # where the segments of the next body lie
+        self._last_shared = 0  # the stream of the last body whose segments lay in shared memory
         if sharing is not None:
             sharing.on_returns = owner.return_loans
         self._window_in = WINDOW_BYTES if is_metered_in else None
@@ -142,6 +143,7 @@ class Transfers:
             return None
         if shared.stream != frame.stream:
             raise SequenceError(f"SHM for stream {shared.stream} came before another body")
+        self._last_shared = frame.stream
         return self._sharing.borrow(shared.payload, frame.lengths)
 
     def begin(self, frame: Frame, now: float) -> Message | None:
@@ -212,8 +214,11 @@ class Transfers:
 
     def discard(self, stream: int, now: float) -> None:
         """Throw away what has come and still comes of a body."""
-        if self._shared is not None and self._shared.stream == stream:
-            return  # nothing follows
+        shared, self._shared = self._shared, None
+        if shared is not None:
+            self._owner.return_loans([shared.payload.get("loan")])
+        if shared is not None or stream == self._last_shared:
+            return  # nothing of it is still to come
         body = self._incoming.get(stream)
         if body is None:
             body = IncomingBody(stream, (0,), now, allowed=None)
