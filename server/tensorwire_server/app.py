@@ -19,7 +19,7 @@ from tensorwire_server.gateway.gateway import Gateway
 from tensorwire_server.gateway.listener import Listener, bind, is_loopback
 from tensorwire_server.gateway.tls import load_tls
 from tensorwire_server.memory.intake import IntakeMemory
-from tensorwire_server.memory.slab import Slab, forbid_writing, make_shared
+from tensorwire_server.memory.slab import Slab, make_shared
 from tensorwire_server.models.lifecycle import ModelState
 from tensorwire_server.models.spec import SpecError, parse_spec
 from tensorwire_server.routing.pool import ModelPool
@@ -81,7 +81,6 @@ class Server:
         self._credentials = None if file is None else load_credentials(Path(file))
         self._tls = load_tls(config.tls)
         self._slab = Slab(make_shared(config.bodies.memory_bytes))
-        forbid_writing(self._slab.fd)
         self._sock = bind(config.listen, has_auth=self._credentials is not None)
 
     @property

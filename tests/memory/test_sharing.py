@@ -15,7 +15,7 @@ from tensorwire_protocol.frames import Flag
 from tensorwire_protocol.messages import Failure, Kind, Message, Result, Shm, Submit
 from tensorwire_protocol.roles import Role
 from tensorwire_server.memory.sharing import GATEWAY, WORKER, Sharing
-from tensorwire_server.memory.slab import Borrowed, Slab, forbid_writing, make_shared
+from tensorwire_server.memory.slab import Borrowed, Slab, make_shared
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -30,9 +30,8 @@ class Pair:
     def __init__(self, num_bytes: int = MIB) -> None:
         asks, answers = make_shared(num_bytes), make_shared(num_bytes)
         self.asked, self.answered = Slab(asks), Slab(answers)
-        forbid_writing(asks)
-        self.gateway = Sharing(self.asked, Borrowed(answers), is_gateway=True)
-        self.worker = Sharing(self.answered, Borrowed(asks), is_gateway=False)
+        self.gateway = Sharing(self.asked, Borrowed(self.answered.fd), is_gateway=True)
+        self.worker = Sharing(self.answered, Borrowed(self.asked.fd), is_gateway=False)
         features = (FEATURE_BODY, FEATURE_SHM)
         self.up = Connection(Role.DISPATCHER, features=features, sharing=self.gateway)
         self.down = Connection(Role.WORKER, features=features, sharing=self.worker)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
 import threading
 
 import numpy as np
 import pytest
-from tensorwire_server.memory.slab import Borrowed, Slab, forbid_writing, make_shared
+from tensorwire_server.memory.slab import Borrowed, Slab, make_shared
 
 MIB = 1024 * 1024
 
@@ -73,15 +74,14 @@ def test_another_process_reads_and_cannot_write_or_shrink() -> None:
     memory = slab()
     block = memory.allocate(4)
     assert block is not None
-    forbid_writing(memory.fd)
-    block[:] = b"seen"  # by who had it mapped before
+    block[:] = b"seen"
     borrowed = Borrowed(memory.fd)
     view = borrowed.view(0, 4)
     assert view is not None
     assert (bytes(view), view.readonly) == (b"seen", True)
     with pytest.raises(PermissionError):
         mmap.mmap(memory.fd, 0)
-    with pytest.raises(PermissionError):
+    with pytest.raises(OSError, match="Invalid argument"):
         os.ftruncate(memory.fd, 4096)
     assert borrowed.view(MIB - 3, 4) is None
     assert borrowed.view(-1, 4) is None
@@ -100,6 +100,7 @@ def test_idle_memory_goes_back_to_the_kernel() -> None:
 
 
 def test_a_slab_that_is_gone_leaves_no_descriptor() -> None:
+    gc.collect()  # what other tests have left
     before = len(os.listdir("/proc/self/fd"))
     memory = slab()
     block = memory.allocate(10)

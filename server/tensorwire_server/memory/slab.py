@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import stat
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING
@@ -22,21 +23,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_F_SEAL_FUTURE_WRITE = 0x0010  # Linux 5.1; the module `fcntl` has no name for it
-
 
 def make_shared(num_bytes: int) -> int:
     """Return the descriptor of new shared memory; it costs nothing until it is touched."""
     fd = os.memfd_create("tensorwire", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, num_bytes)
     # Whoever could shrink the memory could kill everybody who reads it.
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
     return fd
-
-
-def forbid_writing(fd: int) -> None:
-    """Let nobody write to the memory who does not have it mapped for writing already."""
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL)
 
 
 def address_of(buffer: memoryview) -> int:
@@ -49,16 +44,20 @@ class Slab:
     """Memory that this process gives out in blocks.
 
     Args:
-        fd: of `make_shared`; the slab closes it when it is gone.
+        fd: of `make_shared`; the slab closes it.
 
     Attributes:
+        fd: for other processes, to read by and not to write.
         on_freed: called, in any thread, when a block has come back.
     """
 
     def __init__(self, fd: int) -> None:
-        self.fd = fd
         self.on_freed: Callable[[], None] = _nothing
         self._memory = mmap.mmap(fd, 0)
+        # Not the seal against writing: with it no page could be given back to the kernel.
+        os.fchmod(fd, stat.S_IRUSR)
+        self.fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        os.close(fd)
         self._ranges = Ranges(len(self._memory))
         self._blocks: weakref.WeakValueDictionary[int, NDArray[np.uint8]] = (
             weakref.WeakValueDictionary()
