@@ -6,9 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PEERS := .cache/bench-wire
+FUZZ := .cache/fuzz
+MINUTES ?= 10
+SOAK_MINUTES ?= 10
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test check format setup bench-wire clean
+.PHONY: demo test check format setup bench-wire fuzz soak clean
 
 demo: $(VENV)/.demo  ## start a server with two real models, talk to it, stop it
 	$(BIN)/tensorwire demo
@@ -46,10 +49,28 @@ bench-wire: $(VENV)/.demo $(PEERS)/.installed  ## our wire next to gRPC, FastAPI
 	PYTHONPATH=benchmarks $(BIN)/python -m wire.run \
 		--json $(PEERS)/result.json --plot $(PEERS)/result.png $(BENCH_ARGS)
 
+soak: $(VENV)/.demo  ## ten thousand idle connections, churn, hostile frames; SOAK_MINUTES=10
+	PYTHONPATH=benchmarks $(BIN)/python -m soak.idle --minutes $(SOAK_MINUTES)
+	PYTHONPATH=benchmarks $(BIN)/python -m soak.churn
+	PYTHONPATH=benchmarks $(BIN)/python -m soak.frames
+
 # What we are compared with stays out of our own environment.
 $(PEERS)/.installed: benchmarks/wire/requirements.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip --disable-pip-version-check -q install -r $<
+	touch $@
+
+fuzz: $(FUZZ)/.installed  ## attack the protocol for MINUTES; print what was reached, covered, broken
+	PYTHONPATH=protocol:tests $(FUZZ)/bin/coverage run --branch --source=tensorwire_protocol \
+		--data-file=$(FUZZ)/coverage -m fuzz --minutes $(MINUTES) $(FUZZ_ARGS); \
+	status=$$?; $(FUZZ)/bin/coverage report --data-file=$(FUZZ)/coverage \
+		--omit='*/transports/*' --show-missing; exit $$status
+
+# Not our own environment either. atheris exists for some platforms only: without it the rest runs.
+$(FUZZ)/.installed: tests/fuzz/requirements.txt constraints.txt
+	test -x $(FUZZ)/bin/python || $(PYTHON) -m venv $(FUZZ)
+	$(FUZZ)/bin/python -m pip --disable-pip-version-check -q install -c constraints.txt -r $<
+	-$(FUZZ)/bin/python -m pip --disable-pip-version-check -q install atheris==3.0.0
 	touch $@
 
 clean:  ## forget the environment and all caches

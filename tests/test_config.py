@@ -152,9 +152,12 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 LOWEST = {
     "listen.port": 0,
     "listen.max_connections": 1,
+    "listen.max_connections_per_source": 1,
+    "listen.max_unauthenticated": 1,
     "listen.drain_s": 0,
     "admission.max_requests": 1,
     "admission.max_requests_per_model": 1,
+    "admission.memory_bytes": 16 * 1024 * 1024,
     "admission.stop_grace_s": 0,
     "workers.count": 1,
     "workers.threads": 1,

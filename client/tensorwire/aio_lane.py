@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _TICK_S = 1.0
+_DEADLINE_STEP_S = 0.1  # how late a deadline may be noticed; one timer for all calls
 _GREETED = (State.AUTHENTICATING, State.OPEN)
 
 
@@ -59,7 +60,6 @@ class AsyncReply(Generic[T]):
     """The answer to one call, while it arrives. One task at a time waits for it."""
 
     __slots__ = (
-        "_timer",
         "_waiter",
         "attempts",
         "call",
@@ -81,13 +81,14 @@ class AsyncReply(Generic[T]):
         rescuer: Rescuer,
         call: Call[T],
         attempts: Attempts,
+        loop: asyncio.AbstractEventLoop,
         deadline: float | None,
         *,
         keeps_deltas: bool,
     ) -> None:
         self.rescuer = rescuer
         self.attempts = attempts
-        self.loop = asyncio.get_running_loop()
+        self.loop = loop
         self.call = call
         self.deadline = deadline  # the loop's time
         self.lane: Lane | None = None  # None: not sent, or its connection was lost
@@ -99,18 +100,17 @@ class AsyncReply(Generic[T]):
         self.error: TensorwireError | None = None
         self.result: T | Generation | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
 
     def is_sent_on(self, lane: Lane, stream: int) -> None:
         """Note where the answer will come."""
         self.lane, self.stream = lane, stream
-        if self._timer is None and self.deadline is not None:
-            self._timer = self.loop.call_at(self.deadline + GRACE_S, self._on_timeout)
 
-    def _on_timeout(self) -> None:
-        assert self.call.timeout_s is not None
-        self.cancel("deadline")
-        self.end(error=self.collector.failed(gave_up(self.call.timeout_s)))
+    def check_deadline(self, now: float) -> None:
+        """Give up if the server should have ended the call long ago."""
+        if self.deadline is not None and self.deadline + GRACE_S <= now:
+            assert self.call.timeout_s is not None
+            self.cancel("deadline")
+            self.end(error=self.collector.failed(gave_up(self.call.timeout_s)))
 
     def cancel(self, reason: str = "cancelled") -> None:
         """Tell the server to stop, and drop what still arrives; idempotent."""
@@ -150,10 +150,15 @@ class AsyncReply(Generic[T]):
         try:
             if isinstance(message, End):
                 self.end(result=self.collector.finish(message))
-            elif isinstance(message, Result):
-                self.end(result=self.call.read(message))
             elif isinstance(message, Failure):
                 self.fail(message.to_error())
+        except TensorwireError as error:
+            self.end(error=error)
+
+    def take_result(self, result: Result) -> None:
+        """Take the one answer of a unary call."""
+        try:
+            self.end(result=self.call.read(result))
         except TensorwireError as error:
             self.end(error=error)
 
@@ -165,9 +170,6 @@ class AsyncReply(Generic[T]):
             return
         self.is_ended = True
         self.result, self.error = result, error
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         self._wake()
 
     def _wake(self) -> None:
@@ -209,6 +211,7 @@ class Lane:
         self._last_taken: int | None = None  # from GOAWAY: later streams were not executed
         self._replies: dict[int, AsyncReply[Any]] = {}
         self._tick_handle: asyncio.TimerHandle | None = None
+        self._deadline_handle: asyncio.TimerHandle | None = None
 
     @property
     def is_usable(self) -> bool:
@@ -242,6 +245,19 @@ class Lane:
         self.transport.send(message)
         self._replies[stream] = reply
         reply.is_sent_on(self, stream)
+        if self._deadline_handle is None and reply.deadline is not None:
+            self._watch_deadlines()
+
+    def _watch_deadlines(self) -> None:
+        self._deadline_handle = self.loop.call_later(_DEADLINE_STEP_S, self._check_deadlines)
+
+    def _check_deadlines(self) -> None:
+        self._deadline_handle = None
+        now = self.loop.time()
+        for reply in tuple(self._replies.values()):
+            reply.check_deadline(now)
+        if self._replies:
+            self._watch_deadlines()
 
     def cancel(self, stream: int, reason: str) -> None:
         """Tell the server to stop, and drop what still arrives."""
@@ -255,7 +271,11 @@ class Lane:
     def on_messages(self, messages: Sequence[Message]) -> None:
         """Route what one read brought."""
         for message in messages:
-            if isinstance(message, EventBatch):
+            if type(message) is Result:
+                reply = self._replies.pop(message.stream, None)
+                if reply is not None:
+                    reply.take_result(message)
+            elif isinstance(message, EventBatch):
                 self._route_batch(message)
             elif isinstance(message, Event):
                 reply = self._replies.get(message.stream)
@@ -265,7 +285,7 @@ class Lane:
                 reply = self._replies.get(message.stream)
                 if reply is not None:
                     reply.take(message)
-            elif isinstance(message, End | Result | Failure):
+            elif isinstance(message, End | Failure):
                 reply = self._replies.pop(message.stream, None)
                 if reply is not None:
                     reply.take(message)
@@ -298,8 +318,9 @@ class Lane:
         self.is_lost = True
         if not self.greeted.done():  # whoever waits finds a lane that is lost
             self.greeted.set_result(None)
-        if self._tick_handle is not None:
-            self._tick_handle.cancel()
+        for handle in (self._tick_handle, self._deadline_handle):
+            if handle is not None:
+                handle.cancel()
         replies, self._replies = self._replies, {}
         plain = explained(
             error or ConnectionLost("the server closed the connection"),

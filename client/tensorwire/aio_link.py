@@ -66,7 +66,7 @@ class AsyncLink:
             return await self._bulk_link().open(call, keeps_deltas=keeps_deltas)
         deadline = None if call.timeout_s is None else loop.time() + call.timeout_s
         attempts = Attempts(self._max_attempts, self._budget)
-        reply = AsyncReply(self, call, attempts, deadline, keeps_deltas=keeps_deltas)
+        reply = AsyncReply(self, call, attempts, loop, deadline, keeps_deltas=keeps_deltas)
         lane = self._lane
         if lane is not None and lane.is_usable:
             lane.begin(reply, Again.REQUEST)

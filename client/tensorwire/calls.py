@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import field
+from math import ceil
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, cast
 
 import numpy as np
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any] | RawTensor
 
 T = TypeVar("T")
+_LONGEST_MS = 2**32 - 1
 MAX_IN_FLIGHT = 256  # of one list; a server takes 512 streams on one connection
 _EMBED_TEXTS = 64  # in one request: their vectors must fit one frame
 _EMBED_BYTES = 256 * 1024
@@ -86,7 +88,7 @@ class Call(Generic[T]):
             model=self.model,
             inputs=self.inputs,
             params=self.params,
-            deadline_ms=None if left_s is None else milliseconds(max(left_s, 0.001)),
+            deadline_ms=None if left_s is None else max(1, min(ceil(left_s * 1000), _LONGEST_MS)),
             priority=self.priority,
         )
 
@@ -112,26 +114,20 @@ def _call(
     default_timeout_s: float | None,
     read: Callable[[Result], T],
 ) -> Call[T]:
-    params = {name: value for name, value in options.items() if value is not None}
-    timeout_s = params.pop("timeout", default_timeout_s)
-    if timeout_s is not None:
-        milliseconds(timeout_s)  # refuses what is no duration
-    priority = params.pop("priority", 0)
-    if params.get("wait") is True:
-        del params["wait"]
-    if isinstance(params.get("stop"), str):
-        params["stop"] = [params["stop"]]
     if not isinstance(model, str) or not model:
         raise BadParams(f"the model must be named by its id, not {model!r}")
-    return Call(
-        op=op,
-        read=read,
-        model=model,
-        inputs=inputs,
-        params=params,
-        timeout_s=timeout_s,
-        priority=priority,
-    )
+    timeout_s, priority, params = default_timeout_s, 0, {}
+    if options:
+        params = {name: value for name, value in options.items() if value is not None}
+        timeout_s = params.pop("timeout", default_timeout_s)
+        priority = params.pop("priority", 0)
+        if params.get("wait") is True:
+            del params["wait"]
+        if isinstance(params.get("stop"), str):
+            params["stop"] = [params["stop"]]
+    if timeout_s is not None:
+        milliseconds(timeout_s)  # refuses what is no duration
+    return Call(op, read, model, inputs, params, timeout_s, priority)
 
 
 def _streamed(_: Result) -> Any:
@@ -210,17 +206,23 @@ def infer(
     timeout_s: float | None,
 ) -> Call[dict[str, Array]]:
     """Return the call that runs a model on named arrays; strings and lists of them stay text."""
-    if not isinstance(inputs, dict) or not all(isinstance(name, str) for name in inputs):
+    if not isinstance(inputs, dict):
         raise BadParams("inputs must be a dict of arrays by name")
     ready = {name: _infer_input(name, value) for name, value in inputs.items()}
-    return _call("infer", model, ready, options, timeout_s, lambda result: dict(result.outputs))
+    return _call("infer", model, ready, options, timeout_s, _read_outputs)
+
+
+def _read_outputs(result: Result) -> dict[str, Array]:
+    return dict(result.outputs)
 
 
 def _infer_input(name: str, value: Any) -> Any:
-    if isinstance(value, RawTensor | np.ndarray):
-        return value
+    if not isinstance(name, str):
+        raise BadParams("inputs must be a dict of arrays by name")
     if isinstance(value, str):
         return _text(value)
+    if isinstance(value, (np.ndarray, RawTensor)):
+        return value
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
         return _texts(value)
     array = np.asarray(value)

@@ -43,14 +43,16 @@ const CLIENT_LIMITS = {
   frame_bytes: 1114112, message_bytes: 268435456, client_meta_bytes: 16384, server_meta_bytes: 262144, preauth_bytes: 4096,
   preauth_frames: 4, preauth_out_bytes: 1024, meta_depth: 16, container_items: 4096, key_bytes: 64, segments: 64,
   inline_bytes: 1024, tensor_dims: 16, streams: 512, handshake_s: 5.0, ping_after_s: 20.0,
-  dead_after_s: 60.0, ping_interval_s: 1.0, ping_burst: 8, send_high_water_bytes: 262144,
+  dead_after_s: 60.0, ping_interval_s: 1.0, ping_burst: 8, fault_burst: 200, faults_per_s: 50.0,
+  frame_grace_s: 10.0, frame_bytes_per_s: 65536, send_high_water_bytes: 262144,
   send_hard_bytes: 4194304,
 };
 const WORKER_LIMITS = {
   ...CLIENT_LIMITS, client_meta_bytes: 1048576, server_meta_bytes: 1048576, container_items: 65536,
-  message_bytes: 8589934592, preauth_bytes: 65536, streams: 8192, send_hard_bytes: 67108864,
+  message_bytes: 8589934592, preauth_bytes: 65536, streams: 8192, fault_burst: 65536, faults_per_s: 65536.0,
+  frame_grace_s: 60.0, send_hard_bytes: 67108864,
 };
-const WITH_FRACTION = new Set(["handshake_s", "ping_after_s", "dead_after_s", "ping_interval_s"]);
+const WITH_FRACTION = new Set(["handshake_s", "ping_after_s", "dead_after_s", "ping_interval_s", "faults_per_s", "frame_grace_s"]);
 
 const CODES = {
   CONNECTION_LOST: 0x0100, FRAME_TOO_LARGE: 0x0102, UNKNOWN_KIND: 0x0103, FRAMING: 0x0104,

@@ -15,11 +15,12 @@ directions pass one gate: `_admit` for what the peer sends, `send` for what this
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tensorwire_protocol.allowance import Allowance
 from tensorwire_protocol.bodies import FEATURE_BODY, FEATURE_SHM
 from tensorwire_protocol.codec import PLAIN, encode
+from tensorwire_protocol.conduct import CancelPace, Conduct, is_fault
 from tensorwire_protocol.errors import (
     BadFraming,
     BadPreface,
@@ -29,7 +30,6 @@ from tensorwire_protocol.errors import (
     DeadlineExceeded,
     Executed,
     Flood,
-    HandshakeTimeout,
     OutputTooLarge,
     PeerSilent,
     RequestCancelled,
@@ -88,6 +88,7 @@ if TYPE_CHECKING:
     from tensorwire_protocol.codec import Codec
     from tensorwire_protocol.login import Login
     from tensorwire_protocol.outbox import OutgoingBody
+    from tensorwire_protocol.receive_memory import ReceiveMemory
 
 NOT_OURS = b"tensorwire: this port speaks the Tensorwire protocol, version 1, not what was sent\n"
 # A peer with this feature reads only while one of its callers waits, so silence proves nothing.
@@ -117,12 +118,13 @@ class Connection:
         role: which end of which link.
         limits: what this side accepts; the server side announces them.
         scratch: receive memory that all connections of one thread may share.
+        memory: bounds what all connections together hold of unfinished frames.
         software, features, session: what HELLO or WELCOME says of this side.
         login: how a client says who it is.
         authenticator: who decides about a client's login; without one every peer may do all.
         nonce: 32 random bytes, fresh for each connection that has an authenticator.
         codec: how frames are read and written; all codecs agree on the bytes.
-        memory: where large messages land; by default in memory made for each.
+        bodies: where large messages land; by default in memory made for each.
         sharing: memory in common with the peer, for large messages both ways.
 
     Attributes:
@@ -135,6 +137,7 @@ class Connection:
         *,
         limits: Limits | None = None,
         scratch: memoryview | None = None,
+        memory: ReceiveMemory | None = None,
         software: str = "",
         features: Iterable[str] = (),
         session: bytes = b"",
@@ -142,7 +145,7 @@ class Connection:
         authenticator: Authenticator | None = None,
         nonce: bytes = b"",
         codec: Codec = PLAIN,
-        memory: Memory | None = None,
+        bodies: Memory | None = None,
         sharing: Sharing | None = None,
     ) -> None:
         on_worker_link = role in WORKER_ROLES
@@ -160,14 +163,16 @@ class Connection:
             max_frame_bytes=self.limits.frame_bytes,
             max_segments=self.limits.segments,
             scratch=scratch,
+            hold=None if memory is None else partial(memory.hold, self),
         )
         self._outbox = Outbox()
-        self._memory, self._sharing = memory, sharing
+        self._bodies, self._sharing = bodies, sharing
         self._transfers: Transfers | None = None  # until both sides have said that they know bodies
         self.on_output: Callable[[], None] = _nothing
         self._heard = 0.0
-        self._pinged = 0.0
-        self._pings = Allowance(self.limits.ping_burst, 1 / self.limits.ping_interval_s)
+        self._pinged = self._ticked = 0.0
+        self._conduct = Conduct(self.limits)
+        self._cancel_pace: CancelPace | None = None
         self._handshake: Handshake | None = Handshake(
             role,
             self.limits,
@@ -268,7 +273,9 @@ class Connection:
                 message = admit(frame, now)
                 if message is not None:
                     messages.append(message)
-        except (ConnectionFailed, Unauthenticated) as error:
+            if self._decoder.is_mid_frame:
+                self._conduct.note_unfinished(self._decoder, now)
+        except (ConnectionFailed, Unauthenticated, Busy) as error:
             self.fail(error)
         return messages
 
@@ -294,7 +301,7 @@ class Connection:
         if frame.stream and kind in _STREAMLESS:
             raise BadFraming(f"{Kind(kind).name} came on stream {frame.stream}; it belongs on 0")
         if self.state is State.OPEN and kind in _OPENINGS:
-            return self._admit_opening(frame)
+            return self._admit_opening(frame, now)
         if len(frame.meta) > self._meta_bytes:
             raise BadFraming(f"a meta has {len(frame.meta)} bytes, {self._meta_bytes} allowed")
         if self._handshake is not None:
@@ -333,20 +340,20 @@ class Connection:
             self._outbox,
             self.limits,
             self._codec,
-            self._memory,
+            self._bodies,
             self._sharing if FEATURE_SHM in self.peer_features else None,
             is_metered_in=self.role is Role.SERVER,
             is_metered_out=self.role is Role.CLIENT,
         )
 
-    def _admit_opening(self, frame: Frame) -> Message | None:
+    def _admit_opening(self, frame: Frame, now: float) -> Message | None:
         """Take a REQ, RESUME or SUBMIT: what is wrong inside it fails that request alone."""
         stream = frame.stream
         if frame.kind == Kind.RESUME and not self.can_resume:
             raise UnknownKind("RESUME was not negotiated on this connection")
-        self.streams.open(stream)
+        num_open = self.streams.open(stream)
         try:
-            if len(self.streams) > self.limits.streams:
+            if num_open > self.limits.streams:
                 raise Busy(f"{self.limits.streams} streams are open on this connection; wait")
             if frame.flags & _BODY and self._transfers is None:
                 raise Unsupported("bodies in DATA frames were not negotiated")
@@ -362,6 +369,8 @@ class Connection:
             if frame.flags & _BODY and self._transfers is not None:
                 self._transfers.discard(stream, self._heard)
             self.send(Failure.of(stream, error))
+            if isinstance(error, Busy):
+                self._note_fault(now)  # `send` counts what a request did wrong, this was the peer
             return None
 
     def _admit_body(self, frame: Frame, now: float) -> Message | None:
@@ -400,6 +409,7 @@ class Connection:
             if message.stream not in self.streams and self.role is Role.CLIENT:
                 raise SequenceError(f"ACK for stream {message.stream}, which is not open")
         elif isinstance(message, Cancel):
+            self._note_fault(now)
             return self._note_cancel(message, now)
         elif isinstance(message, Credit):
             self._outbox.allow(message.stream, message.amount)
@@ -412,8 +422,10 @@ class Connection:
             self._answer_ping(message, now)
             return None
         elif isinstance(message, Pong):
+            self._note_fault(now)  # one in 20 s was asked for; a flood of them is one
             return None
         elif isinstance(message, Goaway):
+            self._note_fault(now)
             self.peer_is_leaving = True
         elif isinstance(message, (Hello, Welcome)):
             raise SequenceError(f"{message.KIND.name} came a second time")
@@ -453,15 +465,18 @@ class Connection:
         return message
 
     def _answer_ping(self, ping: Ping, now: float) -> None:
-        if not self._pings.spend(now):
-            raise Flood("PING came more often than once a second")
+        self._conduct.note_ping(now)
         self._outbox.add_urgent(encode(Pong(payload=ping.payload), self.limits))
+
+    def _note_fault(self, now: float) -> None:
+        if not self._is_opener:  # whoever asks hears of nothing that it did not ask for
+            self._conduct.note_fault(now)
 
     # -- messages out -------------------------------------------------------------------------
 
     def next_stream(self) -> int:
         """Return the id for the next request of this side."""
-        return self.last_stream + 1
+        return self.streams.last + 1
 
     def send(self, message: Message) -> None:
         """Queue a message; the one gate for everything this side sends.
@@ -490,6 +505,9 @@ class Connection:
         elif kind == Kind.CREDIT:
             self._outbox.add_urgent(buffers)
             return
+        elif isinstance(message, Cancel) and not self._may_cancel(message):
+            return
+            return
         if self._handshake is not None and self._handshake.holds_output:
             # Among them a GOAWAY, which may not come before WELCOME.
             self._outbox.hold(buffers, body)
@@ -498,8 +516,10 @@ class Connection:
             self._transfers.send(buffers, body)
             return
         self._outbox.add(buffers, size)
-        if kind == Kind.CANCEL and self._transfers is not None and isinstance(message, Cancel):
-            self._transfers.leave(message.stream, self._heard)
+        if kind == Kind.CANCEL:
+            self._leave(message)
+        elif kind == Kind.ERR and is_fault(HEADER.unpack_from(buffers[0])[3]):
+            self._note_refusal()
 
     def _peer_meta_bytes(self) -> int:
         return self.peer_limits.meta_bytes(is_from_opener=self._is_opener)
@@ -542,20 +562,38 @@ class Connection:
                 f" {limits.container_items}"
             )
 
+    def _may_cancel(self, cancel: Cancel) -> bool:
+        if self._cancel_pace is None:
+            self._cancel_pace = CancelPace(self.peer_limits)
+        return self._cancel_pace.may_go(cancel, max(self._heard, self._ticked))
+
+    def _leave(self, message: Message) -> None:
+        """After a CANCEL: nothing more of the stream's bodies leaves or lands."""
+        if self._transfers is not None and isinstance(message, Cancel):
+            self._transfers.leave(message.stream, self._heard)
+
+    def _note_refusal(self) -> None:
+        """Count that the peer has made this side refuse, whenever that turned out."""
+        try:
+            self._note_fault(self._heard)
+        except Flood as error:
+            self.fail(error)
+
     def _note_sent(self, message: Message) -> None:
         if isinstance(message, TERMINAL):
             if message.stream and self.streams.end(message.stream) is None:
                 raise AssertionError(f"stream {message.stream} ends, but it is not open")
-            return
-        assert isinstance(message, (Request, Resume, Submit))
-        so_far = 0
-        if isinstance(message, Submit):
-            so_far = len(message.so_far)
+        elif isinstance(message, Submit):
+            self._open(message.stream, len(message.so_far))
         elif isinstance(message, Resume):
-            so_far = message.next_index
-        if message.stream <= self.streams.last:
+            self._open(message.stream, message.next_index)
+        elif isinstance(message, Request):
+            self._open(message.stream, 0)
+
+    def _open(self, stream: int, next_index: int) -> None:
+        if stream <= self.streams.last:
             raise AssertionError("stream ids must rise")
-        self.streams.open(message.stream, so_far)
+        self.streams.open(stream, next_index)
 
     def fail(self, error: TensorwireError) -> None:
         """Close the connection; the peer is told why in its last words."""
@@ -565,11 +603,18 @@ class Connection:
             # Whatever speaks here is not ours: no frame would mean anything to it.
             self._outbox.add([NOT_OURS], len(NOT_OURS))
         else:
+            if isinstance(error, Flood) and self.state is State.OPEN and not self._is_opener:
+                # What is above was not executed; what is not may have been.
+                self._emit(Goaway(code=int(error.code), last_stream=self.streams.last))
             self._emit(Failure.of(0, error))
         # Without its traceback: that would keep the frame that was refused for as long as anybody
         # keeps the connection.
         self.error = error.with_traceback(None)
         self.close()
+
+    def evict(self, error: Busy) -> None:
+        """Close the connection: what it holds of unfinished frames is too much for the server."""
+        self.fail(error)
 
     def close(self) -> None:
         """Close from this side without a word; what is queued may still be sent."""
@@ -614,28 +659,34 @@ class Connection:
     # -- time ---------------------------------------------------------------------------------
 
     def on_timer(self, now: float) -> None:
-        """Let time pass: handshake deadline, PING after silence, end after longer silence."""
+        """Let time pass: handshake, frames that trickle, PING after silence, end after longer."""
+        self._ticked = now
         if self.state is State.CLOSED:
             return
-        if self._handshake is not None:
-            try:
+        try:
+            if self._handshake is not None:
                 self._handshake.check_time(now)
-            except HandshakeTimeout as error:
-                self.fail(error)
-            return
-        if self._transfers is not None:
-            try:
-                self._transfers.on_timer(now)
-            except ConnectionFailed as error:
-                self.fail(error)
                 return
-        limits = self.limits
-        if FEATURE_PASSIVE in self.peer_features and not self._is_opener:
-            return
+            if self._transfers is not None:
+                self._transfers.on_timer(now)
+            # A server's frame may wait in the kernel while no caller of its client reads.
+            if self._decoder.is_mid_frame and not self._is_opener:
+                self._conduct.check_unfinished(self._decoder, now)
+            if FEATURE_PASSIVE not in self.peer_features or self._is_opener:
+                self._check_silence(now)
+        except ConnectionFailed as error:
+            self.fail(error)
+        if self._cancel_pace is not None and not self.is_closed:
+            for cancel in self._cancel_pace.take(self.streams, now):
+                self._emit(cancel)
+                self._leave(cancel)
+
+    def _check_silence(self, now: float) -> None:
         silent_s = now - self._heard
-        if silent_s >= limits.dead_after_s:
-            self.fail(PeerSilent(f"nothing was heard for {silent_s:.0f} s"))
-        elif silent_s >= limits.ping_after_s and now - self._pinged >= limits.ping_after_s:
+        if silent_s >= self.limits.dead_after_s:
+            raise PeerSilent(f"nothing was heard for {silent_s:.0f} s")
+        ping_after_s = self.limits.ping_after_s
+        if silent_s >= ping_after_s and now - self._pinged >= ping_after_s:
             self._pinged = now
             self._outbox.add_urgent(encode(Ping(), self.limits))
 

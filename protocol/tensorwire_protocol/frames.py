@@ -18,11 +18,14 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tensorwire_protocol.errors import BadFraming, FrameTooLarge
 from tensorwire_protocol.messages import Kind
 from tensorwire_protocol.tensors import aligned_buffer, padding
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PREFACE = b"\x94TW1\r\n\x1a\n"
 HEADER = struct.Struct("<IBBHII")
@@ -103,6 +106,9 @@ class FrameDecoder:
     idle connection costs no buffer of its own; only an unfinished frame moves to memory of its own,
     which grows with the bytes that really arrived.
 
+    Args:
+        hold: told how many bytes the unfinished frame takes, before it takes them; may refuse.
+
     Attributes:
         sinks: who knows where DATA lands; without it, it comes as a frame with one segment.
         expects_data: DATA comes next, most likely. Then a header is read alone, so that what is
@@ -110,25 +116,37 @@ class FrameDecoder:
     """
 
     def __init__(
-        self, *, max_frame_bytes: int, max_segments: int = 64, scratch: memoryview | None = None
+        self,
+        *,
+        max_frame_bytes: int,
+        max_segments: int = 64,
+        scratch: memoryview | None = None,
+        hold: Callable[[int], None] | None = None,
     ) -> None:
         self.max_frame_bytes = max_frame_bytes
+        self._hold = hold
         self._max_segments = max_segments
         self._scratch = memoryview(bytearray(SCRATCH_BYTES)) if scratch is None else scratch
         self._at = self._end = 0  # what was received into the scratch buffer and not yet cut
         self._partial: memoryview | None = None  # an unfinished frame
         self._partial_bytes = 0
         self._wanted_bytes = 0  # of the unfinished frame, 0 while its header is incomplete
+        self.num_started = 0  # frames that did not arrive in one piece
         self.sinks: Sinks | None = None
         self.expects_data = False
         self._sink: Sink | None = None  # of the DATA frame that is arriving
-        self._sink_bytes = 0  # still to come for it
+        self._data_bytes = self._sink_bytes = 0  # of it; and still to come
         self._data: Frame | None = None  # that frame
 
     @property
     def is_mid_frame(self) -> bool:
         """Say if the stream stopped inside a frame."""
         return self._partial is not None or self._sink is not None or self._at < self._end
+
+    @property
+    def unfinished_bytes(self) -> int:
+        """How long the unfinished frame will be, as far as that is known."""
+        return self._wanted_bytes or HEADER_BYTES + self._data_bytes
 
     def get_buffer(self) -> memoryview:
         """Return memory for the next bytes; it must be handed back by `received` at once."""
@@ -137,7 +155,7 @@ class FrameDecoder:
             return self._scratch[: self._sink_bytes] if room is None else room
         if self._partial is None:
             return self._scratch[:HEADER_BYTES] if self.expects_data else self._scratch
-        end = self._wanted_bytes or HEADER_BYTES
+        end = self.unfinished_bytes
         return self._partial[self._partial_bytes : end]
 
     def received(self, num_bytes: int) -> None:
@@ -153,9 +171,14 @@ class FrameDecoder:
     def clear(self) -> None:
         """Forget what was received, and free its memory; the stream cannot be taken up again."""
         self._at = self._end = 0
+        self._drop_partial()
+        self.sinks = self._sink = self._data = None
+        self._sink_bytes = 0
+
+    def _drop_partial(self) -> None:
+        if self._partial is not None and self._hold is not None:
+            self._hold(0)
         self._partial, self._partial_bytes, self._wanted_bytes = None, 0, 0
-        self._sink, self._sink_bytes, self._data = None, 0, None
-        self.sinks = None
 
     def take(self, num_bytes: int) -> bytes:
         """Return up to `num_bytes` received bytes that are not part of any frame: the preface."""
@@ -172,6 +195,7 @@ class FrameDecoder:
 
         Raises:
             FrameTooLarge, BadFraming: the stream cannot be understood from here on.
+            Busy: `hold` refused; the frame cannot be received.
         """
         if self._sink is not None:
             return self._next_from_sink()
@@ -203,7 +227,7 @@ class FrameDecoder:
                 return None
             header = HEADER.unpack_from(self._partial)
             if header[1] == _DATA and self.sinks is not None:
-                self._partial, self._partial_bytes = None, 0
+                self._drop_partial()
                 return self._open_sink(header)
             self._wanted_bytes = self._announced_bytes(header[0])
         if self._partial_bytes < self._wanted_bytes:
@@ -211,7 +235,7 @@ class FrameDecoder:
                 self._grow(self._partial, self._wanted_bytes)
             return None
         whole = self._partial[: self._wanted_bytes]
-        self._partial, self._partial_bytes, self._wanted_bytes = None, 0, 0
+        self._drop_partial()
         return self._cut(HEADER.unpack_from(whole), whole, owned=True)
 
     def _open_sink(self, header: tuple[int, ...]) -> Frame | None:
@@ -223,7 +247,8 @@ class FrameDecoder:
             raise BadFraming("a DATA frame has no meta")
         assert self.sinks is not None
         self._sink = self.sinks.open_sink(stream, aux, num_bytes, is_last=bool(flags & _END))
-        self._sink_bytes = num_bytes
+        self._sink_bytes = self._data_bytes = num_bytes
+        self.num_started += 1
         self._data = Frame(kind, flags, aux, stream, self._scratch[:0], [])
         here = min(num_bytes, self._end - self._at)
         if here:
@@ -237,7 +262,7 @@ class FrameDecoder:
     def _next_from_sink(self) -> Frame | None:
         if self._sink_bytes:
             return None
-        frame, self._sink, self._data = self._data, None, None
+        frame, self._sink, self._data, self._data_bytes = self._data, None, None, 0
         return frame
 
     def _announced_bytes(self, body_bytes: int) -> int:
@@ -251,6 +276,7 @@ class FrameDecoder:
         return HEADER_BYTES + body_bytes
 
     def _stash(self, total: int) -> None:
+        self.num_started += 1
         ready = self._scratch[self._at : self._end]
         self._at = self._end = self._partial_bytes = 0
         self._grow(ready, total or HEADER_BYTES)
@@ -261,6 +287,8 @@ class FrameDecoder:
         # Growing by a factor of what really came bounds the memory by as many times the bytes
         # received, whatever the header claims.
         size = min(wanted_bytes, max(_GROWTH * len(old), _FIRST_BUFFER_BYTES))
+        if self._hold is not None:
+            self._hold(size)
         new = aligned_buffer(size)
         new[: len(old)] = old
         self._partial = new

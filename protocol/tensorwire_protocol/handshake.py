@@ -201,7 +201,6 @@ class Handshake:
         )
         sent = self._emit(welcome)
         if guard is not None and self.principal is None:
-            self._out_bytes += len(sent)
             guard.note_welcome(sent)
             self.state = State.AUTHENTICATING
         else:

@@ -34,6 +34,10 @@ class Limits:
     dead_after_s: float = 60.0  # of silence
     ping_interval_s: float = 1.0  # a peer that pings more often (with a burst) is cut
     ping_burst: int = 8
+    fault_burst: int = 200  # cancels, and frames that this side answers with an error, at once
+    faults_per_s: float = 50.0
+    frame_grace_s: float = 10.0  # for a frame that has begun, and besides
+    frame_bytes_per_s: int = 64 * KIB  # at least
     send_high_water_bytes: int = 256 * KIB  # events merge above this
     send_hard_bytes: int = 4 * MIB  # the connection is closed above this
 
@@ -75,5 +79,8 @@ WORKER_LINK = Limits(
     preauth_bytes=64 * KIB,
     message_bytes=8 * 1024 * MIB,
     streams=8192,
+    fault_burst=65536,
+    frame_grace_s=60.0,  # a worker that loads a model may not come to read for a while
+    faults_per_s=65536.0,
     send_hard_bytes=64 * MIB,
 )

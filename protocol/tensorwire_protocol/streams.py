@@ -21,21 +21,24 @@ class OpenStreams:
     def __len__(self) -> int:
         return len(self._next_index)
 
-    def __contains__(self, stream: int) -> bool:
+    def __contains__(self, stream: object) -> bool:
         return stream in self._next_index
 
     def ids(self) -> list[int]:
         """Return the streams that have begun and not ended."""
         return list(self._next_index)
 
-    def open(self, stream: int, next_index: int = 0) -> None:
-        """Begin a stream, or go on with one at `next_index`.
+    def open(self, stream: int, next_index: int = 0) -> int:
+        """Begin a stream, or go on with one at `next_index`; return how many are open now.
 
         Raises:
             SequenceError: its id is not above all earlier ones.
         """
-        self.pass_by(stream)
+        if stream <= self.last:
+            raise SequenceError(f"stream {stream} was opened after stream {self.last}")
+        self.last = stream
         self._next_index[stream] = next_index
+        return len(self._next_index)
 
     def pass_by(self, stream: int) -> None:
         """Count a stream as opened that is not let in.

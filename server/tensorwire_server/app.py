@@ -107,7 +107,7 @@ class Server:
             outcomes=self.config.outcomes,
             unnamed=self._unnamed,
             credentials=self._credentials,
-            memory=IntakeMemory(self._slab),
+            bodies=IntakeMemory(self._slab),
         )
         if self._tls is None and not is_loopback(self.config.listen.host):
             log.warning("listening_in_plain host=%s", self.config.listen.host)

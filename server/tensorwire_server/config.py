@@ -44,11 +44,15 @@ class ListenConfig:
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT  # 0: any free one
     max_connections: int = 10_000
+    max_connections_per_source: int | None = None  # of one IPv4 address or IPv6 /64; None: no bound
+    max_unauthenticated: int = 512  # of them that have not logged in; the oldest has to go
     drain_s: float = 30.0  # after SIGTERM, for what runs
 
     def __post_init__(self) -> None:
         _require(0 <= self.port <= 65535, "listen.port", "from 0 to 65535", self.port)
-        _require(self.max_connections >= 1, "listen.max_connections", ">= 1", self.max_connections)
+        for key in ("max_connections", "max_connections_per_source", "max_unauthenticated"):
+            value = getattr(self, key)
+            _require(value is None or value >= 1, f"listen.{key}", ">= 1", value)
         _require_seconds(self.drain_s, "listen.drain_s")
 
 
@@ -78,6 +82,7 @@ class AdmissionConfig:
 
     max_requests: int = 4096  # on the whole server
     max_requests_per_model: int = 2048
+    memory_bytes: int = 1024 * 1024 * 1024  # a quarter of it for frames that are not complete
     stop_grace_s: float = 2.0  # for a worker to confirm a cancel
 
     def __post_init__(self) -> None:
@@ -87,6 +92,12 @@ class AdmissionConfig:
             "admission.max_requests_per_model",
             ">= 1",
             self.max_requests_per_model,
+        )
+        _require(
+            self.memory_bytes >= 16 * 1024 * 1024,
+            "admission.memory_bytes",
+            ">= 16777216 (16 MiB)",
+            self.memory_bytes,
         )
         _require_seconds(self.stop_grace_s, "admission.stop_grace_s")
 

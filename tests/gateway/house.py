@@ -319,7 +319,7 @@ class House:
         assert len(gateway._give_up_timers) <= num_live
         gateway.by_key.check_invariants()
         assert gateway.by_key.num_live <= num_live
-        assert len(gateway._names) == num_live
+        assert len(gateway._live) == num_live
         detached = [live for live in gateway._live if live.is_detached]
         assert list(gateway._grace_timers.keys() - detached) == []
         assert len(gateway._grace_timers) == len(detached)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tensorwire_protocol.connection import NOT_OURS
@@ -27,8 +27,8 @@ ANY_PORT = ListenConfig(port=0)
 
 
 @contextlib.asynccontextmanager
-async def listening(opened: House, max_connections: int = 100) -> AsyncIterator[Listener]:
-    config = ListenConfig(port=0, max_connections=max_connections)
+async def listening(opened: House, **bounds: Any) -> AsyncIterator[Listener]:
+    config = ListenConfig(port=0, **bounds)
     listener = Listener(opened.gateway, bind(config), config)
     await listener.start()
     try:
@@ -126,6 +126,36 @@ def test_a_connection_that_has_ended_makes_room_for_another(run_fast: Run) -> No
                 await pass_time()
 
     run_fast(test)
+
+
+def test_strangers_that_stay_make_room_for_whoever_logs_in(run: Run) -> None:
+    async def test() -> None:
+        async with house() as opened, listening(opened, max_unauthenticated=2) as listener:
+            host, _, port = listener.address.rpartition(":")
+            strangers = [await asyncio.open_connection(host, int(port)) for _ in range(3)]
+            for _ in range(3):
+                client = await connect(listener)
+                await client.answered(client.ask("health", None))
+                client.transport.close()
+            async with asyncio.timeout(5):
+                assert b"newer connections have not logged in" in await strangers[0][0].read()
+            for _, writer in strangers:
+                writer.close()
+
+    run(test)
+
+
+def test_a_source_with_too_many_connections_is_refused(run: Run) -> None:
+    async def test() -> None:
+        async with house() as opened, listening(opened, max_connections_per_source=1) as listener:
+            client = await connect(listener)
+            error = await (await connect(listener)).until_lost()
+            assert error is not None
+            assert error.code is ErrorCode.BUSY
+            assert "1 connections from one address" in error.message
+            await client.answered(client.ask("health", None))
+
+    run(test)
 
 
 def test_something_that_speaks_another_protocol_is_told_what_this_port_is(run: Run) -> None:

@@ -113,13 +113,13 @@ class Life:
     def __init__(self, phase: Phase = WAITING, **request: Any) -> None:
         self.books, self.replica = Books(), FakeReplica()
         fields = {"op": "generate", "key": bytes(16), "model": "m"} | request
-        timeout_ms = fields.get("deadline_ms")
         self.live = LiveRequest(
             self.books.journal.open(Request(stream=5, **fields)),
             model="m",
+            name=("", bytes(16)),
             reader=self.books,
             keeper=self.books,
-            deadline=None if timeout_ms is None else self.books.time + timeout_ms / 1000,
+            arrived_at=self.books.time,
         )
         if phase is not WAITING:
             self.live.dispatch(self.replica)

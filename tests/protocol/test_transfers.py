@@ -148,7 +148,7 @@ def test_arrays_lie_aligned_where_their_bytes_arrived() -> None:
             placed.extend(reservation.segments or ())
             return reservation
 
-    client, server = ends(memory=Memory())
+    client, server = ends(bodies=Memory())
     client.send(large())
     _, (got,) = exchange(client, server)
     assert isinstance(got, Request)
@@ -216,7 +216,7 @@ def test_small_frames_pass_between_the_frames_of_a_body() -> None:
 
 def test_a_client_sends_one_window_and_then_what_it_is_allowed() -> None:
     memory = FakeMemory()
-    client, server = ends(memory=memory)
+    client, server = ends(bodies=memory)
     client.send(large())
     sent = b"".join(client.take_output())
     assert WINDOW_BYTES < len(sent) < WINDOW_BYTES + 500
@@ -232,7 +232,7 @@ def test_a_client_sends_one_window_and_then_what_it_is_allowed() -> None:
 
 
 def test_more_than_the_credit_costs_the_connection() -> None:
-    _, server = ends(memory=FakeMemory())
+    _, server = ends(bodies=FakeMemory())
     server.feed(head_of(request(1), 2 * MIB) + data(1, bytes(MIB)))
     server.feed(data(1, b"x")[:16])
     assert server.error is not None
@@ -241,7 +241,7 @@ def test_more_than_the_credit_costs_the_connection() -> None:
 
 def test_a_small_body_waits_for_no_memory() -> None:
     memory = FakeMemory()
-    _, server = ends(memory=memory)
+    _, server = ends(bodies=memory)
     (got,) = server.feed(head_of(request(1), b"abc") + data(1, b"abc", last=True))
     assert plain(got) == plain(request(1))
     assert memory.waiting[0].is_cancelled
@@ -250,7 +250,7 @@ def test_a_small_body_waits_for_no_memory() -> None:
 def test_credit_beyond_two_to_the_32_goes_in_several_frames() -> None:
     memory = FakeMemory()
     limits = replace(CLIENT_LINK, message_bytes=2**40)
-    client, server = ends(limits=limits, memory=memory)
+    client, server = ends(limits=limits, bodies=memory)
     num_bytes = 2 * 2**32 + WINDOW_BYTES
     server.feed(_head_announcing(num_bytes))
     memory.waiting[0].lengths = (WINDOW_BYTES,)
@@ -271,7 +271,7 @@ def _head_announcing(num_bytes: int) -> bytes:
 @pytest.mark.parametrize(("size", "code"), [(99, None), (100, None), (101, ErrorCode.TOO_LARGE)])
 def test_a_body_is_refused_on_its_announced_size(size: int, code: ErrorCode | None) -> None:
     memory = FakeMemory()
-    _, server = ends(limits=replace(CLIENT_LINK, message_bytes=100), memory=memory)
+    _, server = ends(limits=replace(CLIENT_LINK, message_bytes=100), bodies=memory)
     server.feed(head_of(request(1), size))
     assert len(memory.waiting) == (code is None)
     answers = [frame.aux for frame in cut(b"".join(server.take_output()))]
@@ -305,7 +305,7 @@ def test_what_comes_of_a_refused_body_is_thrown_away(head: bytes, code: ErrorCod
 
 
 def test_memory_that_is_short_refuses_one_request_alone() -> None:
-    client, server = ends(memory=FakeMemory(Busy("no memory")))
+    client, server = ends(bodies=FakeMemory(Busy("no memory")))
     client.send(large())
     (heard,), got = exchange(client, server)
     assert isinstance(heard, Failure)
@@ -323,7 +323,7 @@ def test_memory_that_is_short_refuses_one_request_alone() -> None:
 
 def test_a_body_whose_memory_comes_late_can_still_be_refused() -> None:
     memory = FakeMemory()
-    _, server = ends(memory=memory)
+    _, server = ends(bodies=memory)
     head = build_body(build_segmented_frame(Kind.REQ, 1, b"\x90", [memoryview(bytes(2 * MIB))]))[0]
     server.feed(head)
     memory.waiting[0].come()
@@ -343,7 +343,7 @@ def test_a_cancelled_upload_ends_at_once_and_gives_its_memory_back(
     reason: str, code: ErrorCode
 ) -> None:
     memory = FakeMemory()
-    client, server = ends(memory=memory)
+    client, server = ends(bodies=memory)
     client.send(large())
     exchange(client, server)
     client.send(Cancel(stream=1, reason=reason))
@@ -418,7 +418,7 @@ def test_a_body_that_comes_too_slowly_costs_the_connection() -> None:
 
 def test_memory_is_awaited_for_half_a_minute() -> None:
     memory = FakeMemory()
-    client, server = ends(memory=memory)
+    client, server = ends(bodies=memory)
     client.send(large())
     server.feed(b"".join(client.take_output()), 5.0)
     server.feed(wire(Ping()), 34.0)
@@ -451,7 +451,7 @@ def test_a_peer_that_takes_nothing_of_a_large_answer_is_cut() -> None:
 
 def test_the_end_of_a_connection_gives_all_memory_back() -> None:
     memory = FakeMemory()
-    client, server = ends(memory=memory)
+    client, server = ends(bodies=memory)
     client.send(large())
     exchange(client, server)
     server.close()

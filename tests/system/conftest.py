@@ -9,6 +9,7 @@ import models_zoo
 import pytest
 
 from .serving import Command, RunningServer
+from .strangers import Innocent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -70,6 +71,16 @@ def real_models() -> Iterator[RunningServer]:
     words = ("demo", "minilm", *named, "--set", "workers.threads=1")
     with contextlib.ExitStack() as stack:
         yield _enter(stack, RunningServer(*words)).ready(MODELS_LOAD_S)
+
+
+@pytest.fixture
+def innocent(server: RunningServer) -> Iterator[Innocent]:
+    """Somebody well-behaved who must notice nothing."""
+    client = Innocent(server)
+    client.start()
+    yield client
+    client.see_another()
+    client.end()
 
 
 def _enter(stack: contextlib.ExitStack, command: C) -> C:

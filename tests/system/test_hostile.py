@@ -6,33 +6,34 @@ import contextlib
 import os
 import random
 import socket
-import threading
 import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from tensorwire_protocol.connection import NOT_OURS, Connection
-from tensorwire_protocol.frames import HEADER, PREFACE, FrameDecoder
+from tensorwire_protocol.frames import PREFACE
 from tensorwire_protocol.messages import Failure, Kind, Request
 from tensorwire_protocol.roles import Role
 
-from .serving import PATIENCE_S, assert_oracle, wait_until
+from .serving import wait_until
+from .strangers import (
+    MIB,
+    Innocent,
+    connect,
+    frames_of,
+    gateway_rss,
+    greeting,
+    header,
+    read_to_end,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from tensorwire_protocol.frames import Frame
+    from collections.abc import Mapping
 
     from .serving import RunningServer
 
 pytestmark = pytest.mark.slow
-
-MIB = 1024 * 1024
-
-
-def _greeting() -> bytes:
-    return b"".join(Connection(Role.CLIENT).take_output())
 
 
 def _request(
@@ -41,90 +42,13 @@ def _request(
     client = Connection(Role.CLIENT)
     client.take_output()
     fresh = Connection(Role.SERVER)
-    fresh.feed(_greeting())
+    fresh.feed(greeting())
     client.feed(b"".join(fresh.take_output()))
     model = "oracle" if op == "generate" else "echo"
     client.send(
         Request(stream=stream, op=op, key=os.urandom(16), model=model, inputs=inputs, params=params)
     )
     return b"".join(client.take_output())
-
-
-def _header(
-    body: int, kind: int, *, flags: int = 0, aux: int = 0, stream: int = 0, meta: int = 0
-) -> bytes:
-    return HEADER.pack(body, kind, flags, aux, stream, meta)
-
-
-def _connect(server: RunningServer) -> socket.socket:
-    host, _, port = server.address.partition(":")
-    return socket.create_connection((host, int(port)), timeout=PATIENCE_S)
-
-
-def _read_to_end(sock: socket.socket, within_s: float = 2.0) -> bytes:
-    """Return everything until the server closes."""
-    sock.settimeout(within_s)
-    received = b""
-    with contextlib.suppress(ConnectionResetError):
-        while part := sock.recv(65536):
-            received += part
-    return received
-
-
-def _frames(data: bytes) -> list[Frame]:
-    decoder = FrameDecoder(max_frame_bytes=MIB)
-    decoder.get_buffer()[: len(data)] = data
-    decoder.received(len(data))
-    frames = []
-    while (frame := decoder.next_frame()) is not None:
-        frames.append(frame)
-    assert not decoder.is_mid_frame, "the last words were cut"
-    return frames
-
-
-class Innocent:
-    """A client whose streams go on, one after the other, whatever others do."""
-
-    def __init__(self, server: RunningServer) -> None:
-        self.num_done = 0
-        self.errors: list[BaseException] = []
-        self._server = server
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        try:
-            with self._server.client() as client:
-                while not self._is_over.is_set():
-                    made = client.generate("oracle", "calm", seed=self.num_done, max_new_tokens=16)
-                    assert_oracle(made, "calm", self.num_done, 16)
-                    self.num_done += 1
-        except BaseException as error:
-            self.errors.append(error)
-
-    def see_another(self) -> None:
-        """Wait until a stream that began after this call is through."""
-        target = self.num_done + 2
-        wait_until(lambda: self.num_done >= target or self.errors, "the innocent one is served")
-        assert self.errors == []
-
-    def end(self) -> None:
-        self._is_over.set()
-        self._thread.join(PATIENCE_S)
-        assert self.errors == []
-
-    def start(self) -> None:
-        self._thread.start()
-
-
-@pytest.fixture
-def innocent(server: RunningServer) -> Iterator[Innocent]:
-    """Somebody well-behaved who must notice nothing."""
-    client = Innocent(server)
-    client.start()
-    yield client
-    client.see_another()
-    client.end()
 
 
 GARBAGE = random.Random(1).randbytes(4096)
@@ -146,35 +70,35 @@ GARBAGE = random.Random(1).randbytes(4096)
 def test_a_wrong_preface_gets_one_line_and_the_connection_is_closed(
     server: RunningServer, innocent: Innocent, sent: bytes
 ) -> None:
-    with _connect(server) as sock:
+    with connect(server) as sock:
         with contextlib.suppress(ConnectionError):
             sock.sendall(sent)
-        answer = _read_to_end(sock)
+        answer = read_to_end(sock)
     # A peer that goes on sending into a closed socket may lose the line to a reset.
     assert answer == NOT_OURS or (not answer and len(sent) > 4096)
     innocent.see_another()
 
 
 PROTOCOL_CRIMES = {
-    "4-GiB-before-hello": (PREFACE + _header(2**32 - 1, Kind.HELLO), "FRAME_TOO_LARGE"),
-    "4-GiB-after-hello": (_greeting() + _header(2**32 - 1, Kind.REQ, stream=1), "FRAME_TOO_LARGE"),
-    "request-before-hello": (PREFACE + _header(0, Kind.REQ, stream=1), "SEQUENCE"),
+    "4-GiB-before-hello": (PREFACE + header(2**32 - 1, Kind.HELLO), "FRAME_TOO_LARGE"),
+    "4-GiB-after-hello": (greeting() + header(2**32 - 1, Kind.REQ, stream=1), "FRAME_TOO_LARGE"),
+    "request-before-hello": (PREFACE + header(0, Kind.REQ, stream=1), "SEQUENCE"),
     "garbage-after-preface": (PREFACE + GARBAGE, "FRAME_TOO_LARGE"),
-    "garbage-after-hello": (_greeting() + GARBAGE, "FRAME_TOO_LARGE"),
-    "unknown-kind": (_greeting() + _header(0, 0x7F), "UNKNOWN_KIND"),
-    "a-worker's-frame": (_greeting() + _header(0, Kind.SUBMIT, stream=1), "UNKNOWN_KIND"),
-    "a-gateway's-frame": (_greeting() + _header(0, Kind.DRAIN), "UNKNOWN_KIND"),
-    "second-hello": (_greeting() + _greeting()[len(PREFACE) :], "SEQUENCE"),
+    "garbage-after-hello": (greeting() + GARBAGE, "FRAME_TOO_LARGE"),
+    "unknown-kind": (greeting() + header(0, 0x7F), "UNKNOWN_KIND"),
+    "a-worker's-frame": (greeting() + header(0, Kind.SUBMIT, stream=1), "UNKNOWN_KIND"),
+    "a-gateway's-frame": (greeting() + header(0, Kind.DRAIN), "UNKNOWN_KIND"),
+    "second-hello": (greeting() + greeting()[len(PREFACE) :], "SEQUENCE"),
     "meta-longer-than-body": (
-        _greeting() + _header(4, Kind.REQ, stream=1, meta=8) + bytes(4),
+        greeting() + header(4, Kind.REQ, stream=1, meta=8) + bytes(4),
         "FRAMING",
     ),
-    "reserved-flags": (_greeting() + _header(0, Kind.PING, flags=0x80), "FRAMING"),
+    "reserved-flags": (greeting() + header(0, Kind.PING, flags=0x80), "FRAMING"),
     "stream-number-twice": (
-        _greeting() + 2 * _request(1, "generate", {"max_new_tokens": 3000}, {"prompt": "x"}),
+        greeting() + 2 * _request(1, "generate", {"max_new_tokens": 3000}, {"prompt": "x"}),
         "SEQUENCE",
     ),
-    "ping-flood": (_greeting() + 64 * _header(1, Kind.PING, meta=1) + b"\x80", None),
+    "ping-flood": (greeting() + 64 * header(1, Kind.PING, meta=1) + b"\x80", None),
 }
 
 
@@ -183,9 +107,9 @@ def test_a_broken_rule_gets_one_err_and_the_connection_is_closed(
     server: RunningServer, innocent: Innocent, crime: str
 ) -> None:
     sent, code = PROTOCOL_CRIMES[crime]
-    with _connect(server) as sock:
+    with connect(server) as sock:
         sock.sendall(sent)
-        frames = _frames(_read_to_end(sock))
+        frames = frames_of(read_to_end(sock))
     errors = [frame for frame in frames if frame.kind == Kind.ERR and frame.stream == 0]
     assert len(errors) == 1, [(frame.kind, frame.stream) for frame in frames]
     assert errors[0] is frames[-1]
@@ -197,12 +121,12 @@ def test_a_broken_rule_gets_one_err_and_the_connection_is_closed(
 def test_half_a_frame_and_then_the_end_costs_only_its_own_connection(
     server: RunningServer, innocent: Innocent
 ) -> None:
-    whole = _greeting() + _request(1, "generate", {"max_new_tokens": 3000}, {"prompt": "x"})
-    for cut in (3, 8, 11, len(_greeting()) - 1, len(_greeting()) + 7, len(whole) - 1):
-        with _connect(server) as sock:
+    whole = greeting() + _request(1, "generate", {"max_new_tokens": 3000}, {"prompt": "x"})
+    for cut in (3, 8, 11, len(greeting()) - 1, len(greeting()) + 7, len(whole) - 1):
+        with connect(server) as sock:
             sock.sendall(whole[:cut])
             sock.shutdown(socket.SHUT_WR)
-            frames = _read_to_end(sock)
+            frames = read_to_end(sock)
             assert frames.count(NOT_OURS) == 0
     innocent.see_another()
 
@@ -210,22 +134,17 @@ def test_half_a_frame_and_then_the_end_costs_only_its_own_connection(
 def test_half_a_greeting_and_then_nothing_is_cut_off_in_time(
     server: RunningServer, innocent: Innocent
 ) -> None:
-    whole = _greeting()
+    whole = greeting()
     with contextlib.ExitStack() as stack:
-        socks = [stack.enter_context(_connect(server)) for _ in range(6)]
+        socks = [stack.enter_context(connect(server)) for _ in range(6)]
         began = time.monotonic()
         for sock, cut in zip(socks, (0, 1, 7, 8, 16, len(whole) - 1), strict=True):
             sock.sendall(whole[:cut])
         for sock in socks:
-            last_words = _read_to_end(sock, within_s=8.0)
-            kinds = [frame.kind for frame in _frames(last_words)]
+            last_words = read_to_end(sock, within_s=8.0)
+            kinds = [frame.kind for frame in frames_of(last_words)]
             assert kinds in ([Kind.ERR], [])
         assert 4.0 < time.monotonic() - began < 8.0
-
-
-def _rss(server: RunningServer) -> int:
-    rss: int = server.stats()["gateway"]["rss_bytes"]
-    return rss
 
 
 def test_hundreds_of_liars_do_not_grow_the_gateway(
@@ -233,32 +152,32 @@ def test_hundreds_of_liars_do_not_grow_the_gateway(
 ) -> None:
     def lie(number: int) -> None:
         with contextlib.ExitStack() as stack:
-            socks = [stack.enter_context(_connect(server)) for _ in range(number)]
+            socks = [stack.enter_context(connect(server)) for _ in range(number)]
             for sock in socks:
                 # The largest that is believed, and only its beginning: memory must follow what
                 # came, not what was announced.
-                sock.sendall(_greeting() + _header(MIB, Kind.REQ, stream=1) + b"x" * 1000)
+                sock.sendall(greeting() + header(MIB, Kind.REQ, stream=1) + b"x" * 1000)
             wait_until(lambda: server.stats()["gateway"]["sessions"] == number + 2, "all are there")
             for sock in socks[::2]:
-                sock.sendall(b"x" * MIB + _header(2**32 - 1, Kind.REQ, stream=3))
+                sock.sendall(b"x" * MIB + header(2**32 - 1, Kind.REQ, stream=3))
 
     lie(100)  # what a first time needs for good
-    before = _rss(server)
+    before = gateway_rss(server)
     for _ in range(4):
         lie(100)
     wait_until(lambda: server.stats()["gateway"]["sessions"] == 2, "all liars are gone")
     # Each round sends 50 MiB and promises twice as much; what a garbage collection has not yet
     # taken is a few.
-    assert _rss(server) - before < 8 * MIB
+    assert gateway_rss(server) - before < 8 * MIB
 
 
 def test_whoever_does_not_read_large_answers_is_cut_and_does_not_grow_the_gateway(
     server: RunningServer, innocent: Innocent
 ) -> None:
     def gorge() -> None:
-        with _connect(server) as sock:
+        with connect(server) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            sock.sendall(_greeting())
+            sock.sendall(greeting())
             block = np.zeros(128 * 1024, np.float32)
             with contextlib.suppress(ConnectionError, TimeoutError):
                 sock.settimeout(5.0)
@@ -268,19 +187,19 @@ def test_whoever_does_not_read_large_answers_is_cut_and_does_not_grow_the_gatewa
             wait_until(lambda: server.stats()["gateway"]["sessions"] == 2, "it is cut")
 
     gorge()
-    before = _rss(server)
+    before = gateway_rss(server)
     for _ in range(3):
         gorge()
-    assert _rss(server) - before < 8 * MIB
+    assert gateway_rss(server) - before < 8 * MIB
 
 
 def test_whoever_does_not_read_tokens_gets_them_merged_and_is_no_burden(
     server: RunningServer, innocent: Innocent
 ) -> None:
-    before = _rss(server)
-    with _connect(server) as sock:
+    before = gateway_rss(server)
+    with connect(server) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        sock.sendall(_greeting())
+        sock.sendall(greeting())
         for stream in range(1, 33):
             prompt = {"prompt": os.urandom(4).hex()}
             sock.sendall(_request(stream, "generate", {"max_new_tokens": 3000}, prompt))
@@ -288,7 +207,7 @@ def test_whoever_does_not_read_tokens_gets_them_merged_and_is_no_burden(
             lambda: server.stats()["gateway"]["journal_tokens"] > 16_000, "thousands of tokens"
         )
         innocent.see_another()
-        assert _rss(server) - before < 8 * MIB
+        assert gateway_rss(server) - before < 8 * MIB
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -298,13 +217,13 @@ def test_mutated_conversations_never_hurt_others(
     chance = random.Random(seed)
     asks = _request(1, "generate", {"max_new_tokens": 4}, {"prompt": "x"})
     asks += _request(2, "infer", {}, {"x": np.arange(600, dtype=np.float32)})
-    asks += _header(0, Kind.CANCEL, stream=1)
+    asks += header(0, Kind.CANCEL, stream=1)
     for _ in range(60):
-        mutant = bytearray(_greeting() + asks)
+        mutant = bytearray(greeting() + asks)
         for _ in range(chance.randrange(1, 6)):
             mutant[chance.randrange(len(PREFACE), len(mutant))] = chance.randrange(256)
-        with _connect(server) as sock:
+        with connect(server) as sock:
             sock.sendall(mutant)
             sock.shutdown(socket.SHUT_WR)
-            _read_to_end(sock)
+            read_to_end(sock)
     innocent.see_another()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _CLOSE_PATIENCE_S = 5.0  # for the last words to a peer that does not read
 _DISCARD_BYTES = 4 * 1024 * 1024  # from a peer that does not stop when it is told why
+_MAX_LINGERING = 256  # connections of a thread that were closed and whose peers have not
 _thread = threading.local()
 
 
@@ -30,6 +31,14 @@ def shared_scratch() -> memoryview:
     if scratch is None:
         scratch = _thread.scratch = memoryview(bytearray(SCRATCH_BYTES))
     return scratch
+
+
+def _lingering() -> dict[AioTransport, None]:
+    """Return this thread's closed connections whose peers still have to close, in order."""
+    lingering: dict[AioTransport, None] | None = getattr(_thread, "lingering", None)
+    if lingering is None:
+        lingering = _thread.lingering = {}
+    return lingering
 
 
 class Driver(Protocol):
@@ -119,6 +128,7 @@ class AioTransport(asyncio.BufferedProtocol):
         """The socket is gone."""
         if self._abort_timer is not None:  # it would keep every closed connection for 5 s
             self._abort_timer.cancel()
+            _lingering().pop(self, None)
         self._end(exc)
 
     def _end(self, exc: Exception | None) -> None:
@@ -144,7 +154,8 @@ class AioTransport(asyncio.BufferedProtocol):
             TensorwireError: as `Connection.send`.
         """
         self.connection.send(message)
-        self._schedule_flush()
+        if not self._flush_is_due:
+            self._schedule_flush()
 
     def _schedule_flush(self) -> None:
         if not self._flush_is_due:
@@ -184,6 +195,7 @@ class AioTransport(asyncio.BufferedProtocol):
         if self._transport.is_closing():
             return
         self._abort_timer = self._loop.call_later(_CLOSE_PATIENCE_S, self._transport.abort)
+        self._linger()
         if not (has_last_words and self._transport.can_write_eof()):
             self._transport.close()
             return
@@ -197,11 +209,26 @@ class AioTransport(asyncio.BufferedProtocol):
             return
         self._end(None)
 
+    def _linger(self) -> None:
+        # Whoever makes and breaks connections faster than they are closed would use up descriptors.
+        lingering = _lingering()
+        lingering[self] = None
+        if len(lingering) > _MAX_LINGERING:
+            oldest = next(iter(lingering))
+            del lingering[oldest]
+            if oldest._transport is not None:
+                oldest._transport.abort()
+
     def _discard(self, num_bytes: int) -> None:
         self._discarded_bytes += num_bytes
         if self._discarded_bytes > _DISCARD_BYTES:
             assert self._transport is not None
             self._transport.abort()
+
+    def fail(self, error: TensorwireError) -> None:
+        """End the connection and tell the peer why."""
+        self.connection.fail(error)
+        self._schedule_flush()
 
     def close(self) -> None:
         """End the connection; what was sent before still leaves."""

@@ -491,7 +491,7 @@ def time() -> list[Script]:
         .wait(0.9)
         .peer(Ping())
         .hears()
-        .fails(ErrorCode.FLOOD),
+        .fails(ErrorCode.FLOOD, tagged(Goaway(code=int(ErrorCode.FLOOD)))),
         greeted_server("the allowance of pings grows with time")
         .peer(*many)
         .sends(*pongs)
@@ -541,7 +541,7 @@ def time() -> list[Script]:
         .wait(59)
         .sends(Ping())
         .peer(b"\x06")
-        .wait(19.9)
+        .wait(9.9)
         .open(),
         Script("a passive peer is not asked and not given up", "server", features=("passive",))
         .peer(PREFACE, Hello(features=("passive",)))
@@ -550,6 +550,91 @@ def time() -> list[Script]:
         .wait(10_000)
         .sends()
         .open(),
+    ]
+
+
+def floods() -> list[Script]:
+    """Return what a server does about a peer that makes it work for nothing."""
+    bad = [frame(Kind.REQ, pack(fields_of(key=b"short")), stream=i) for i in range(1, 5)]
+    refused = [failure(i, ErrorCode.BAD_META) for i in range(1, 5)]
+    half = frame(Kind.REQ, bytes(2 * 64 - 16), stream=1)[:-1]  # two seconds
+
+    def gone(last_stream: int) -> dict[str, Any]:
+        said: dict[str, Any] = tagged(Goaway(code=int(ErrorCode.FLOOD), last_stream=last_stream))
+        return said
+
+    def server(name: str) -> Script:
+        return greeted_server(name, fault_burst=3, faults_per_s=2.0)
+
+    def slow_server(name: str) -> Script:
+        return greeted_server(name, frame_bytes_per_s=64)
+
+    return [
+        server("cancels of nothing are a flood at last")
+        .peer(*[Cancel(stream=i) for i in range(3)])
+        .open()
+        .peer(Cancel(stream=1))
+        .hears()
+        .fails(ErrorCode.FLOOD, gone(0)),
+        server("cancels of open streams count like others")
+        .peer(request(), *[Cancel(stream=1)] * 3)
+        .hears(request(), *[Cancel(stream=1)] * 3)
+        .open()
+        .peer(Cancel(stream=1))
+        .hears()
+        .fails(ErrorCode.FLOOD, gone(1)),
+        server("requests that fail are answered, one too many is a flood")
+        .peer(*bad)
+        .hears()
+        .fails(ErrorCode.FLOOD, *refused, gone(4)),
+        server("requests that turn out to be wrong later count, too")
+        .peer(*[request(stream=i) for i in range(1, 6)])
+        .hears(*[request(stream=i) for i in range(1, 6)])
+        .app(*[Failure(stream=i, code=int(ErrorCode.BAD_PARAMS), message="") for i in range(1, 5)])
+        .fails(ErrorCode.FLOOD, *[failure(i, ErrorCode.BAD_PARAMS) for i in range(1, 5)], gone(5)),
+        server("what is not the peer's doing does not count")
+        .peer(*[request(stream=i) for i in range(1, 6)])
+        .hears(*[request(stream=i) for i in range(1, 6)])
+        .app(*[Failure(stream=i, code=int(ErrorCode.WORKER_LOST), message="") for i in range(1, 6)])
+        .sends(*[failure(i, ErrorCode.WORKER_LOST) for i in range(1, 6)])
+        .open(),
+        server("the allowance of faults grows with time")
+        .peer(*bad[:3])
+        .sends(*refused[:3])
+        .wait(0.5)
+        .peer(bad[3])
+        .sends(refused[3])
+        .open()
+        .peer(Pong())
+        .fails(ErrorCode.FLOOD, gone(4)),
+        greeted_server("one request too many at once is a fault", fault_burst=1, streams=1)
+        .peer(request(), request(stream=2))
+        .hears(request())
+        .sends(failure(2, ErrorCode.BUSY))
+        .peer(request(stream=3))
+        .fails(ErrorCode.FLOOD, failure(3, ErrorCode.BUSY), gone(3)),
+        greeted_server("a header may take as long as the grace")
+        .peer(b"\x06")
+        .wait(10)
+        .open()
+        .wait(0.01)
+        .fails(ErrorCode.FLOOD, gone(0)),
+        slow_server("a frame may take longer the more it has")
+        .peer(half)
+        .wait(12)
+        .open()
+        .wait(0.01)
+        .fails(ErrorCode.FLOOD, gone(0)),
+        slow_server("each frame has its own time")
+        .peer(half)
+        .wait(11)
+        .peer(b"\0" + half)
+        .sends(failure(1, ErrorCode.BAD_META))
+        .wait(11)
+        .open()
+        .wait(1.01)
+        .fails(ErrorCode.FLOOD, gone(1)),
+        asking_client("a client is patient with what trickles").peer(half[:1]).wait(19.9).open(),
     ]
 
 
@@ -596,7 +681,7 @@ def workers() -> list[Script]:
 
 def script_vectors() -> list[dict[str, Any]]:
     """Return all golden exchanges, in the order of the file."""
-    scripts = [*greeting(), *streams(), *answers(), *farewells(), *time(), *workers()]
+    scripts = [*greeting(), *streams(), *answers(), *farewells(), *time(), *floods(), *workers()]
     vectors = [script.vector() for script in scripts]
     names = [vector["name"] for vector in vectors]
     assert len(set(names)) == len(names), sorted(n for n in set(names) if names.count(n) > 1)

@@ -24,6 +24,7 @@ from tensorwire_protocol.errors import (
 )
 from tensorwire_protocol.messages import Ack, EncodedTerminal, Kind
 from tensorwire_protocol.operations import check_request
+from tensorwire_protocol.receive_memory import ReceiveMemory
 from tensorwire_protocol.tensors import pack_ids, unpack_ids
 
 from tensorwire_server.config import OutcomesConfig
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
 
     from tensorwire_server.config import AdmissionConfig
     from tensorwire_server.gateway.auth import Credentials
-    from tensorwire_server.gateway.outcomes import Name
     from tensorwire_server.memory.intake import IntakeMemory
     from tensorwire_server.routing.pool import ModelPool
     from tensorwire_server.routing.replica import Replica
@@ -62,6 +62,7 @@ log = logging.getLogger(__name__)
 _DEADLINE_STEP_S = 0.02  # how late a deadline may be noticed
 _TICK_S = 1.0
 _SESSION_ID_BYTES = 16
+_RECEIVE_SHARE = 4  # a quarter of the budget
 _FAREWELL_S = 5.0  # for the last frames to leave
 
 
@@ -75,7 +76,7 @@ class Gateway:
         unnamed: remote replicas that have not said yet which model they hold; the owner of the
             list takes them out.
         credentials: whom to serve; None for everybody who can connect.
-        memory: where large requests land.
+        bodies: where large requests land.
         clock: monotonic seconds.
     """
 
@@ -89,12 +90,12 @@ class Gateway:
         outcomes: OutcomesConfig | None = None,
         unnamed: Sequence[Replica] = (),
         credentials: Credentials | None = None,
-        memory: IntakeMemory | None = None,
+        bodies: IntakeMemory | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.models = models
         self.unnamed = unnamed
-        self.sessions: set[Session] = set()
+        self.sessions: dict[Session, Callable[[Session], None]] = {}  # and who is told of its end
         self.journal = Journal()
         self.outcomes: Counter[str] = Counter()  # how requests ended
         self.num_tokens = 0  # sent since the start
@@ -103,17 +104,19 @@ class Gateway:
         self._limits = limits
         self._software = software
         self._credentials = credentials
-        self.memory = memory
+        self.bodies = bodies
         self._loop = asyncio.get_running_loop()
-        self._clock = clock
+        self.now = clock
         self.started_at = clock()
         self.admission = Admission(config)
+        self.receive_memory = ReceiveMemory(config.memory_bytes // _RECEIVE_SHARE)
         self.deadlines = Deadlines()
-        self._live: dict[LiveRequest, int | None] = {}  # with their numbers in `deadlines`
+        self._live: dict[LiveRequest, None] = {}  # in the order of arrival
+        # Where what a client asks for goes: found once, forgotten when a replica changes.
+        self._routes: dict[tuple[str, str | None], ModelPool] = {}
         self._give_up_timers: dict[LiveRequest, asyncio.TimerHandle] = {}
         self._outcomes_config = outcomes or OutcomesConfig()
         self.by_key: Outcomes[LiveRequest] = Outcomes(self._outcomes_config)
-        self._names: dict[LiveRequest, Name] = {}
         self._grace_timers: dict[LiveRequest, asyncio.TimerHandle] = {}  # of the detached
         # In the order of arrival. A dict, because what ends while it waits leaves from the middle.
         self._waiting: defaultdict[str, dict[LiveRequest, None]] = defaultdict(dict)
@@ -130,30 +133,37 @@ class Gateway:
 
     # -- sessions -----------------------------------------------------------------------------
 
-    def open_session(self, *, is_private: bool = True) -> Session:
+    def open_session(
+        self,
+        *,
+        is_private: bool = True,
+        on_closed: Callable[[Session], None] = lambda session: None,
+    ) -> Session:
         """Return the driver for a fresh client connection.
 
         Args:
             is_private: nobody else can read it, so it may carry a token.
+            on_closed: told of its end.
         """
         credentials = self._credentials
         session = Session(
             self,
             self._loop,
             limits=self._limits,
+            memory=self.receive_memory,
             session_id=os.urandom(_SESSION_ID_BYTES),
             software=self._software,
             authenticator=None if credentials is None else credentials.over(is_private=is_private),
             nonce=b"" if credentials is None else os.urandom(NONCE_BYTES),
-            memory=self.memory,
+            bodies=self.bodies,
         )
-        self.sessions.add(session)
+        self.sessions[session] = on_closed
         self._deserted.clear()
         return session
 
     def on_session_closed(self, session: Session) -> None:
         """Forget a client that is gone."""
-        self.sessions.discard(session)
+        self.sessions.pop(session)(session)
         if not self.sessions:
             self._deserted.set()
 
@@ -171,17 +181,27 @@ class Gateway:
             answer_report(self, session, request)
             return None
         name = (session.principal_name, request.key)
-        known = self.by_key.find(name, self.now())
+        now = self.now()
+        known = self.by_key.find(name, now)
         if known is not None:
             return self._join(session, request, known)
         if self.is_draining:
             raise Draining("the server is shutting down; use another or come back")
-        pool = self._find_model(request)
+        pool = self._routes.get((request.op, request.model)) or self._find_model(request)
         replica = pool.pick()
         if replica is None:
             _check_can_wait(request, pool)
         self.admission.admit(pool.name)
-        return self._begin(session, request, pool, replica)
+        live = LiveRequest(
+            self.journal.open(request),
+            model=pool.name,
+            name=name,
+            reader=session,
+            keeper=self,
+            arrived_at=now,
+        )
+        self._begin(live, pool, replica)
+        return live
 
     def _join(
         self, session: Session, request: Request, known: LiveRequest | Outcome
@@ -228,33 +248,25 @@ class Gateway:
                 f"there is no model {name!r}; this server has {', '.join(self.models)}"
             )
         _check_card(request.op, revision, pool)
+        if pool.card:
+            self._routes[request.op, request.model] = pool
         return pool
 
-    def _begin(
-        self, session: Session, request: Request, pool: ModelPool, replica: Replica | None
-    ) -> LiveRequest:
-        deadline = None
-        if request.deadline_ms is not None:
-            deadline = self.now() + request.deadline_ms / 1000
-        live = LiveRequest(
-            self.journal.open(request),
-            model=pool.name,
-            reader=session,
-            keeper=self,
-            deadline=deadline,
-        )
-        name = self._names[live] = (session.principal_name, request.key)
-        self.by_key.begin(name, live)
-        self._live[live] = None if deadline is None else self.deadlines.add(deadline, live)
-        self._idle.clear()
+    def _begin(self, live: LiveRequest, pool: ModelPool, replica: Replica | None) -> None:
+        self.by_key.begin(live.name, live)
+        if not self._live:
+            self._idle.clear()
+        self._live[live] = None
+        if live.deadline is not None:
+            live.deadline_number = self.deadlines.add(live.deadline, live)
         if replica is None:
             self._waiting[pool.name][live] = None
         else:
             live.dispatch(replica)
-        return live
 
     def on_replica_change(self, replica: Replica, pool: ModelPool) -> None:
         """A replica became ready, failed, or was lost: look at what waits for its model."""
+        self._routes.clear()
         waiting = self._waiting[pool.name]
         if pool.state is ModelState.FAILED:
             reason = f"model {pool.name!r} failed: {pool.detail}"
@@ -276,10 +288,6 @@ class Gateway:
                 live.dispatch(chosen)
 
     # -- the keeper of live requests ----------------------------------------------------------
-
-    def now(self) -> float:
-        """Return monotonic seconds."""
-        return self._clock()
 
     def on_stopping(self, live: LiveRequest) -> None:
         """Give the worker a moment to confirm, then end the request without it."""
@@ -304,7 +312,7 @@ class Gateway:
     def on_deserted(self, live: LiveRequest) -> None:
         """Forget its key: whoever still comes with it finds nothing, and may begin anew."""
         self.on_attached(live)
-        self.by_key.forget(self._names[live], live)
+        self.by_key.forget(live.name, live)
 
     def on_closed(
         self, live: LiveRequest, terminal: EncodedTerminal, outcome: str, *, may_be_kept: bool
@@ -315,9 +323,9 @@ class Gateway:
         self.num_tokens += len(live.entry.tokens)
         self.journal.close(live.entry)
         self.admission.leave(live.model)
-        number = self._live.pop(live)
-        if number is not None:
-            self.deadlines.forget(number)
+        del self._live[live]
+        if live.deadline_number is not None:
+            self.deadlines.forget(live.deadline_number)
         if self._grace_timers:
             self.on_attached(live)
         if self._waiting:
@@ -330,7 +338,7 @@ class Gateway:
             self._idle.set()
 
     def _keep_outcome(self, live: LiveRequest, terminal: EncodedTerminal | None) -> None:
-        name = self._names.pop(live)
+        name = live.name
         if terminal is None:
             self.by_key.forget(name, live)
             return
@@ -359,8 +367,8 @@ class Gateway:
             if now >= next_tick:
                 next_tick = now + _TICK_S
                 self.by_key.expire(now)
-                if self.memory is not None:
-                    self.memory.on_timer(now)
+                if self.bodies is not None:
+                    self.bodies.on_timer(now)
                 for session in tuple(self.sessions):
                     session.transport.on_timer()
                 for replica in self.replicas:

@@ -9,8 +9,9 @@ import logging
 import socket
 from typing import TYPE_CHECKING, cast
 
-from tensorwire_protocol.errors import Busy
+from tensorwire_protocol.allowance import Allowance
 
+from tensorwire_server.gateway.door import Door, source_of
 from tensorwire_server.gateway.tls import HANDSHAKE_S, SHUTDOWN_S
 
 if TYPE_CHECKING:
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
 
     from tensorwire_server.config import ListenConfig
     from tensorwire_server.gateway.gateway import Gateway
+    from tensorwire_server.gateway.session import Session
 
 log = logging.getLogger(__name__)
 _BACKLOG = 1024
+_WARN_EACH_S = 10.0
 
 
 class ListenError(OSError):
@@ -93,7 +96,8 @@ class Listener:
     ) -> None:
         self._gateway = gateway
         self._sock = sock
-        self._config = config
+        self._door = Door(config)
+        self._warnings = Allowance(1, 1 / _WARN_EACH_S)
         self._tls = tls
         self._server: asyncio.Server | None = None
 
@@ -116,13 +120,22 @@ class Listener:
         )
 
     def _accept(self, transport: asyncio.Transport) -> asyncio.BaseProtocol:
-        session = self._gateway.open_session(is_private=is_private(transport))
-        limit = self._config.max_connections
-        if len(self._gateway.sessions) > limit:
-            log.warning("connection_refused connections=%d", len(self._gateway.sessions))
-            full = Busy(f"the server has {limit} connections, its limit; try again later")
-            session.transport.connection.fail(full)
+        session = self._gateway.open_session(
+            is_private=is_private(transport), on_closed=self._leave
+        )
+        refused_before = self._door.num_refused
+        self._door.enter(session.transport, source_of(transport.get_extra_info("peername")))
+        # However many there are, the log grows slowly.
+        if self._door.num_refused > refused_before and self._warnings.spend(self._gateway.now()):
+            log.warning(
+                "connections_refused refused=%d connections=%d",
+                self._door.num_refused,
+                len(self._gateway.sessions),
+            )
         return session.transport
+
+    def _leave(self, session: Session) -> None:
+        self._door.leave(session.transport)
 
     def close(self) -> None:
         """Accept nothing more; open connections are not touched."""

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tensorwire_server.gateway.journal import Entry
+    from tensorwire_server.gateway.outcomes import Name
     from tensorwire_server.routing.replica import Replica
 
 
@@ -106,10 +107,12 @@ class LiveRequest:
     __slots__ = (
         "arrived_at",
         "deadline",
+        "deadline_number",
         "entry",
         "is_acked",
         "keeper",
         "model",
+        "name",
         "phase",
         "prompt_tokens",
         "reader",
@@ -124,17 +127,23 @@ class LiveRequest:
         entry: Entry,
         *,
         model: str,
+        name: Name,
         reader: Reader,
         keeper: Keeper,
-        deadline: float | None,
+        arrived_at: float,
     ) -> None:
+        request = entry.request
         self.entry = entry
         self.model = model
-        self.stream = entry.request.stream
+        self.name = name  # under which it is found by its key
+        self.stream = request.stream
         self.reader: Reader | None = reader
         self.keeper = keeper
-        self.deadline = deadline
-        self.arrived_at = keeper.now()
+        self.arrived_at = arrived_at  # monotonic s
+        self.deadline: float | None = None
+        if request.deadline_ms is not None:
+            self.deadline = arrived_at + request.deadline_ms / 1000
+        self.deadline_number: int | None = None  # in the keeper's book of deadlines
         self.phase = Phase.WAITING
         self.is_acked = False
         self.prompt_tokens: int | None = None
@@ -346,8 +355,8 @@ class LiveRequest:
         stalled_s = self.reader.settle(self.stream) if self.reader is not None else 0.0
         total_s = self.keeper.now() - self.arrived_at
         return {
-            "write_stall_ms": round(stalled_s * 1000, 3),
-            "gateway_ms": round(total_s * 1000, 3),
+            "write_stall_ms": stalled_s * 1000,
+            "gateway_ms": total_s * 1000,
         }
 
     def _close(self, terminal: End | PackedResult | Failure, outcome: str) -> None:

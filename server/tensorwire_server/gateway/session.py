@@ -23,7 +23,7 @@ from tensorwire_protocol.messages import (
     Result,
     Resume,
 )
-from tensorwire_protocol.roles import Role
+from tensorwire_protocol.roles import Role, State
 from tensorwire_protocol.transports.aio import AioTransport, shared_scratch
 
 from tensorwire_server.telemetry.faults import log_fault
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tensorwire_protocol.auth import Authenticator, Principal
     from tensorwire_protocol.bodies import Memory
     from tensorwire_protocol.limits import Limits
+    from tensorwire_protocol.receive_memory import ReceiveMemory
 
     from tensorwire_server.gateway.requests import LiveRequest
 
@@ -78,22 +79,24 @@ class Session:
         loop: asyncio.AbstractEventLoop,
         *,
         limits: Limits,
+        memory: ReceiveMemory,
         session_id: bytes,
         software: str,
         authenticator: Authenticator | None = None,
         nonce: bytes = b"",
-        memory: Memory | None = None,
+        bodies: Memory | None = None,
     ) -> None:
         connection = Connection(
             Role.SERVER,
             limits=limits,
             scratch=shared_scratch(),
+            memory=memory,
             software=software,
             features=(FEATURE_PASSIVE, FEATURE_RESUME, FEATURE_BODY),
             session=session_id,
             authenticator=authenticator,
             nonce=nonce,
-            memory=memory,
+            bodies=bodies,
             codec=PACKING,
         )
         self.transport = AioTransport(connection, self)
@@ -211,7 +214,7 @@ class Session:
         self.send_terminal(Failure.of(stream, error))
 
     def _send(self, message: Message) -> None:
-        if not self._connection.is_closed:
+        if self._connection.state is not State.CLOSED:
             self.transport.send(message)
 
     def _flush_unless_paused(self) -> None:

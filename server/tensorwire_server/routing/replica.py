@@ -19,7 +19,7 @@ from tensorwire_protocol.messages import (
     PackedResult,
     Step,
 )
-from tensorwire_protocol.roles import Role
+from tensorwire_protocol.roles import Role, State
 from tensorwire_protocol.transports.aio import AioTransport, shared_scratch
 
 from tensorwire_server.models.lifecycle import ModelState
@@ -102,7 +102,9 @@ class Replica:
     def _open_transport(self) -> AioTransport | None:
         # A violation closes the connection a moment before `on_lost` tells of it.
         transport = self._transport
-        return None if transport is None or transport.connection.is_closed else transport
+        if transport is None or transport.connection.state is State.CLOSED:
+            return None
+        return transport
 
     # -- the worker's side --------------------------------------------------------------------
 

@@ -99,7 +99,7 @@ class Link:
         Raises:
             TooLarge, OutputTooLarge, BadTensor, BadMeta: it cannot be sent; nothing changed.
         """
-        if not self._connection.is_closed:
+        if self._connection.state is not State.CLOSED:
             self.transport.send(message)
 
     def beat(self, heartbeat: Heartbeat) -> None:

@@ -13,6 +13,7 @@ from tensorwire_protocol.codec import decode
 from tensorwire_protocol.connection import NOT_OURS, Connection
 from tensorwire_protocol.errors import (
     BadPreface,
+    Busy,
     ConnectionLost,
     FrameTooLarge,
     HandshakeTimeout,
@@ -386,3 +387,25 @@ def test_the_patience_for_last_words_ends_with_the_socket(run: Run) -> None:
         assert transport._abort_timer.cancelled()
 
     run(test)
+
+
+def test_closed_connections_whose_peers_do_not_close_are_bounded(run: Run) -> None:
+    async def test() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            ends = [await stack.enter_async_context(server_and_socket()) for _ in range(258)]
+            for transport, recorder, _ in ends:
+                transport.fail(Busy("enough"))
+                await recorder.until_lost()
+            for _ in range(3):
+                await asyncio.sleep(0)
+            hears = [can_send(sock) for _, _, sock in ends]
+            assert hears == [False, False] + [True] * 256
+
+    run(test)
+
+
+def can_send(sock: socket.socket) -> bool:
+    try:
+        return sock.send(b"x") == 1
+    except OSError:
+        return False

@@ -1,0 +1,86 @@
+"""What a run has reached, so that nobody takes a million refused prefaces for a proof."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from tensorwire_protocol.roles import ACCEPTS, Role
+
+_LEAST_PASSED, _LEAST_LOGGED_IN = 0.5, 1 / 3
+
+
+@dataclass
+class Tally:
+    """Counts; two of them add up."""
+
+    executions: int = 0
+    passed: int = 0  # preface and header right, the greeting accepted
+    logged_in: int = 0  # by token or hmac, up to the end of the login
+    frames: int = 0
+    roles: Counter[str] = field(default_factory=Counter)
+    arrived: Counter[str] = field(default_factory=Counter)  # "role KIND", whole, known to the role
+    states: Counter[str] = field(default_factory=Counter)  # "role state", in which a frame came
+    heard: Counter[str] = field(default_factory=Counter)  # "role KIND" that got through
+    errors: Counter[str] = field(default_factory=Counter)  # that connections ended with
+
+    def add(self, other: Tally) -> None:
+        """Put another run's counts in."""
+        for name, value in vars(other).items():
+            vars(self)[name] += value
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts as JSON can hold them."""
+        return vars(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Tally:
+        """Return the counts of `to_json`."""
+        tally = cls()
+        for name, value in data.items():
+            vars(tally)[name] += Counter(value) if isinstance(value, dict) else value
+        return tally
+
+    def not_reached(self) -> list[str]:
+        """Return in words what a fair run must have reached and this one has not."""
+        missing = [
+            f"{role.value} never got a frame of kind {kind:#04x}"
+            for role in Role
+            for kind in sorted(ACCEPTS[role])
+            if not self.arrived[f"{role.value} {kind:#04x}"]
+        ]
+        if self.passed < _LEAST_PASSED * self.executions:
+            missing.append("fewer than half of the inputs passed preface and header")
+        if self.logged_in < _LEAST_LOGGED_IN * self.executions:
+            missing.append("fewer than a third of the inputs were logged in")
+        return missing
+
+    def report(self) -> str:
+        """Return the counts for a person."""
+        n = self.executions or 1
+        lines = [
+            f"executions          {self.executions}",
+            f"past the header     {self.passed} ({self.passed / n:.0%}; at least 50%)",
+            f"logged in           {self.logged_in} ({self.logged_in / n:.0%}; at least 33%)",
+            f"frames              {self.frames}",
+            "roles               " + _row(self.roles),
+            "states              " + _row(self.states),
+            "ended with          " + _row(self.errors),
+            "arrived, got through:",
+        ]
+        for role in Role:
+            kinds = sorted(ACCEPTS[role])
+            names = [f"{role.value} {kind:#04x}" for kind in kinds]
+            cells = ", ".join(
+                f"{kind:#04x} {self.arrived[name]}/{self.heard[name]}"
+                for kind, name in zip(kinds, names, strict=True)
+            )
+            lines.append(f"  {role.value:12} {cells}")
+        missing = self.not_reached()
+        lines.append("not reached         " + ("; ".join(missing) or "nothing that counts"))
+        return "\n".join(lines)
+
+
+def _row(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.most_common())
