@@ -21,6 +21,7 @@ from tensorwire_protocol.errors import (
     TensorwireError,
     UnknownKind,
 )
+from tensorwire_protocol.pool import PooledMemory
 from tensorwire_protocol.roles import Role
 
 from tensorwire.errors import ClientUnusable
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 10.0
 SOFTWARE = "tensorwire-python"
+_POOL_BYTES = 128 * 1024 * 1024  # of large answers that are gone, for those that come
+_pool = PooledMemory(_POOL_BYTES)
 
 # Name: seconds (or a count). Present where the platform has it.
 _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPALIVE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
@@ -46,6 +49,7 @@ def new_connection(*, is_passive: bool, login: Login | None = None) -> Connectio
         features=(FEATURE_PASSIVE, *features) if is_passive else features,
         login=login,
         codec=_codec(),
+        bodies=_pool,
     )
 
 

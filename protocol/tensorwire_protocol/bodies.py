@@ -29,8 +29,6 @@ FEATURE_BODY = "body"
 FEATURE_SHM = "shm"
 SHARED_BYTES = 64 * 1024  # a message this large is shared; below, a copy is cheaper
 WINDOW_BYTES = 1024 * 1024  # of a body that may come without credit
-SLOWEST_BYTES_PER_S = 64 * 1024
-GRACE_S = 10.0
 
 
 class Reservation(Protocol):
@@ -83,10 +81,13 @@ class Sharing(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Fresh:
+class Placed:
+    """A reservation that never waits."""
+
     segments: list[memoryview]
 
-    def cancel(self) -> None: ...
+    def cancel(self) -> None:
+        """Nothing: memory goes with its last user."""
 
 
 class FreshMemory:
@@ -94,7 +95,7 @@ class FreshMemory:
 
     def reserve(self, lengths: Sequence[int], on_ready: Callable[[], None]) -> Reservation:
         """Return memory at once."""
-        return _Fresh([aligned_buffer(length) for length in lengths])
+        return Placed([aligned_buffer(length) for length in lengths])
 
 
 class IncomingBody:

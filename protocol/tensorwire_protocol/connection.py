@@ -623,6 +623,8 @@ class Connection:
         if self._transfers is not None:
             self._transfers.clear()
             self._transfers = None
+        # The shell knows this object: a circle would keep both, and the memory they share.
+        self.on_output, self._sharing = _nothing, None
 
     def _emit(self, message: Message) -> None:
         """Queue a message of the connection itself."""

@@ -7,9 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tensorwire_protocol.bodies import (
-    GRACE_S,
     SHARED_BYTES,
-    SLOWEST_BYTES_PER_S,
     WINDOW_BYTES,
     FreshMemory,
     IncomingBody,
@@ -316,7 +314,8 @@ class Transfers:
             if now - body.began_at >= _PATIENCE_S:
                 self._refuse(body, Busy("the server has no memory for this request; try again"))
         elif body.due_at is None:
-            body.due_at = now + GRACE_S + body.num_bytes / SLOWEST_BYTES_PER_S
+            limits = self._limits
+            body.due_at = now + limits.frame_grace_s + body.num_bytes / limits.frame_bytes_per_s
         elif now >= body.due_at:
             raise Flood(f"a body of {body.num_bytes} bytes did not come in time")
         deadline_ms = getattr(body.message, "deadline_ms", None)
