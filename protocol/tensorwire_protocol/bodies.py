@@ -28,6 +28,8 @@ FEATURE_BODY = "body"
 # On a worker link within one machine: segments stay where they are, in shared memory.
 FEATURE_SHM = "shm"
 SHARED_BYTES = 64 * 1024  # a message this large is shared; below, a copy is cheaper
+# A larger message leaves as a body where it can: it lands in place, a frame is copied there.
+BODY_BYTES = 256 * 1024
 WINDOW_BYTES = 1024 * 1024  # of a body that may come without credit
 
 

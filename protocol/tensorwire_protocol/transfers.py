@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tensorwire_protocol.bodies import (
+    BODY_BYTES,
     SHARED_BYTES,
     WINDOW_BYTES,
     FreshMemory,
@@ -27,7 +28,6 @@ from tensorwire_protocol.errors import (
     UnknownKind,
 )
 from tensorwire_protocol.frames import (
-    DATA_BYTES,
     HEADER_BYTES,
     SEGMENT_KINDS,
     Flag,
@@ -259,7 +259,7 @@ class Transfers:
         self, frame: list[bytes | memoryview], message: Message, size: int, peer: Limits
     ) -> tuple[list[bytes | memoryview], OutgoingBody | None]:
         """Return a message as it leaves: as its frame, or as a head and the body that follows."""
-        limit = DATA_BYTES if self._sharing is None else SHARED_BYTES
+        limit = BODY_BYTES if self._sharing is None else SHARED_BYTES
         fits = size - HEADER_BYTES <= min(limit, peer.frame_bytes)
         if fits or len(frame) == 1 or message.KIND not in SEGMENT_KINDS:
             return frame, None

@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from tensorwire_protocol.bodies import FEATURE_BODY, WINDOW_BYTES, FreshMemory, Reservation
+from tensorwire_protocol.bodies import (
+    BODY_BYTES,
+    FEATURE_BODY,
+    WINDOW_BYTES,
+    FreshMemory,
+    Reservation,
+)
 from tensorwire_protocol.connection import Connection
 from tensorwire_protocol.errors import Busy, ErrorCode, Executed, TooLarge
-from tensorwire_protocol.frames import DATA_BYTES, PREFACE, Flag, build_body, build_segmented_frame
+from tensorwire_protocol.frames import PREFACE, Flag, build_body, build_segmented_frame
 from tensorwire_protocol.limits import CLIENT_LINK, Limits
 from tensorwire_protocol.messages import (
     Cancel,
@@ -175,12 +181,12 @@ def test_all_but_the_first_read_lands_in_place() -> None:
     assert in_place >= WINDOW_BYTES - 256 * 1024
 
 
-@pytest.mark.parametrize("size", [DATA_BYTES - 4096, DATA_BYTES + 4096])
-def test_only_what_is_above_a_mebibyte_is_a_body(size: int) -> None:
+@pytest.mark.parametrize("size", [BODY_BYTES - 4096, BODY_BYTES + 4096])
+def test_only_what_is_large_is_a_body(size: int) -> None:
     client, _ = ends()
     client.send(request(1, op="infer", inputs={"x": np.zeros(size, np.uint8)}))
     head = b"".join(client.take_output())[:16]
-    assert bool(head[5] & Flag.BODY) == (size > DATA_BYTES)
+    assert bool(head[5] & Flag.BODY) == (size > BODY_BYTES)
 
 
 def test_without_the_feature_a_large_message_is_refused_at_the_sender() -> None:

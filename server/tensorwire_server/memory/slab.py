@@ -6,6 +6,7 @@ it is gone, in whichever thread that happens.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -54,6 +55,8 @@ class Slab:
     def __init__(self, fd: int) -> None:
         self.on_freed: Callable[[], None] = _nothing
         self._memory = mmap.mmap(fd, 0)
+        with contextlib.suppress(OSError):  # only where the kernel knows and allows it
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
         # Not the seal against writing: with it no page could be given back to the kernel.
         os.fchmod(fd, stat.S_IRUSR)
         self.fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
