@@ -159,6 +159,7 @@ LOWEST = {
     "admission.max_requests_per_model": 1,
     "admission.memory_bytes": 16 * 1024 * 1024,
     "admission.stop_grace_s": 0,
+    "admission.merged_bytes": 0,
     "workers.count": 1,
     "workers.threads": 1,
     "batching.max_running": 1,
@@ -171,6 +172,7 @@ LOWEST = {
     "outcomes.seconds": 0,
     "outcomes.keys": 0,
     "outcomes.bytes": 0,
+    "outcomes.detached_bytes": 0,
 }
 
 

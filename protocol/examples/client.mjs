@@ -426,7 +426,7 @@ const LAYOUTS = {
     opt("deadline_ms", isU32), opt("credit", isU32), priority, opt("trace", isStr),
   ],
   CANCEL: [req("reason", isStr)],
-  RESUME: [key, req("next_index", isU32), opt("next_char", isU32, () => 0)],
+  RESUME: [key, req("next_index", isU32), opt("next_char", isU32, () => 0), opt("credit", isU32)],
   RES: [{ ...tensorMap("outputs"), isWritten: true }, numbers("usage"), numbers("timings"), map("extra")],
   EVT: [req("index", isU32), req("tokens", isListOf(isI32)), req("text", isStr), noneIfEmpty("extra")],
   EVB: [req("streams", isListOf(isU32)), ...COLUMNS],

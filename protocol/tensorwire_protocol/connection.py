@@ -95,6 +95,8 @@ NOT_OURS = b"tensorwire: this port speaks the Tensorwire protocol, version 1, no
 FEATURE_PASSIVE = "passive"
 # A lost connection's streams go on for a while without it, and RESUME finds them on another.
 FEATURE_RESUME = "resume"
+# A client may say how many events it takes; what is made meanwhile merges into the next one.
+FEATURE_CREDIT = "credit"
 
 _BODY = int(Flag.BODY)  # an IntFlag's own `&` costs two microseconds
 _OPENINGS = frozenset({Kind.REQ, Kind.RESUME, Kind.SUBMIT})
@@ -236,6 +238,11 @@ class Connection:
         """Say if both sides know RESUME."""
         return FEATURE_RESUME in self._features and FEATURE_RESUME in self.peer_features
 
+    @property
+    def has_credit(self) -> bool:
+        """Say if the client may count events."""
+        return FEATURE_CREDIT in self._features and FEATURE_CREDIT in self.peer_features
+
     def is_open(self, stream: int) -> bool:
         """Say if `stream` has begun and not ended."""
         return stream in self.streams
@@ -306,7 +313,7 @@ class Connection:
             raise BadFraming(f"a meta has {len(frame.meta)} bytes, {self._meta_bytes} allowed")
         if self._handshake is not None:
             return self._admit_early(self._handshake, frame)
-        if kind in _NOT_BUILT or (kind in _OF_BODIES and self._transfers is None):
+        if kind in _NOT_BUILT or (kind in _OF_BODIES and not self._is_negotiated(kind)):
             raise UnknownKind(f"{Kind(kind).name} was not negotiated on this connection")
         if frame.flags:
             return self._admit_body(frame, now)
@@ -412,8 +419,7 @@ class Connection:
             self._note_fault(now)
             return self._note_cancel(message, now)
         elif isinstance(message, Credit):
-            self._outbox.allow(message.stream, message.amount)
-            return None
+            return self._note_credit(message, now)
         elif isinstance(message, Shm):
             if self._transfers is not None:
                 self._transfers.note_shared(message)
@@ -430,6 +436,19 @@ class Connection:
         elif isinstance(message, (Hello, Welcome)):
             raise SequenceError(f"{message.KIND.name} came a second time")
         return message
+
+    def _is_negotiated(self, kind: int) -> bool:
+        return self._transfers is not None or (kind == Kind.CREDIT and self.has_credit)
+
+    def _note_credit(self, credit: Credit, now: float) -> Credit | None:
+        """Take what the peer allows: bytes of a body to its client, events to a server."""
+        if self._is_opener:
+            self._outbox.allow(credit.stream, credit.amount)
+            return None
+        if credit.stream not in self.streams:
+            self._note_fault(now)
+            return None
+        return credit if self.has_credit else None
 
     def _note_cancel(self, cancel: Cancel, now: float) -> Cancel | None:
         transfers, stream = self._transfers, cancel.stream

@@ -207,6 +207,7 @@ class Resume:
     key: bytes
     next_index: int  # tokens that have arrived
     next_char: int = 0  # characters (Unicode code points) of text that have arrived
+    credit: int | None = None  # as in `Request`
 
 
 @message

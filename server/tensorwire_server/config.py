@@ -84,6 +84,7 @@ class AdmissionConfig:
     max_requests_per_model: int = 2048
     memory_bytes: int = 1024 * 1024 * 1024  # a quarter of it for frames that are not complete
     stop_grace_s: float = 2.0  # for a worker to confirm a cancel
+    merged_bytes: int = 512 * 1024 * 1024  # of tokens that clients do not take, over all of them
 
     def __post_init__(self) -> None:
         _require(self.max_requests >= 1, "admission.max_requests", ">= 1", self.max_requests)
@@ -100,6 +101,7 @@ class AdmissionConfig:
             self.memory_bytes,
         )
         _require_seconds(self.stop_grace_s, "admission.stop_grace_s")
+        _require(self.merged_bytes >= 0, "admission.merged_bytes", ">= 0", self.merged_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +109,7 @@ class OutcomesConfig:
     """What can be asked for by its request key: after a lost connection, after the end."""
 
     resume_grace_s: float = 5.0  # what runs goes on so long without a reader; 0: not at all
+    detached_bytes: int = 64 * 1024 * 1024  # what runs without a reader keeps for it, in all
     seconds: float = 600.0  # an outcome is kept, within the next two bounds
     keys: int = 100_000
     bytes: int = 256 * 1024 * 1024
@@ -115,7 +118,7 @@ class OutcomesConfig:
         grace_s = self.resume_grace_s
         _require(0 <= grace_s <= 60, "outcomes.resume_grace_s", "from 0 to 60 seconds", grace_s)
         _require_seconds(self.seconds, "outcomes.seconds")
-        for key in ("keys", "bytes"):
+        for key in ("keys", "bytes", "detached_bytes"):
             value = getattr(self, key)
             _require(value >= 0, f"outcomes.{key}", ">= 0", value)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import models_zoo
 import torch
 import transformers
+from emissions import each
 from tensorwire_server.scheduling.continuous import ContinuousScheduler
 from tensorwire_server.scheduling.pages import PagePool
 from tensorwire_server.scheduling.sequences import Sequence
@@ -100,7 +101,7 @@ def run(
         if plan is None:
             continue
         largest = max(largest, len(plan.rows))
-        for emission in scheduler.commit(plan, engine.step(plan)):
+        for emission in each(scheduler.commit(plan, engine.step(plan))):
             assert emission.index == len(tokens[emission.sequence_id])
             tokens[emission.sequence_id].append(emission.token_id)
             finished += emission.finish is not None

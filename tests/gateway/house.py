@@ -8,11 +8,12 @@ import itertools
 import socket
 from typing import TYPE_CHECKING, Any
 
-from tensorwire_protocol.connection import FEATURE_RESUME, Connection
+from tensorwire_protocol.connection import FEATURE_CREDIT, FEATURE_RESUME, Connection
 from tensorwire_protocol.limits import CLIENT_LINK, Limits
 from tensorwire_protocol.messages import (
     Ack,
     Cancel,
+    Credit,
     End,
     Event,
     EventBatch,
@@ -63,10 +64,11 @@ class Client:
         login: Login | None = None,
         *,
         can_resume: bool = False,
+        has_credit: bool = False,
     ) -> None:
         self.messages: list[Message] = []
         self.lost: list[TensorwireError | None] = []
-        features = (FEATURE_RESUME,) if can_resume else ()
+        features = (FEATURE_RESUME,) * can_resume + (FEATURE_CREDIT,) * has_credit
         self.transport = AioTransport(
             Connection(Role.CLIENT, limits=limits, features=features, login=login), self
         )
@@ -96,13 +98,21 @@ class Client:
         )
         return stream
 
-    def resume(self, key: bytes, next_index: int = 0, next_char: int = 0) -> int:
+    def resume(
+        self, key: bytes, next_index: int = 0, next_char: int = 0, credit: int | None = None
+    ) -> int:
         """Ask for the rest of a request; return the stream it comes on."""
         stream = self.transport.connection.next_stream()
         self.transport.send(
-            Resume(stream=stream, key=key, next_index=next_index, next_char=next_char)
+            Resume(
+                stream=stream, key=key, next_index=next_index, next_char=next_char, credit=credit
+            )
         )
         return stream
+
+    def allow(self, stream: int, amount: int) -> None:
+        """Send CREDIT."""
+        self.transport.send(Credit(stream=stream, amount=amount))
 
     def cut(self) -> None:
         """Lose the connection without a word."""
@@ -268,9 +278,15 @@ class House:
                     await self._changed.wait()
         return worker
 
-    async def connect(self, limits: Limits | None = None, *, can_resume: bool = False) -> Client:
+    async def connect(
+        self,
+        limits: Limits | None = None,
+        *,
+        can_resume: bool = False,
+        has_credit: bool = False,
+    ) -> Client:
         """Return a client that has been greeted."""
-        client = Client(limits, can_resume=can_resume)
+        client = Client(limits, can_resume=can_resume, has_credit=has_credit)
         loop = asyncio.get_running_loop()
         near, far = socket.socketpair()
         session = self.gateway.open_session()
@@ -323,6 +339,12 @@ class House:
         detached = [live for live in gateway._live if live.is_detached]
         assert list(gateway._grace_timers.keys() - detached) == []
         assert len(gateway._grace_timers) == len(detached)
+        gateway.detached.check_invariants()
+        gateway.merged.check_invariants()
+        assert set(gateway.detached._held) == set(detached)
+        for session in gateway.sessions:
+            assert session._merged_bytes == gateway.merged._held.get(session, 0)
+            assert session._merged_bytes == sum(d.num_bytes for d in session._deltas.values())
         assert sum(map(len, gateway._waiting.values())) <= num_live
         assert sum(session.num_live for session in gateway.sessions) <= num_live
 

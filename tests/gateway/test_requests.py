@@ -78,6 +78,9 @@ class Books:
     def on_detached(self, live: LiveRequest) -> None:
         self.notes.append("detached")
 
+    def on_kept(self, live: LiveRequest, num_bytes: int) -> None:
+        self.notes.append("kept")
+
     def on_deserted(self, live: LiveRequest) -> None:
         self.notes.append("deserted")
 

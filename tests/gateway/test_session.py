@@ -56,12 +56,17 @@ class BareClient:
         self._sock = sock
         self._connection = Connection(Role.CLIENT)
 
-    def greet(self, *requests: Request, limits: Mapping[str, int] | None = None) -> None:
+    def greet(
+        self,
+        *requests: Request,
+        limits: Mapping[str, int] | None = None,
+        features: tuple[str, ...] = (),
+    ) -> None:
         """Say HELLO and what limits are kept, which this client itself does not."""
         self._connection.take_output()
         for message in requests:
             self._connection.send(message)
-        self.send_bytes(PREFACE + wire(Hello(limits=limits or {})))
+        self.send_bytes(PREFACE + wire(Hello(limits=limits or {}, features=features)))
         self.send_bytes(b"".join(self._connection.take_output()))
 
     def send_bytes(self, data: bytes) -> None:

@@ -188,6 +188,7 @@ STRATEGIES: dict[type[Any], st.SearchStrategy[Any]] = {
         key=st.binary(min_size=16, max_size=16),
         next_index=U32,
         next_char=U32,
+        credit=st.none() | U32,
     ),
     Result: st.builds(
         Result, stream=STREAM, outputs=INPUTS, usage=NUMBERS, timings=NUMBERS, extra=MAP

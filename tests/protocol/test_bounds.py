@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 import pytest
+from gateway.test_bounds import test_a_client_that_reads_nothing_is_stuck_after_ten_seconds
 from tensorwire_protocol.errors import ErrorCode
 from tensorwire_protocol.frames import PREFACE, build_frame
 from tensorwire_protocol.limits import CLIENT_LINK, Limits
@@ -39,6 +40,7 @@ IN_OTHER_TESTS = {
     "message_bytes": test_a_body_is_refused_on_its_announced_size,
     "preauth_bytes": test_a_peer_without_a_login_has_four_kib_in_all,
     "preauth_frames": test_a_peer_without_a_login_has_four_frames,
+    "send_stuck_s": test_a_client_that_reads_nothing_is_stuck_after_ten_seconds,
 }
 
 

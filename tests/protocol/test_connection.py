@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 from tensorwire_protocol.codec import decode
-from tensorwire_protocol.connection import FEATURE_PASSIVE, FEATURE_RESUME, NOT_OURS, Connection
+from tensorwire_protocol.connection import (
+    FEATURE_CREDIT,
+    FEATURE_PASSIVE,
+    FEATURE_RESUME,
+    NOT_OURS,
+    Connection,
+)
 from tensorwire_protocol.errors import (
     BadFraming,
     BadMeta,
@@ -33,6 +39,7 @@ from tensorwire_protocol.limits import MIN_FRAME_BYTES, Limits
 from tensorwire_protocol.messages import (
     Ack,
     Cancel,
+    Credit,
     End,
     Event,
     EventBatch,
@@ -298,6 +305,41 @@ def test_resume_is_refused_where_one_side_does_not_know_it(side: str) -> None:
     client.feed(output(server))
     assert (client.can_resume, server.can_resume) == (False, False)
     server.feed(wire(Resume(stream=1, key=KEY, next_index=0)))
+    assert isinstance(last_words(server), UnknownKind)
+
+
+# -- CREDIT ---------------------------------------------------------------------------------------
+
+
+def test_credit_reaches_the_driver_while_its_stream_is_open() -> None:
+    client = Connection(Role.CLIENT, features=(FEATURE_CREDIT,))
+    server = Connection(Role.SERVER, features=(FEATURE_CREDIT,))
+    server.feed(output(client))
+    client.feed(output(server))
+    assert client.has_credit
+    assert server.has_credit
+    client.send(request(1, credit=2))
+    client.send(Credit(stream=1, amount=3))
+    asked, credit = server.feed(output(client))
+    assert isinstance(asked, Request)
+    assert isinstance(credit, Credit)
+    assert (asked.credit, credit.amount) == (2, 3)
+    assert server.feed(wire(Credit(stream=2, amount=3)) + wire(Credit(stream=0, amount=3))) == []
+    server.send(Result(stream=1))
+    client.send(Credit(stream=1, amount=3))  # crosses the result
+    assert server.feed(output(client)) == []
+    assert not server.is_closed
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_credit_is_refused_where_one_side_does_not_know_it(side: str) -> None:
+    features = {"client": (), "server": ()} | {side: (FEATURE_CREDIT,)}
+    client = Connection(Role.CLIENT, features=features["client"])
+    server = Connection(Role.SERVER, features=features["server"])
+    server.feed(output(client))
+    client.feed(output(server))
+    client.send(request(1))
+    server.feed(output(client) + wire(Credit(stream=1, amount=1)))
     assert isinstance(last_words(server), UnknownKind)
 
 

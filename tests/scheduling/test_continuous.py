@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from emissions import Emission, each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from tensorwire_server.scheduling.continuous import (
     ContinuousScheduler,
-    Emission,
     NeverFits,
     WaitingFull,
 )
@@ -67,9 +68,10 @@ def answer(plan: StepPlan, token_id: int = 50) -> StepResult:
 def steps(subject: ContinuousScheduler) -> Iterator[tuple[StepPlan, list[Emission]]]:
     """Run to the end."""
     while (plan := subject.plan(0.0)) is not None:
-        emissions = subject.commit(plan, answer(plan))
+        seen = replace(plan, rows=tuple(map(replace, plan.rows)))  # rows are lent, and move on
+        emissions = each(subject.commit(plan, answer(plan)))
         subject.check_invariants()
-        yield plan, emissions
+        yield seen, emissions
 
 
 def fed(plan: StepPlan) -> dict[int, tuple[int, ...]]:
@@ -84,8 +86,8 @@ def test_a_sequence_is_read_then_continued_then_released() -> None:
     assert [plan.released for plan, _ in seen] == [(), (), (7,)]
     assert [row.start for plan, _ in seen for row in plan.rows] == [0, 3]
     assert [emission for _, emissions in seen for emission in emissions] == [
-        Emission(sequence_id=7, index=0, token_id=50, finish=None),
-        Emission(sequence_id=7, index=1, token_id=50, finish="length"),
+        Emission(7, 0, 50, None),
+        Emission(7, 1, 50, "length"),
     ]
 
 
@@ -98,7 +100,7 @@ def test_a_stop_token_is_emitted_and_ends_the_sequence() -> None:
     subject.submit(sequence(1))
     plan = subject.plan(0.0)
     assert plan is not None
-    (emission,) = subject.commit(plan, answer(plan, STOP))
+    (emission,) = each(subject.commit(plan, answer(plan, STOP)))
     assert (emission.token_id, emission.finish) == (STOP, "stop")
     assert subject.num_running == 0
 
@@ -108,7 +110,7 @@ def test_a_stop_token_as_the_last_allowed_token_is_a_stop() -> None:
     subject.submit(sequence(1, max_new_tokens=1))
     plan = subject.plan(0.0)
     assert plan is not None
-    assert subject.commit(plan, answer(plan, STOP))[0].finish == "stop"
+    assert each(subject.commit(plan, answer(plan, STOP)))[0].finish == "stop"
 
 
 def test_a_long_prompt_is_read_in_chunks_and_sampled_once() -> None:
@@ -208,7 +210,7 @@ def test_a_cancel_while_the_step_runs_swallows_its_token() -> None:
     plan = subject.plan(0.0)
     assert plan is not None
     assert subject.cancel(1)
-    assert subject.commit(plan, answer(plan)) == []
+    assert each(subject.commit(plan, answer(plan))) == []
     plan = subject.plan(0.0)
     assert plan is not None
     assert (plan.rows, plan.released) == ((), (1,))
@@ -221,7 +223,7 @@ def test_an_id_used_again_while_the_old_step_runs_gets_no_old_token() -> None:
     assert plan is not None
     subject.cancel(1)
     subject.submit(sequence(1, prompt=2))
-    assert subject.commit(plan, answer(plan)) == []
+    assert each(subject.commit(plan, answer(plan))) == []
     plan = subject.plan(0.0)
     assert plan is not None
     assert (fed(plan), plan.released) == ({1: (1, 2)}, (1,))
@@ -273,7 +275,7 @@ def test_a_failed_sequence_leaves_and_says_why_while_the_others_go_on() -> None:
     plan = subject.plan(0.0)
     assert plan is not None
     emissions = subject.commit(plan, StepResult(tokens={2: 50}, failed={1: "non-finite logits"}))
-    assert [emission.sequence_id for emission in emissions] == [2]
+    assert emissions.sequence_ids == [2]
     assert subject.take_failed() == {1: "non-finite logits"}
     assert subject.take_failed() == {}
     plan = subject.plan(0.0)
@@ -290,7 +292,7 @@ def test_a_plan_that_was_not_committed_is_planned_again() -> None:
     assert again is not None
     with pytest.raises(AssertionError, match="latest plan"):
         subject.commit(StepPlan(rows=(), released=()), answer(again))
-    assert len(subject.commit(again, answer(again))) == 1
+    assert len(each(subject.commit(again, answer(again)))) == 1
 
 
 def test_counts_say_who_waits_who_runs_and_how_large_the_step_was() -> None:
@@ -380,7 +382,7 @@ class AnyHistory(RuleBasedStateMachine):
         sampled = {row.sequence_id: token for row in plan.rows if row.sample}
         tokens = {number: token for number, token in sampled.items() if number not in failing}
         before = {number: live.num_new for number, live in self.live.items()}
-        for emission in self.subject.commit(plan, StepResult(tokens=tokens, failed=failing)):
+        for emission in each(self.subject.commit(plan, StepResult(tokens=tokens, failed=failing))):
             assert emission.index == before[emission.sequence_id]
             if emission.finish is not None:
                 self.end(emission.sequence_id)
@@ -431,7 +433,7 @@ class AnyHistory(RuleBasedStateMachine):
             if plan is None:
                 break
             self.run_engine(plan)
-            for emission in self.subject.commit(plan, answer(plan)):
+            for emission in each(self.subject.commit(plan, answer(plan))):
                 if emission.finish is not None:
                     self.end(emission.sequence_id)
         assert not self.live, "some never finished"

@@ -63,12 +63,12 @@ class Answer:
             assert isinstance(message, End | Result | Failure)
             self.terminal = message
 
-    def add_token(self, attempt: int, index: int, token: int, text: str) -> None:
+    def add_tokens(self, attempt: int, index: int, tokens: Sequence[int], text: str) -> None:
         assert self.terminal is None, "a token came after the end"
         assert self.ack is not None, "a token came before the ACK"
         assert attempt == self.attempt
         assert index == self.num_so_far + len(self.tokens), "a gap or a repeat"
-        self.tokens.append(token)
+        self.tokens += tokens
         self.texts.append(text)
 
 
@@ -95,11 +95,14 @@ class Dispatcher:
 
     def _on_step(self, step: Step) -> None:
         self.steps.append(step)
-        assert step.counts is None
-        for stream, attempt, index, token, text in zip(
-            step.streams, step.attempts, step.first_indexes, step.tokens, step.texts, strict=True
-        ):
-            self.answers[stream].add_token(attempt, index, token, text)
+        at = 0
+        for i, stream in enumerate(step.streams):
+            count = 1 if step.counts is None else step.counts[i]
+            tokens = step.tokens[at : at + count]
+            at += count
+            event = step.attempts[i], step.first_indexes[i], tokens, step.texts[i]
+            self.answers[stream].add_tokens(*event)
+        assert at == len(step.tokens)
 
     def on_writable(self) -> None: ...
 

@@ -7,6 +7,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from emissions import each
 from tensorwire_protocol.errors import (
     Busy,
     ModelError,
@@ -16,7 +17,7 @@ from tensorwire_protocol.errors import (
 )
 from tensorwire_server.scheduling.sequences import Sequence
 from tensorwire_server.scheduling.work import Sampling, StepPlan, StepResult
-from tensorwire_server.workers.loop import GenerateLoop, Leave, StepOutcome
+from tensorwire_server.workers.loop import OUTCOMES_AHEAD, GenerateLoop, Leave, StepOutcome
 from tensorwire_server.workers.oracle import OracleEngine, oracle_tokens
 from tensorwire_server.workers.spec import WorkerSpec
 
@@ -71,7 +72,7 @@ class Driven:
         """Collect what comes for one sequence until it ends."""
         tokens = []
         while True:
-            for emission in self.next().emissions:
+            for emission in each(self.next().emissions):
                 if emission.sequence_id == id:
                     tokens.append(emission.token_id)
                     if emission.finish:
@@ -115,7 +116,7 @@ def test_a_step_is_posted_once_with_the_tokens_of_all(driven: Driven) -> None:
     assert outcomes[0].started == [1, 2]
     assert [outcome.num_rows for outcome in outcomes] == [2, 2, 2]
     for id, prompt in ((1, b"one"), (2, b"two")):
-        made = [e.token_id for o in outcomes for e in o.emissions if e.sequence_id == id]
+        made = [e.token_id for o in outcomes for e in each(o.emissions) if e.sequence_id == id]
         assert made == oracle_tokens(prompt, 1, 3)
 
 
@@ -144,7 +145,7 @@ def test_a_failed_row_is_a_numeric_error_of_its_request_alone(driven: Driven) ->
     driven.loop.post([a_sequence(1, b"!NAN"), a_sequence(2, b"two")])
     outcome = driven.next()
     assert isinstance(outcome.failed[1], NumericError)
-    assert [e.sequence_id for e in outcome.emissions] == [2]
+    assert outcome.emissions.sequence_ids == [2]
 
 
 def test_who_leaves_is_released_and_gives_its_pages_back(driven: Driven) -> None:
@@ -163,7 +164,7 @@ def test_steps_wait_for_an_asyncio_side_that_falls_behind(driven: Driven) -> Non
     reached = threading.Semaphore(0)
     driven.engine.before_step = lambda plan: reached.release()
     driven.join(1, max_new_tokens=1000)
-    for _ in range(3):  # two posted, the third computed and held
+    for _ in range(OUTCOMES_AHEAD + 1):  # the last one computed and held
         assert reached.acquire(timeout=10)
     assert not reached.acquire(timeout=0.1)
     driven.next()

@@ -41,8 +41,8 @@ def a_stream(*stops: str) -> TextStream:
 def take_all(
     stream: TextStream, text: str, finish: str | None = "length"
 ) -> list[tuple[str, Finish | None]]:
-    taken = [stream.take(ord(token), None) for token in text[:-1]]
-    return [*taken, stream.take(ord(text[-1]), finish)]
+    taken = [stream.take([ord(token)], None) for token in text[:-1]]
+    return [*taken, stream.take([ord(text[-1])], finish)]
 
 
 def test_the_last_token_brings_what_the_detokenizer_held_back() -> None:
@@ -58,11 +58,31 @@ def test_a_stop_string_may_be_complete_only_when_all_text_is_out() -> None:
     assert take_all(a_stream("bc"), "abc") == [("", None), ("a", None), ("", Finish.STOP)]
 
 
+@pytest.mark.parametrize("stops", [(), ("fg",), ("h",), ("zz",), ("ab",)])
+@pytest.mark.parametrize("cut", range(9))
+def test_tokens_taken_together_make_what_they_make_one_by_one(
+    stops: tuple[str, ...], cut: int
+) -> None:
+    text = "abcdefgh"
+    alone = a_stream(*stops)
+    singly = take_all(alone, text)
+    stopped = [finish for _, finish in singly].index(next(f for _, f in singly if f)) + 1
+    together = a_stream(*stops)
+    ids = [ord(token) for token in text]
+    first, finish = together.take(ids[:cut], "length" if cut == 8 else None)
+    rest = ""
+    if finish is None:
+        rest, finish = together.take(ids[cut:], "length")
+    assert first + rest == "".join(text for text, _ in singly[:stopped])
+    assert finish is singly[stopped - 1][1]
+    assert together.tokens == ids[:stopped]
+
+
 def test_tokens_of_an_earlier_attempt_leave_text_and_stops_where_they_were() -> None:
     whole = take_all(a_stream("fg"), "abcdefgh", None)
     stream = a_stream("fg")
     assert not stream.replay([ord(token) for token in "abcde"])
-    assert [stream.take(ord(token), None) for token in "fg"] == whole[5:7]
+    assert [stream.take([ord(token)], None) for token in "fg"] == whole[5:7]
     assert a_stream("bc").replay([ord(token) for token in "abcd"])
 
 
@@ -70,7 +90,7 @@ def test_the_end_counts_and_sums_all_tokens_earlier_attempts_included() -> None:
     stream = a_stream()
     stream.prompt_tokens = 5
     stream.replay([1, 2])
-    stream.take(3, "length")
+    stream.take([3], "length")
     end = stream.end(Finish.LENGTH)
     assert (end.stream, end.count, end.checksum) == (7, 3, ids_checksum([1, 2, 3]))
     assert end.usage == {"prompt_tokens": 5, "completion_tokens": 3}
@@ -95,7 +115,11 @@ def test_the_largest_batch_and_the_first_start_are_kept(num_batches: int) -> Non
 
 def test_a_step_frame_holds_its_events_as_columns() -> None:
     columns = StepColumns()
-    columns.add(a_stream(), 3, 42, "x")
+    columns.add(a_stream(), 3, [42], "x")
     frame = columns.frame()
     assert (frame.streams, frame.attempts, frame.first_indexes) == ([7], [2], [3])
     assert (frame.counts, frame.tokens, frame.texts) == (None, [42], ["x"])
+    columns.add(a_stream(), 5, [43, 44], "yz")
+    frame = columns.frame()
+    assert (frame.streams, frame.first_indexes, frame.counts) == ([7, 7], [3, 5], [1, 2])
+    assert (frame.tokens, frame.texts) == ([42, 43, 44], ["x", "yz"])

@@ -254,12 +254,13 @@ def _cancel(frame: Frame, meta: Any, limits: Limits) -> Cancel:
 
 
 def _resume(frame: Frame, meta: Any, limits: Limits) -> Resume:
-    key, next_index, next_char = padded(meta, 2, 3)
+    key, next_index, next_char, credit = padded(meta, 2, 4)
     return Resume(
         stream=frame.stream,
         key=byte_string(key, "key", 16),
         next_index=integer(next_index, "next_index"),
         next_char=0 if next_char is None else integer(next_char, "next_char"),
+        credit=optional_integer(credit, "credit"),
     )
 
 

@@ -159,7 +159,7 @@ _ENCODERS: dict[type, Callable[[Any, Limits], list[Any]]] = {
     Request: _encode_request,
     Data: _encode_data,
     Cancel: lambda m, _: _plain_frame(m, m.stream, [m.reason]),
-    Resume: lambda m, _: _plain_frame(m, m.stream, [m.key, m.next_index, m.next_char]),
+    Resume: lambda m, _: _plain_frame(m, m.stream, [m.key, m.next_index, m.next_char, m.credit]),
     Result: _encode_result,
     Event: lambda m, _: _plain_frame(m, m.stream, [m.index, m.tokens, m.text, m.extra]),
     EventBatch: _encode_batch,

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 _CLOSE_PATIENCE_S = 5.0  # for the last words to a peer that does not read
 _DISCARD_BYTES = 4 * 1024 * 1024  # from a peer that does not stop when it is told why
 _MAX_LINGERING = 256  # connections of a thread that were closed and whose peers have not
+# So much does not wait for the end of the turn. A turn that answers hundreds at once would
+# otherwise keep the peer idle meanwhile, and then wait for it: 256 requests in flight went through
+# three processes one after the other (measured: up to 1.8x the requests/s with early flushes).
+_EARLY_BYTES = 4096
 _thread = threading.local()
 
 
@@ -55,11 +59,12 @@ class Driver(Protocol):
 
 
 class AioTransport(asyncio.BufferedProtocol):
-    """Moves bytes between a socket and a `Connection`; one flush per turn of the loop."""
+    """Moves bytes between a socket and a `Connection`; few flushes in a turn of the loop."""
 
     def __init__(self, connection: Connection, driver: Driver) -> None:
         self.connection = connection
         self.is_paused = False  # the peer does not read; unsent bytes are above the high water
+        self.written_bytes = 0  # handed to the loop since the beginning
         connection.on_output = self._schedule_flush
         self._driver = driver
         self._loop = asyncio.get_running_loop()
@@ -148,13 +153,15 @@ class AioTransport(asyncio.BufferedProtocol):
     # -- the driver's side --------------------------------------------------------------------
 
     def send(self, message: Message) -> None:
-        """Queue a message; it leaves at the end of this turn of the loop.
+        """Queue a message; it leaves at the end of this turn of the loop, or when many wait.
 
         Raises:
             TensorwireError: as `Connection.send`.
         """
         self.connection.send(message)
-        if not self._flush_is_due:
+        if self.connection.pending_bytes >= _EARLY_BYTES:
+            self.flush()
+        elif not self._flush_is_due:
             self._schedule_flush()
 
     def _schedule_flush(self) -> None:
@@ -169,8 +176,10 @@ class AioTransport(asyncio.BufferedProtocol):
             return
         output = self.connection.take_output(self._room())
         if len(output) == 1:
+            self.written_bytes += len(output[0])
             self._transport.write(output[0])
         elif output:
+            self.written_bytes += sum(map(len, output))
             self._transport.writelines(output)
         if self.connection.is_closed:
             self._close_socket(has_last_words=bool(output))

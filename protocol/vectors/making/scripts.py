@@ -12,6 +12,7 @@ from tensorwire_protocol.limits import WORKER_LINK
 from tensorwire_protocol.messages import (
     Ack,
     Cancel,
+    Credit,
     End,
     Event,
     EventBatch,
@@ -543,6 +544,23 @@ def time() -> list[Script]:
         .peer(b"\x06")
         .wait(9.9)
         .open(),
+        Script("credit reaches an open stream only", "server", features=("credit",))
+        .peer(PREFACE, Hello(features=("credit",)))
+        .hears(Hello(features=("credit",)))
+        .sends(welcome(("credit",)))
+        .peer(Credit(stream=1, amount=1))
+        .hears()
+        .peer(request(), Credit(stream=1, amount=2**32 - 1), Credit(stream=0, amount=3))
+        .hears(request(), Credit(stream=1, amount=2**32 - 1))
+        .app(Result(stream=1))
+        .sends(Result(stream=1))
+        .peer(Credit(stream=1, amount=1))
+        .hears()
+        .open(),
+        greeted_server("credit is an unknown kind where nobody counts")
+        .peer(request(), Credit(stream=1, amount=1))
+        .hears(request())
+        .fails(ErrorCode.UNKNOWN_KIND),
         Script("a passive peer is not asked and not given up", "server", features=("passive",))
         .peer(PREFACE, Hello(features=("passive",)))
         .hears(Hello(features=("passive",)))

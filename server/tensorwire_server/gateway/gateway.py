@@ -30,6 +30,7 @@ from tensorwire_protocol.tensors import pack_ids, unpack_ids
 from tensorwire_server.config import OutcomesConfig
 from tensorwire_server.gateway.admission import Admission
 from tensorwire_server.gateway.auth import check_right
+from tensorwire_server.gateway.bounds import SharedBytes
 from tensorwire_server.gateway.deadlines import Deadlines
 from tensorwire_server.gateway.journal import Journal
 from tensorwire_server.gateway.outcomes import (
@@ -118,6 +119,8 @@ class Gateway:
         self._outcomes_config = outcomes or OutcomesConfig()
         self.by_key: Outcomes[LiveRequest] = Outcomes(self._outcomes_config)
         self._grace_timers: dict[LiveRequest, asyncio.TimerHandle] = {}  # of the detached
+        self.detached: SharedBytes[LiveRequest] = SharedBytes(self._outcomes_config.detached_bytes)
+        self.merged: SharedBytes[Session] = SharedBytes(config.merged_bytes)
         # In the order of arrival. A dict, because what ends while it waits leaves from the middle.
         self._waiting: defaultdict[str, dict[LiveRequest, None]] = defaultdict(dict)
         self._idle = asyncio.Event()
@@ -164,8 +167,15 @@ class Gateway:
     def on_session_closed(self, session: Session) -> None:
         """Forget a client that is gone."""
         self.sessions.pop(session)(session)
+        self.merged.forget(session)
         if not self.sessions:
             self._deserted.set()
+
+    def on_merged(self, session: Session, num_bytes: int) -> None:
+        """Keep the bound on what clients do not take: the largest heaps go first."""
+        self.merged.add(session, num_bytes)
+        while (largest := self.merged.take_largest()) is not None:
+            largest.give_up("too much waits for clients that do not take it, most for this one")
 
     # -- requests -----------------------------------------------------------------------------
 
@@ -302,9 +312,17 @@ class Gateway:
             live.desert()
         else:
             self._grace_timers[live] = self._loop.call_later(grace_s, live.desert)
+            self.on_kept(live, live.entry.num_bytes)
+
+    def on_kept(self, live: LiveRequest, num_bytes: int) -> None:
+        """Keep the bound on what runs without readers: the largest are stopped first."""
+        self.detached.add(live, num_bytes)
+        while (largest := self.detached.take_largest()) is not None:
+            largest.desert()
 
     def on_attached(self, live: LiveRequest) -> None:
         """Its client has come back."""
+        self.detached.forget(live)
         timer = self._grace_timers.pop(live, None)
         if timer is not None:
             timer.cancel()
@@ -370,7 +388,7 @@ class Gateway:
                 if self.bodies is not None:
                     self.bodies.on_timer(now)
                 for session in tuple(self.sessions):
-                    session.transport.on_timer()
+                    session.on_timer(now)
                 for replica in self.replicas:
                     replica.on_timer()
 

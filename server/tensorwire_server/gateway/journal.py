@@ -12,6 +12,14 @@ if TYPE_CHECKING:
     from tensorwire_protocol.messages import Request
 
 
+_TOKEN_BYTES = 40  # of memory: an int, and its place in a list
+
+
+def kept_bytes(tokens: Sequence[int], text: str) -> int:
+    """Return about what tokens and their text take in memory."""
+    return _TOKEN_BYTES * len(tokens) + len(text)
+
+
 class Entry:
     """One request: what was asked, what was made of it, and who makes it now."""
 
@@ -30,6 +38,11 @@ class Entry:
         if len(self.texts) > 1:
             self.texts = ["".join(self.texts)]
         return self.texts[0] if self.texts else ""
+
+    @property
+    def num_bytes(self) -> int:
+        """About what its tokens and their text take in memory."""
+        return kept_bytes(self.tokens, self.text)
 
     def next_attempt(self) -> int:
         """Begin another attempt and return its number."""

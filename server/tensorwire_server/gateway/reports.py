@@ -77,6 +77,8 @@ def stats(gateway: Gateway, workers: dict[str, Any]) -> dict[str, Any]:
             "live_by_model": gateway.admission.counts(),
             "journal_entries": len(gateway.journal),
             "journal_tokens": gateway.journal.num_tokens,
+            "merged_bytes": gateway.merged.num_bytes,
+            "detached_bytes": gateway.detached.num_bytes,
             "deadlines": len(gateway.deadlines),
             "outcomes": dict(gateway.outcomes),
             "tokens": gateway.num_tokens,

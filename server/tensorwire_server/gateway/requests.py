@@ -41,6 +41,8 @@ from tensorwire_protocol.messages import (
 )
 from tensorwire_protocol.tensors import ids_checksum
 
+from tensorwire_server.gateway.journal import kept_bytes
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -86,6 +88,9 @@ class Keeper(Protocol):
     def on_detached(self, live: LiveRequest) -> None:
         """It has lost its reader, who may come back; it must not wait for ever."""
 
+    def on_kept(self, live: LiveRequest, num_bytes: int) -> None:
+        """What it keeps for a reader to come has grown."""
+
     def on_deserted(self, live: LiveRequest) -> None:
         """Nobody may come back for it any more; it is about to be stopped."""
 
@@ -117,6 +122,7 @@ class LiveRequest:
         "prompt_tokens",
         "reader",
         "replica",
+        "stalled_s",
         "stop_reason",
         "stream",
         "worker_stream",
@@ -150,6 +156,7 @@ class LiveRequest:
         self.replica: Replica | None = None
         self.worker_stream = 0
         self.stop_reason = Finish.CANCELLED
+        self.stalled_s = 0.0  # of readers that are gone, because they did not read
 
     @property
     def is_closed(self) -> bool:
@@ -302,6 +309,8 @@ class LiveRequest:
             self.cut(InternalError(f"the worker went on at token {first_index}, {had} had come"))
         elif self.reader is not None:
             self.reader.send_tokens(self.stream, first_index, tokens, text)
+        elif self.is_detached:
+            self.keeper.on_kept(self, kept_bytes(tokens, text))
 
     def on_end(self, end: End) -> None:
         """The worker ended the stream."""
@@ -352,7 +361,9 @@ class LiveRequest:
         return {**worker, **self._own_timings()}
 
     def _own_timings(self) -> dict[str, float]:
-        stalled_s = self.reader.settle(self.stream) if self.reader is not None else 0.0
+        stalled_s = self.stalled_s
+        if self.reader is not None:
+            stalled_s += self.reader.settle(self.stream)
         total_s = self.keeper.now() - self.arrived_at
         return {
             "write_stall_ms": stalled_s * 1000,

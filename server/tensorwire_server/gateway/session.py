@@ -7,14 +7,19 @@ from typing import TYPE_CHECKING, Protocol
 
 from tensorwire_protocol.bodies import FEATURE_BODY
 from tensorwire_protocol.codec.typed import PACKING
-from tensorwire_protocol.connection import FEATURE_PASSIVE, FEATURE_RESUME, Connection
-from tensorwire_protocol.errors import InternalError, OutputTooLarge, TensorwireError
+from tensorwire_protocol.connection import (
+    FEATURE_CREDIT,
+    FEATURE_PASSIVE,
+    FEATURE_RESUME,
+    Connection,
+)
+from tensorwire_protocol.credit import CreditBook
+from tensorwire_protocol.errors import InternalError, OutputTooLarge, SlowConsumer, TensorwireError
 from tensorwire_protocol.messages import (
     Ack,
     Cancel,
+    Credit,
     EncodedTerminal,
-    Event,
-    EventBatch,
     Failure,
     Finish,
     Goaway,
@@ -26,11 +31,13 @@ from tensorwire_protocol.messages import (
 from tensorwire_protocol.roles import Role, State
 from tensorwire_protocol.transports.aio import AioTransport, shared_scratch
 
+from tensorwire_server.gateway.bounds import ReadWatch
+from tensorwire_server.gateway.events import Columns, Delta, FrameRoom, frames_of
 from tensorwire_server.telemetry.faults import log_fault
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from tensorwire_protocol.auth import Authenticator, Principal
     from tensorwire_protocol.bodies import Memory
@@ -54,20 +61,11 @@ class Handler(Protocol):
     def on_session_closed(self, session: Session) -> None:
         """The connection is gone, its requests were told."""
 
+    def on_merged(self, session: Session, num_bytes: int) -> None:
+        """What waits merged for a session has grown, or (below 0) shrunk."""
+
     def now(self) -> float:
         """Return monotonic seconds."""
-
-
-class _Delta:
-    """Tokens of one stream that wait to be sent."""
-
-    __slots__ = ("first_index", "held_since", "texts", "tokens")
-
-    def __init__(self, first_index: int) -> None:
-        self.first_index = first_index
-        self.held_since: float | None = None  # because the client does not read
-        self.tokens: list[int] = []
-        self.texts: list[str] = []
 
 
 class Session:
@@ -92,7 +90,7 @@ class Session:
             scratch=shared_scratch(),
             memory=memory,
             software=software,
-            features=(FEATURE_PASSIVE, FEATURE_RESUME, FEATURE_BODY),
+            features=(FEATURE_PASSIVE, FEATURE_RESUME, FEATURE_CREDIT, FEATURE_BODY),
             session=session_id,
             authenticator=authenticator,
             nonce=nonce,
@@ -104,7 +102,12 @@ class Session:
         self._handler = handler
         self._loop = loop
         self._live: dict[int, LiveRequest] = {}
-        self._deltas: dict[int, _Delta] = {}
+        self._leaving = Columns()  # at the end of this turn
+        # What the client does not take. Streams with counted events always go through here.
+        self._deltas: dict[int, Delta] = {}
+        self._merged_bytes = 0  # in these
+        self._credits = CreditBook()
+        self._watch = ReadWatch()
         self._stalls_s: dict[int, float] = {}  # how long a stream's tokens were held back
         self._flush_is_due = False
 
@@ -135,8 +138,13 @@ class Session:
                 live = self._live.get(message.stream)
                 if live is not None:
                     live.stop(Finish.CANCELLED)
+            elif isinstance(message, Credit):
+                self._credits.add(message.stream, message.amount)
+                self._schedule_flush()
 
     def _on_opening(self, request: Request | Resume) -> None:
+        if self._connection.has_credit:
+            self._credits.open(request.stream, request.credit)
         try:
             if isinstance(request, Request):
                 live = self._handler.accept(self, request)
@@ -160,10 +168,17 @@ class Session:
         """The client is gone."""
         if error is not None:
             log.debug("session_lost peer=%s reason=%s", self.transport.peername, error)
+        now = self._handler.now()
+        for stream, delta in self._deltas.items():
+            self._note_stall(stream, now - delta.waits_since)
         live, self._live = self._live, {}
+        stalls_s, self._stalls_s = self._stalls_s, {}
+        self._merged_bytes = 0
+        self._leaving = Columns()
         self._deltas.clear()
-        self._stalls_s.clear()
-        for request in live.values():
+        self._credits.clear()
+        for stream, request in live.items():
+            request.stalled_s += stalls_s.get(stream, 0.0)
             request.lose_reader(may_come_back=self._connection.can_resume)
         self._handler.on_session_closed(self)
 
@@ -178,26 +193,31 @@ class Session:
 
         While the client does not read they are merged: the batch is never held up, the delta grows.
         """
-        delta = self._deltas.get(stream)
-        if delta is None:
-            delta = self._deltas[stream] = _Delta(first_index)
-        delta.tokens += tokens
-        if text:
-            delta.texts.append(text)
-        if not self._flush_is_due:
-            self._flush_is_due = True
-            self._loop.call_soon(self._flush_unless_paused)
+        if self.transport.is_paused:
+            self._flush()  # what came earlier in this turn is held before it
+            self._hold(stream, first_index, tokens, text)
+            return
+        if stream in self._credits:
+            self._hold(stream, first_index, tokens, text)
+        else:
+            self._leaving.add(stream, first_index, tokens, text)
+        self._schedule_flush()
 
     def settle(self, stream: int) -> float:
         """Send what a stream that ends still has waiting; return how long it was stalled (s)."""
+        self._flush()
         if stream in self._deltas:
             # A slow reader gets this one's rest and its end; the others' deltas go on growing.
-            self._flush([stream] if self.transport.is_paused else None)
+            self._credits.close(stream)
+            rest = Columns()
+            self._release(stream, rest)
+            self._send_events(rest)
         return self._stalls_s.pop(stream, 0.0)
 
     def send_terminal(self, message: EncodedTerminal | Result | Failure) -> None:
         """Send the last frame of a stream, after `settle`."""
         self._live.pop(message.stream, None)
+        self._credits.close(message.stream)
         try:
             self._send(message)
         except OutputTooLarge as error:
@@ -209,7 +229,11 @@ class Session:
 
     def dismiss(self, stream: int, error: TensorwireError) -> None:
         """End a stream that goes on elsewhere; what it has not sent is sent there."""
-        self._deltas.pop(stream, None)
+        self._flush()
+        delta = self._deltas.pop(stream, None)
+        if delta is not None:
+            self._merged_bytes -= delta.num_bytes
+            self._handler.on_merged(self, -delta.num_bytes)
         self._stalls_s.pop(stream, None)
         self.send_terminal(Failure.of(stream, error))
 
@@ -217,37 +241,84 @@ class Session:
         if self._connection.state is not State.CLOSED:
             self.transport.send(message)
 
-    def _flush_unless_paused(self) -> None:
-        self._flush_is_due = False
-        if not self.transport.is_paused:
-            self._flush()
-            return
-        now = self._handler.now()
-        for delta in self._deltas.values():
-            if delta.held_since is None:
-                delta.held_since = now
+    def _schedule_flush(self) -> None:
+        if not self._flush_is_due:
+            self._flush_is_due = True
+            self._loop.call_soon(self._flush)
 
-    def _flush(self, only: list[int] | None = None) -> None:
-        """Send the deltas of all streams, or of some, as one frame."""
-        if only is None:
-            deltas, self._deltas = self._deltas, {}
-        else:
-            deltas = {stream: self._deltas.pop(stream) for stream in only}
-        if not deltas or self._connection.is_closed:
+    def _flush(self) -> None:
+        """Send what this turn brought, and what waited for it, unless the client does not read."""
+        self._flush_is_due = False
+        if not self._leaving.streams and not self._deltas:
             return
-        for stream, delta in deltas.items():
-            if delta.held_since is not None:
-                held_s = self._handler.now() - delta.held_since
-                self._stalls_s[stream] = self._stalls_s.get(stream, 0.0) + held_s
+        leaving, self._leaving = self._leaving, Columns()
+        if self.transport.is_paused:
+            for event in leaving.each():
+                self._hold(*event)
+            return
+        for stream in [*self._deltas]:
+            self._release(stream, leaving)
+        self._send_events(leaving)
+
+    def _hold(self, stream: int, first_index: int, tokens: Sequence[int], text: str) -> None:
+        if self._connection.is_closed:
+            return
+        delta = self._deltas.get(stream)
+        if delta is None:
+            delta = self._deltas[stream] = Delta(first_index, self._handler.now())
+        num_bytes = delta.add(tokens, text)
+        self._merged_bytes += num_bytes
+        self._handler.on_merged(self, num_bytes)
+        hard_bytes = self._connection.limits.send_hard_bytes
+        if self._merged_bytes + self.transport.unsent_bytes > hard_bytes:
+            self.give_up(f"more than {hard_bytes} bytes wait for the client")
+
+    def _release(self, stream: int, leaving: Columns) -> None:
+        """Let go of what was held of a stream, as far as its credit goes."""
+        delta = self._deltas[stream]
+        before_bytes = delta.num_bytes
+        room = FrameRoom.of(self._connection.peer_limits)
+        while delta and self._credits.spend(stream):
+            leaving.add(stream, *delta.take(room))
+        taken_bytes = before_bytes - delta.num_bytes
+        self._merged_bytes -= taken_bytes
+        self._handler.on_merged(self, -taken_bytes)
+        if not delta:
+            del self._deltas[stream]
+            self._note_stall(stream, self._handler.now() - delta.waits_since)
+
+    def _note_stall(self, stream: int, waited_s: float) -> None:
+        self._stalls_s[stream] = self._stalls_s.get(stream, 0.0) + waited_s
+
+    def _send_events(self, columns: Columns) -> None:
+        if not columns.streams or self._connection.is_closed:
+            return
         try:
-            for batch in _batches(deltas, self._connection.peer_limits):
-                self._send(_as_message(batch))
+            for frame in frames_of(columns, FrameRoom.of(self._connection.peer_limits)):
+                self._send(frame)
         except OutputTooLarge as error:
             # A client whose limits leave no room for one token: its loss, and nobody else's.
             self._connection.fail(error)
             self.transport.flush()
 
     # -- the gateway's side -------------------------------------------------------------------
+
+    def on_timer(self, now: float) -> None:
+        """Let time pass; the gateway calls this about once a second."""
+        transport, limits = self.transport, self._connection.limits
+        transport.on_timer()
+        written, unsent = transport.written_bytes, transport.unsent_bytes
+        if self._watch.is_stuck(limits, written=written, unsent=unsent, now=now):
+            self.give_up(f"what waits for the client has been unread for {limits.send_stuck_s:g} s")
+
+    def give_up(self, why: str) -> None:
+        """End the connection of a client that does not take what was made for it.
+
+        Its streams lose their reader, who may come back.
+        """
+        log.debug("slow_consumer peer=%s reason=%s", self.transport.peername, why)
+        self._connection.fail(SlowConsumer(why))
+        self.transport.flush()
 
     def go_away(self, code: int, grace_s: float) -> None:
         """Tell the client that nothing new is taken."""
@@ -257,56 +328,3 @@ class Session:
     def close(self) -> None:
         """End the connection; what was sent before still leaves."""
         self.transport.close()
-
-
-# A frame of events stays far below what a client accepts (4,096 elements, 256 KiB of meta),
-# however much was merged while it did not read.
-_FRAME_TOKENS = 2048
-_FRAME_CHARS = 16_384
-_BYTES_EACH = 24  # of meta, more than any token or character with its share of the columns takes
-
-
-def _batches(deltas: dict[int, _Delta], peer: Limits) -> Iterator[list[Event]]:
-    """Cut deltas into events, and the events into frames."""
-    room = min(peer.server_meta_bytes, peer.frame_bytes) // _BYTES_EACH
-    max_tokens = max(1, min(_FRAME_TOKENS, peer.container_items, room))
-    max_chars = max(1, min(_FRAME_CHARS, room))
-    batch: list[Event] = []
-    tokens = chars = 0
-    for stream, delta in deltas.items():
-        for event in _events(stream, delta, max_tokens, max_chars):
-            tokens += len(event.tokens) + 1
-            chars += len(event.text)
-            if batch and (tokens > max_tokens or chars > max_chars):
-                yield batch
-                batch, tokens, chars = [], len(event.tokens) + 1, len(event.text)
-            batch.append(event)
-    yield batch
-
-
-def _events(stream: int, delta: _Delta, max_tokens: int, max_chars: int) -> Iterator[Event]:
-    text = "".join(delta.texts)
-    tokens = delta.tokens
-    pieces = max(-(-len(tokens) // max_tokens), -(-len(text) // max_chars), 1)
-    num_tokens, num_chars = -(-len(tokens) // pieces), -(-len(text) // pieces)
-    for i in range(pieces):
-        first = min(i * num_tokens, len(tokens))
-        yield Event(
-            stream=stream,
-            index=delta.first_index + first,
-            tokens=tokens[first : first + num_tokens],
-            text=text[i * num_chars : (i + 1) * num_chars],
-        )
-
-
-def _as_message(batch: list[Event]) -> Event | EventBatch:
-    if len(batch) == 1:
-        return batch[0]
-    counts = [len(event.tokens) for event in batch]
-    return EventBatch(
-        streams=[event.stream for event in batch],
-        first_indexes=[event.index for event in batch],
-        counts=None if set(counts) == {1} else counts,
-        tokens=[token for event in batch for token in event.tokens],
-        texts=[event.text for event in batch],
-    )

@@ -9,14 +9,16 @@ A sequence's life:
 Whatever has run and is gone stands in the `released` of the next plan, so that the engine drops its
 cache before the freed pages are used again. `plan` and `commit` alternate. A plan that was not
 committed is superseded by the next one, which feeds the same tokens at the same positions again.
+
+While nobody joins, leaves or reads a prompt, the rows of a step are those of the step before, each
+moved on by a token: `commit` moves them, and `plan` has nothing to do.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -44,18 +46,18 @@ class NeverFits(Exception):
         self.needed_tokens, self.limit_tokens = needed_tokens, limit_tokens
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Emission:
-    """One new token of one sequence.
+@dataclass(slots=True, kw_only=True, eq=False)
+class Emissions:
+    """The new tokens of one step as columns, at most one for each sequence.
 
-    A stop token is emitted like any other, with `finish="stop"`, as transformers' `generate` counts
-    its EOS; a detokenizer that skips special tokens gives it no text.
+    A stop token is emitted like any other, and finishes its sequence with "stop", as transformers'
+    `generate` counts its EOS; a detokenizer that skips special tokens gives it no text.
     """
 
-    sequence_id: int
-    index: int  # 0-based over all new tokens of the request, earlier attempts' included
-    token_id: int
-    finish: str | None  # "stop", "length", or None while it goes on
+    sequence_ids: list[int] = field(default_factory=list)
+    indexes: list[int] = field(default_factory=list)  # over all new tokens, earlier attempts' too
+    token_ids: list[int] = field(default_factory=list)
+    finishes: dict[int, str] = field(default_factory=dict)  # "stop" or "length", by sequence id
 
 
 class ContinuousScheduler:
@@ -84,7 +86,9 @@ class ContinuousScheduler:
         self._expired: list[int] = []
         self._failed: dict[int, str] = {}
         self._outstanding: StepPlan | None = None
-        self._in_step: dict[int, Sequence] = {}
+        self._rows: tuple[Row, ...] = ()  # of the latest plan, or moved on by its commit
+        self._in_step: list[Sequence] = []  # whose rows these are
+        self._rows_are_next = False  # they are the next plan's
         self._last_batch_size = 0
 
     @property
@@ -136,33 +140,58 @@ class ContinuousScheduler:
         """Return the next step, or None when there is nothing to run or to release."""
         self._expire(now)
         self._admit()
-        rows = self._rows()
+        if not self._rows_are_next:
+            self._build_rows()
+        self._rows_are_next = False
+        rows = self._rows
         if not rows and not self._released:
             return None
-        plan = StepPlan(rows=tuple(rows), released=tuple(self._released))
+        plan = StepPlan(rows=rows, released=tuple(self._released))
         self._outstanding = plan
-        self._in_step = {row.sequence_id: self._running[row.sequence_id] for row in rows}
         self._last_batch_size = len(rows)
         return plan
 
-    def commit(self, plan: StepPlan, result: StepResult) -> list[Emission]:
+    def commit(self, plan: StepPlan, result: StepResult) -> Emissions:
         """Take in what a step made; returns the new tokens in the order of the plan's rows."""
         assert plan is self._outstanding, "only the latest plan can be committed, once"
         self._outstanding = None
         # Cancels since `plan` have appended to the list; theirs are still to be told.
         del self._released[: len(plan.released)]
-        emissions = []
-        for row in plan.rows:
-            sequence = self._in_step[row.sequence_id]
-            if sequence.state is not SequenceState.RUNNING:
+        emissions = Emissions()
+        tokens, failed, running = result.tokens, result.failed, SequenceState.RUNNING
+        page_tokens = self._pool.page_tokens
+        add_id, add_index = emissions.sequence_ids.append, emissions.indexes.append
+        add_token = emissions.token_ids.append
+        for row, sequence in zip(plan.rows, self._in_step, strict=True):
+            if sequence.state is not running:
                 continue  # cancelled while the step ran
-            sequence.num_cached += len(row.token_ids)
-            if row.sequence_id in result.failed:
-                self._failed[row.sequence_id] = result.failed[row.sequence_id]
+            sequence.num_cached = num_cached = row.start + len(row.token_ids)
+            id = sequence.id
+            if failed and id in failed:
+                self._failed[id] = failed[id]
                 self._drop(sequence)
             elif row.sample:
-                emissions.append(self._take_token(sequence, result.tokens[row.sequence_id]))
-        self._in_step = {}
+                token_id, known = tokens[id], sequence.tokens
+                add_id(id)
+                add_index(len(known) - len(sequence.prompt_ids))
+                add_token(token_id)
+                known.append(token_id)
+                if token_id in sequence.stop_ids:
+                    emissions.finishes[id] = "stop"
+                    self._drop(sequence)
+                    continue
+                if len(known) >= sequence.num_tokens_at_most:
+                    emissions.finishes[id] = "length"
+                    self._drop(sequence)
+                    continue
+                row.token_ids, row.start = (token_id,), num_cached
+                if num_cached % page_tokens == 0:
+                    row.pages = sequence.pages[: num_cached // page_tokens + 1]
+        # One for each row, and nobody has joined or left: every row has been moved on.
+        self._rows_are_next = (
+            len(emissions.token_ids) == len(self._running) == len(plan.rows)
+            and not emissions.finishes
+        )
         return emissions
 
     def take_expired(self) -> list[int]:
@@ -218,47 +247,37 @@ class ContinuousScheduler:
                 sequence.pages = self._pool.allocate(self._pages_needed(sequence))
                 sequence.state = SequenceState.RUNNING
                 self._running[sequence.id] = sequence
+                self._rows_are_next = False
             heapq.heappop(self._queue)
 
-    def _rows(self) -> list[Row]:
+    def _build_rows(self) -> None:
         """Every decode, then chunks of prompts in order of admission until the budget is spent."""
-        rows = []
-        reading: deque[Sequence] = deque()
+        decoding: list[Sequence] = []
+        reading: list[Sequence] = []
         for sequence in self._running.values():
-            if sequence.num_to_feed == 1:
-                rows.append(self._row(sequence, 1))
-            else:
-                reading.append(sequence)
+            (decoding if sequence.num_to_feed == 1 else reading).append(sequence)
+        rows = [self._row(sequence, 1) for sequence in decoding]
         budget = self._step_tokens - len(rows)
-        while reading and budget > 0:
-            sequence = reading.popleft()
+        for sequence in reading:
+            if budget == 0:
+                break
             num_tokens = min(budget, sequence.num_to_feed)
             rows.append(self._row(sequence, num_tokens))
             budget -= num_tokens
-        return rows
+        self._rows = tuple(rows)
+        self._in_step = decoding + reading[: len(rows) - len(decoding)]
 
     def _row(self, sequence: Sequence, num_tokens: int) -> Row:
-        start, end = sequence.num_cached, sequence.num_cached + num_tokens
+        start, tokens = sequence.num_cached, sequence.tokens
+        end = start + num_tokens
         return Row(
             sequence_id=sequence.id,
-            token_ids=tuple(sequence.tokens[start:end]),
+            token_ids=tuple(tokens[start:end]),
             start=start,
             pages=sequence.pages[: self._pool.pages_for(end)],
-            sample=end == len(sequence.tokens),
+            sample=end == len(tokens),
             sampling=sequence.sampling,
         )
-
-    def _take_token(self, sequence: Sequence, token_id: int) -> Emission:
-        index = sequence.num_new
-        sequence.tokens.append(token_id)
-        finish = None
-        if token_id in sequence.stop_ids:
-            finish = "stop"
-        elif sequence.num_new >= sequence.max_new_tokens:
-            finish = "length"
-        if finish is not None:
-            self._drop(sequence)
-        return Emission(sequence_id=sequence.id, index=index, token_id=token_id, finish=finish)
 
     def _drop(self, sequence: Sequence) -> None:
         """The one way out: whatever ends a sequence passes here."""
@@ -267,6 +286,7 @@ class ContinuousScheduler:
         del self._sequences[sequence.id]
         if was_running:
             del self._running[sequence.id]
+            self._rows_are_next = False
             self._pool.release(sequence.pages)
             sequence.pages = ()
             self._released.append(sequence.id)

@@ -39,7 +39,8 @@ class Sequence:
     state: SequenceState = SequenceState.WAITING
     pages: tuple[int, ...] = ()
     num_cached: int = 0  # tokens of `tokens` whose keys and values are in the cache
-    tokens: list[int] = field(default_factory=list)  # prompt, so_far, then what was sampled
+    tokens: list[int] = field(init=False)  # prompt, so_far, then what was sampled
+    num_tokens_at_most: int = field(init=False)  # how long these may become
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -50,6 +51,7 @@ class Sequence:
                 f"max_new_tokens is {self.max_new_tokens}"
             )
         self.tokens = [*self.prompt_ids, *self.so_far]
+        self.num_tokens_at_most = len(self.prompt_ids) + self.max_new_tokens
 
     @property
     def num_new(self) -> int:
@@ -60,11 +62,6 @@ class Sequence:
     def new_tokens(self) -> list[int]:
         """The tokens after the prompt, earlier attempts' included; a copy."""
         return self.tokens[len(self.prompt_ids) :]
-
-    @property
-    def num_tokens_at_most(self) -> int:
-        """How long prompt and new tokens may become together."""
-        return len(self.prompt_ids) + self.max_new_tokens
 
     @property
     def num_to_feed(self) -> int:

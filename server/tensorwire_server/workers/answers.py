@@ -1,4 +1,4 @@
-"""Outcomes on their way out: tokens become text, and each link gets one STEP frame per step."""
+"""Outcomes on their way out: tokens become text, and each link gets one STEP frame for them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from tensorwire_server.workers.loop import Leave
 from tensorwire_server.workers.streams import ArrayStream, StepColumns, TextStream
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tensorwire_protocol.messages import End
 
-    from tensorwire_server.scheduling.continuous import Emission
     from tensorwire_server.workers.arrays import BatchOutcome
     from tensorwire_server.workers.link import Link
     from tensorwire_server.workers.loop import StepOutcome
@@ -27,56 +28,72 @@ class Answers:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
-    def on_step(self, outcome: StepOutcome) -> None:
-        """Send what one step made, then what ended with it."""
+    def on_steps(self, outcomes: Sequence[StepOutcome]) -> None:
+        """Send what some steps made, then what ended with them."""
         registry, streams = self._registry, self._registry.streams
-        for id in outcome.started:
-            if id in streams:
-                streams[id].started_at = outcome.started_at
-        self._send_tokens(outcome)
-        for id, error in outcome.failed.items():
-            if id in streams:
-                registry.fail(streams[id], error)
-        for id in outcome.expired:
-            if id in streams:
-                registry.cut(streams[id], Finish.DEADLINE)
         assert registry.compute is not None
-        registry.compute.outcome_taken()
+        for outcome in outcomes:
+            registry.compute.outcome_taken()
+            for id in outcome.started:
+                if id in streams:
+                    streams[id].started_at = outcome.started_at
+        self._send_tokens(outcomes)
+        for outcome in outcomes:
+            for id, error in outcome.failed.items():
+                if id in streams:
+                    registry.fail(streams[id], error)
+            for id in outcome.expired:
+                if id in streams:
+                    registry.cut(streams[id], Finish.DEADLINE)
         registry.flush()
 
-    def _send_tokens(self, outcome: StepOutcome) -> None:
+    def _send_tokens(self, outcomes: Sequence[StepOutcome]) -> None:
         frames: dict[Link, StepColumns] = {}
         ended: list[tuple[TextStream, End]] = []
         now = time.monotonic()
-        for emission in outcome.emissions:
-            stream = self._registry.streams.get(emission.sequence_id)
+        num_rows = max(outcome.num_rows for outcome in outcomes)
+        finishes = {id: why for o in outcomes for id, why in o.emissions.finishes.items()}
+        for id, (first_index, token_ids) in _by_stream(outcomes).items():
+            stream = self._registry.streams.get(id)
             if stream is None:
                 continue  # ended meanwhile
             assert isinstance(stream, TextStream)
-            stream.note_step(now, outcome.num_rows)
-            if stream.link not in frames:
-                frames[stream.link] = StepColumns()
-            finish = self._take(stream, emission, frames[stream.link])
-            if finish is not None:
-                ended.append((stream, stream.end(finish)))
+            stream.note_steps(now, num_rows)
+            columns = frames.get(stream.link)
+            if columns is None:
+                columns = frames[stream.link] = StepColumns()
+            end = self._take(stream, first_index, token_ids, finishes.get(id), columns)
+            if end is not None:
+                ended.append((stream, end))
         for link, columns in frames.items():
             if columns.streams:
                 link.send(columns.frame())
         for stream, end in ended:
             self._registry.finish(stream, end)
 
-    def _take(self, stream: TextStream, emission: Emission, columns: StepColumns) -> Finish | None:
-        """Put one token into its link's frame; return why its stream ends, if it does."""
+    def _take(
+        self,
+        stream: TextStream,
+        first_index: int,
+        token_ids: list[int],
+        finish: str | None,
+        columns: StepColumns,
+    ) -> End | None:
+        """Put tokens into their link's frame; return the END of their stream if it is there."""
+        num_before = len(stream.tokens)
         try:
-            text, finish = stream.take(emission.token_id, emission.finish)
+            text, reason = stream.take(token_ids, finish)
         except Exception as error:  # a detokenizer's fault is one request's
             self._registry.fail(stream, error)
             return None
-        columns.add(stream, emission.index, emission.token_id, text)
-        if finish is not None and emission.finish is None:
+        if reason is None:
+            columns.add(stream, first_index, token_ids, text)
+            return None
+        columns.add(stream, first_index, token_ids[: len(stream.tokens) - num_before], text)
+        if finish is None:
             # A stop string: the scheduler does not know of it.
             self._registry.commands.append(Leave(stream.id))
-        return finish
+        return stream.end(reason)
 
     def on_batch(self, outcome: BatchOutcome) -> None:
         """Answer the requests whose last item this batch had."""
@@ -104,3 +121,18 @@ class Answers:
             self._registry.finish(stream, stream.result(outputs))
         except Exception as error:  # for one: the answer is larger than a frame
             self._registry.fail(stream, error)
+
+
+def _by_stream(outcomes: Sequence[StepOutcome]) -> dict[int, tuple[int, list[int]]]:
+    """Return the first index and the tokens that the outcomes have for each sequence."""
+    gathered: dict[int, tuple[int, list[int]]] = {}
+    for outcome in outcomes:
+        made = outcome.emissions
+        for id, index, token_id in zip(
+            made.sequence_ids, made.indexes, made.token_ids, strict=True
+        ):
+            if id in gathered:
+                gathered[id][1].append(token_id)
+            else:
+                gathered[id] = (index, [token_id])
+    return gathered

@@ -21,6 +21,7 @@ from tensorwire_protocol.messages import Heartbeat
 from tensorwire_server.workers.arrays import ArrayLoop, InlineArrays
 from tensorwire_server.workers.engines import card_map, load_engine, prove, reason_of
 from tensorwire_server.workers.exits import ExitCode
+from tensorwire_server.workers.handover import Handover
 from tensorwire_server.workers.hashing import Hashing
 from tensorwire_server.workers.link import Link
 from tensorwire_server.workers.loop import GenerateLoop
@@ -119,7 +120,8 @@ class WorkerHost:
             return
         compute: Compute
         if "generate" in engine.card.tasks:
-            compute = GenerateLoop(engine, spec, post=self._handed_over(answers.on_step))
+            handover = Handover(self._loop, answers.on_steps)
+            compute = GenerateLoop(engine, spec, post=handover.put)
         elif getattr(engine, "inline", False):
             compute = InlineArrays(engine, spec, take=answers.on_batch)
         else:

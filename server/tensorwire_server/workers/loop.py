@@ -1,4 +1,4 @@
-"""The compute thread of a text model: plan, step, commit, and one post per step.
+"""The compute thread of a text model: plan, step, commit, and a post for each step.
 
 The asyncio side sends commands through a queue and gets outcomes through `post`. Nothing else is
 shared: the scheduler and the engine belong to this thread.
@@ -7,7 +7,6 @@ shared: the scheduler and the engine belong to this thread.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tensorwire_protocol.errors import Busy, NumericError
 
-from tensorwire_server.scheduling.continuous import ContinuousScheduler, WaitingFull
+from tensorwire_server.scheduling.continuous import ContinuousScheduler, Emissions, WaitingFull
 from tensorwire_server.scheduling.pages import PagePool
 from tensorwire_server.scheduling.work import StepResult
 from tensorwire_server.workers.faults import as_wire_error
@@ -25,15 +24,16 @@ if TYPE_CHECKING:
 
     from tensorwire_protocol.errors import TensorwireError
 
-    from tensorwire_server.scheduling.continuous import Emission
     from tensorwire_server.scheduling.sequences import Sequence
     from tensorwire_server.scheduling.work import GenerateEngine, StepPlan
     from tensorwire_server.workers.spec import WorkerSpec
 
 log = logging.getLogger(__name__)
 
-# Steps whose outcome the asyncio side has not taken yet: one that it works on, one that is done.
-_OUTCOMES_AHEAD = 2
+# Steps whose outcome the asyncio side has not taken yet. What has gathered there it takes together,
+# so that a model faster than the wire costs one frame for some steps, not one for each.
+OUTCOMES_AHEAD = 16
+_GATHERED_TOKENS = 16_384  # so many go into one frame with ease
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Leave:
 class StepOutcome:
     """What one turn of the loop did, for the asyncio side."""
 
-    emissions: list[Emission] = field(default_factory=list)
+    emissions: Emissions = field(default_factory=Emissions)
     failed: dict[int, TensorwireError] = field(default_factory=dict)
     expired: list[int] = field(default_factory=list)
     started: list[int] = field(default_factory=list)  # ran for the first time, at `started_at`
@@ -80,8 +80,10 @@ class GenerateLoop:
         )
         self._post_outcome = post
         self._commands: SimpleQueue[list[Sequence | Leave]] = SimpleQueue()
-        self._may_post = threading.Semaphore(_OUTCOMES_AHEAD)
-        self._started: set[int] = set()
+        # A semaphore, of the one kind that is written in C.
+        self._permits: SimpleQueue[None] = SimpleQueue()
+        for _ in range(min(OUTCOMES_AHEAD, 1 + _GATHERED_TOKENS // spec.max_running)):
+            self._permits.put(None)
         self._load: Mapping[str, int] = {}
         self._publish_load()
 
@@ -91,7 +93,7 @@ class GenerateLoop:
 
     def outcome_taken(self) -> None:
         """Allow the thread one more outcome."""
-        self._may_post.release()
+        self._permits.put(None)
 
     def load(self) -> Mapping[str, int]:
         """Return the counts as they stood after the latest step."""
@@ -115,7 +117,7 @@ class GenerateLoop:
                 self._post(StepOutcome(expired=expired))
             return False
         outcome = StepOutcome(expired=expired, started_at=time.monotonic(), num_rows=len(plan.rows))
-        self._note_started(plan, outcome)
+        outcome.started = [row.sequence_id for row in plan.rows if row.start == 0]
         try:
             result = self.engine.step(plan)
         except Exception as error:
@@ -126,21 +128,14 @@ class GenerateLoop:
             outcome.failed = {id_: NumericError(why) for id_, why in failed.items()}
         self.num_steps += 1
         self._publish_load()
-        if outcome.emissions or outcome.failed or expired or outcome.started:
+        if outcome.emissions.token_ids or outcome.failed or expired or outcome.started:
             self._post(outcome)
         return True
 
     def _post(self, outcome: StepOutcome) -> None:
         # An asyncio side that falls behind slows the steps down; its backlog must not grow.
-        self._may_post.acquire()
+        self._permits.get()
         self._post_outcome(outcome)
-
-    def _note_started(self, plan: StepPlan, outcome: StepOutcome) -> None:
-        self._started.difference_update(plan.released)
-        for row in plan.rows:
-            if row.sequence_id not in self._started:
-                self._started.add(row.sequence_id)
-                outcome.started.append(row.sequence_id)
 
     def _fail_step(self, plan: StepPlan, error: Exception, outcome: StepOutcome) -> None:
         """Fail whoever was in the step; the others go on."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tensorwire_protocol.tensors import pack_ids
 
 from tensorwire_server.scheduling.work import ModelCard, StepResult
@@ -38,6 +39,7 @@ _DEFAULTS = {
 }
 _SLOW_STEP_S = 0.1
 _MASK = (1 << 64) - 1
+_BLOCK_TOKENS = 128  # hashed together, for what ten cost that are hashed alone
 
 
 def oracle_token(
@@ -53,8 +55,7 @@ def oracle_tokens(
 ) -> list[int]:
     """Return the first `count` tokens of what the oracle makes of a prompt."""
     state = _state(_hasher(seed, _leading_bytes(prompt_ids)))
-    start = len(prompt_ids)
-    return [_token(state, start + index, vocab) for index in range(count)]
+    return _tokens(state, len(prompt_ids), count, vocab)
 
 
 def oracle_text(token_ids: Sequence[int]) -> str:
@@ -84,16 +85,35 @@ def _token(state: int, position: int, vocab: int) -> int:
     return FIRST_GENERATED_ID + (z ^ (z >> 31)) % (vocab - FIRST_GENERATED_ID)
 
 
+def _tokens(state: int, start: int, count: int, vocab: int) -> list[int]:
+    """Return what `_token` gives at `count` positions from `start` on."""
+    z = np.arange(start, start + count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z += np.uint64(state)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = (z ^ (z >> np.uint64(31))) % np.uint64(vocab - FIRST_GENERATED_ID)
+    ids: list[int] = (z + np.uint64(FIRST_GENERATED_ID)).tolist()
+    return ids
+
+
 def _character(token_id: int) -> str:
     if token_id >= FIRST_GENERATED_ID:
         return CHARACTERS[(token_id - FIRST_GENERATED_ID) % len(CHARACTERS)]
     return chr(token_id) if 32 <= token_id < 127 else "?"
 
 
+class _Table(dict[int, str]):
+    """The characters of the tokens that have come."""
+
+    def __missing__(self, token_id: int) -> str:
+        character = self[token_id] = _character(token_id)
+        return character
+
+
 class _Characters:
     """Every token is a character of its own: nothing is ever pending."""
 
-    push = staticmethod(_character)
+    push = _Table().__getitem__
 
     @staticmethod
     def flush() -> str:
@@ -127,6 +147,25 @@ class _Slot:
     state: int | None = None
     lead: bytearray = field(default_factory=bytearray)
     trigger: bytes | None = None
+    block: list[int] = field(default_factory=list)  # tokens that will be sampled
+    block_start: int = 0  # position of the first of them
+
+    def hash_block(self, vocab: int) -> int:
+        """Begin another block with the next token; return the index of that token in it."""
+        self.block_start = self.num_cached
+        self.block = _tokens(self.state or 0, self.num_cached, _BLOCK_TOKENS, vocab)
+        return 0
+
+
+def _read_lead(slot: _Slot, row: Row) -> None:
+    """Take in what a row has of the prompt's own bytes."""
+    lead = _leading_bytes(row.token_ids)
+    slot.hasher.update(pack_ids(lead))
+    slot.lead += bytes(lead)
+    slot.lead_is_over = len(lead) < len(row.token_ids) or row.sample
+    if slot.lead_is_over:
+        slot.state = _state(slot.hasher)
+        slot.trigger = next((t for t in _TRIGGERS if t in slot.lead), None)
 
 
 class OracleEngine:
@@ -158,14 +197,28 @@ class OracleEngine:
         self._pass_time(plan)
         tokens: dict[int, int] = {}
         failed: dict[int, str] = {}
+        slots, vocab = self._slots, self._vocab
         for row in plan.rows:
-            slot = self._feed(row)
-            if slot.num_cached != row.start + len(row.token_ids):
-                failed[row.sequence_id] = f"fed at {row.start}, {slot.num_cached} are cached"
-            elif row.sample and slot.trigger is not None and self._is_fatal(slot.trigger):
-                failed[row.sequence_id] = "non-finite logits"
-            elif row.sample:
-                tokens[row.sequence_id] = _token(slot.state or 0, slot.num_cached, self._vocab)
+            id = row.sequence_id
+            slot = slots.get(id)
+            if slot is None or row.start == 0:
+                slot = slots[id] = _Slot(_hasher(row.sampling.seed, ()))
+            if slot.num_cached != row.start:
+                failed[id] = f"fed at {row.start}, {slot.num_cached} are cached"
+                slot.num_cached = -1
+                continue
+            slot.num_cached += len(row.token_ids)
+            if not slot.lead_is_over:
+                _read_lead(slot, row)
+            if not row.sample:
+                continue
+            if slot.trigger is not None and self._is_fatal(slot.trigger):
+                failed[id] = "non-finite logits"
+                continue
+            at = slot.num_cached - slot.block_start
+            if at >= len(slot.block):
+                at = slot.hash_block(vocab)
+            tokens[id] = slot.block[at]
         return StepResult(tokens=tokens, failed=failed)
 
     def stats(self) -> Mapping[str, int]:
@@ -182,24 +235,6 @@ class OracleEngine:
             seconds += _SLOW_STEP_S
         if seconds and plan.rows:
             time.sleep(seconds)
-
-    def _feed(self, row: Row) -> _Slot:
-        slot = self._slots.get(row.sequence_id)
-        if slot is None or row.start == 0:
-            slot = self._slots[row.sequence_id] = _Slot(_hasher(row.sampling.seed, ()))
-        if slot.num_cached != row.start:
-            slot.num_cached = -1  # the caller tells: what it feeds does not follow the cache
-            return slot
-        slot.num_cached += len(row.token_ids)
-        if not slot.lead_is_over:
-            lead = _leading_bytes(row.token_ids)
-            slot.hasher.update(pack_ids(lead))
-            slot.lead += bytes(lead)
-            slot.lead_is_over = len(lead) < len(row.token_ids) or row.sample
-            if slot.lead_is_over:
-                slot.state = _state(slot.hasher)
-                slot.trigger = next((t for t in _TRIGGERS if t in slot.lead), None)
-        return slot
 
     def _is_fatal(self, trigger: bytes) -> bool:
         """Do what the prompt asks for; True to fail its row."""

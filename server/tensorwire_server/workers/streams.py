@@ -85,33 +85,54 @@ class TextStream(Stream):
 
     def replay(self, so_far: Sequence[int]) -> bool:
         """Take tokens whose text an earlier attempt sent; True if a stop string ended them."""
-        matches = [self.take(token, None)[1] for token in so_far]
-        return Finish.STOP in matches
+        _, finish = self.take(so_far, None)
+        return finish is not None
 
-    def take(self, token_id: int, finish: str | None) -> tuple[str, Finish | None]:
-        """Take the next token; return the text that is certain now, and why the stream ends.
+    def take(self, token_ids: Sequence[int], finish: str | None) -> tuple[str, Finish | None]:
+        """Take the next tokens; return the text that is certain now, and why the stream ends.
 
-        The last token brings all text that was held back.
+        The last token brings all text that was held back. What is behind a stop string is not
+        taken.
+
+        Args:
+            finish: what ends the stream with the last of them.
         """
         assert self._detokenizer is not None
-        self.tokens.append(token_id)
-        text = self._detokenizer.push(token_id)
-        if finish is not None:
-            text += self._detokenizer.flush()
+        push = self._detokenizer.push
         if self._stops is not None:
-            text, matched = self._stops.push(text)
-            if matched:
-                return text, Finish.STOP
-            if finish is not None:
-                text += self._stops.flush()
-        return text, None if finish is None else Finish(finish)
+            return self._take_until_stop(token_ids, finish, self._stops)
+        self.tokens += token_ids
+        text = "".join([push(token_id) for token_id in token_ids])
+        if finish is None:
+            return text, None
+        return text + self._detokenizer.flush(), Finish(finish)
 
-    def note_step(self, now: float, num_rows: int) -> None:
-        """Keep the books of a token that came at `now` out of a step with so many rows."""
+    def _take_until_stop(
+        self, token_ids: Sequence[int], finish: str | None, stops: StopMatcher
+    ) -> tuple[str, Finish | None]:
+        assert self._detokenizer is not None
+        certain = []
+        for number, token_id in enumerate(token_ids, 1):
+            self.tokens.append(token_id)
+            text = self._detokenizer.push(token_id)
+            is_last = finish is not None and number == len(token_ids)
+            if is_last:
+                text += self._detokenizer.flush()
+            text, matched = stops.push(text)
+            certain.append(text)
+            if matched:
+                return "".join(certain), Finish.STOP
+            if is_last:
+                certain.append(stops.flush())
+        return "".join(certain), None if finish is None else Finish(finish)
+
+    def note_steps(self, now: float, num_rows: int) -> None:
+        """Keep the books of tokens that came at `now` out of steps with up to so many rows."""
         if self.first_at is None:
             self.first_at = now
         self.last_at = now
-        self.largest_batch = max(self.largest_batch, num_rows)
+        if num_rows > self.largest_batch:
+            self.largest_batch = num_rows
 
     def end(self, finish: Finish) -> End:
         """Return the END frame."""
@@ -167,20 +188,22 @@ class ArrayStream(Stream):
 
 @dataclass(slots=True)
 class StepColumns:
-    """The events of one step for one link, as they grow; one token each."""
+    """The events for one link, as they grow; at most one for each stream."""
 
     streams: list[int] = field(default_factory=list)
     attempts: list[int] = field(default_factory=list)
     first_indexes: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
 
-    def add(self, stream: Stream, index: int, token_id: int, text: str) -> None:
+    def add(self, stream: Stream, first_index: int, token_ids: Sequence[int], text: str) -> None:
         """Add one event."""
         self.streams.append(stream.number)
         self.attempts.append(stream.attempt)
-        self.first_indexes.append(index)
-        self.tokens.append(token_id)
+        self.first_indexes.append(first_index)
+        self.counts.append(len(token_ids))
+        self.tokens += token_ids
         self.texts.append(text)
 
     def frame(self) -> Step:
@@ -189,7 +212,7 @@ class StepColumns:
             streams=self.streams,
             attempts=self.attempts,
             first_indexes=self.first_indexes,
-            counts=None,
+            counts=None if set(self.counts) == {1} else self.counts,
             tokens=self.tokens,
             texts=self.texts,
         )

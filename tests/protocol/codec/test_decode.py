@@ -79,7 +79,7 @@ FIELDS: dict[int, list[str]] = {
     Kind.GOAWAY: ["i", "ni", "nl"],
     Kind.REQ: ["s", "y", "ns", "nm", "nm", "ni", "ni", "ni", "ns"],
     Kind.CANCEL: ["s"],
-    Kind.RESUME: ["y", "i", "ni"],
+    Kind.RESUME: ["y", "i", "ni", "ni"],
     Kind.RES: ["nm", "nm", "nm", "nm"],
     Kind.EVT: ["i", "l", "s", "nm"],
     Kind.EVB: ["l", "l", "nl", "l", "l", "nm"],

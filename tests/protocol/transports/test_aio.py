@@ -375,6 +375,23 @@ def test_one_turn_of_the_loop_makes_one_write(run: Run) -> None:
     run(test)
 
 
+def test_a_turn_that_sends_much_does_not_keep_the_peer_waiting_for_its_end(run: Run) -> None:
+    async def test() -> None:
+        transport, below = AioTransport(Connection(Role.CLIENT), Recorder()), FakeTransport()
+        transport.connection_made(below)
+        requests = [wire(request(i)) for i in range(1, 301)]
+        for stream in range(1, 301):
+            transport.send(request(stream))
+        early = b"".join(below.writes[1:])
+        whole = b"".join(requests)
+        assert len(whole) - 4096 < len(early) <= len(whole)
+        assert len(below.writes) <= 1 + len(whole) // 4096
+        await asyncio.sleep(0)
+        assert b"".join(below.writes[1:]) == whole
+
+    run(test)
+
+
 def test_the_patience_for_last_words_ends_with_the_socket(run: Run) -> None:
     async def test() -> None:
         transport, below = AioTransport(Connection(Role.CLIENT), Recorder()), FakeTransport()
