@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from tensorwire_server.gateway.auth import load_credentials
 from tensorwire_server.gateway.gateway import Gateway
 from tensorwire_server.gateway.listener import Listener, bind, is_loopback
 from tensorwire_server.gateway.tls import load_tls
+from tensorwire_server.memory.intake import IntakeMemory
+from tensorwire_server.memory.slab import Slab, make_shared
 from tensorwire_server.models.lifecycle import ModelState
 from tensorwire_server.models.spec import SpecError, parse_spec
 from tensorwire_server.routing.pool import ModelPool
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
     from tensorwire_server.config import Config
+    from tensorwire_server.memory.sharing import Sharing
     from tensorwire_server.models.spec import ModelSpec
     from tensorwire_server.workers.supervisor import WorkerExit
 
@@ -78,6 +82,7 @@ class Server:
         file = config.auth.file
         self._credentials = None if file is None else load_credentials(Path(file))
         self._tls = load_tls(config.tls)
+        self._slab = Slab(make_shared(config.bodies.memory_bytes))
         self._sock = bind(config.listen, has_auth=self._credentials is not None)
 
     @property
@@ -98,12 +103,13 @@ class Server:
             loop.add_signal_handler(signum, self.stop)
         self._gateway = Gateway(
             self.config.admission,
-            CLIENT_LINK,
+            replace(CLIENT_LINK, message_bytes=self.config.bodies.message_bytes),
             self.pools,
             SOFTWARE,
             outcomes=self.config.outcomes,
             unnamed=self._unnamed,
             credentials=self._credentials,
+            bodies=IntakeMemory(self._slab),
         )
         if self._tls is None and not is_loopback(self.config.listen.host):
             log.warning("listening_in_plain host=%s", self.config.listen.host)
@@ -210,13 +216,20 @@ class Server:
                 max_batch_tokens=batching.max_batch_tokens,
                 max_wait_ms=batching.max_wait_ms,
             ),
-            on_socket=lambda sock: self._connect_local(replica, worker, sock),
+            on_socket=lambda *link: self._connect_local(replica, worker, *link),
             on_exit=lambda end: self._on_worker_exit(replica, end),
+            slab=self._slab,
         )
         self._workers.append(worker)
         worker.start()
 
-    def _connect_local(self, replica: Replica, worker: WorkerProcess, sock: socket.socket) -> None:
+    def _connect_local(
+        self,
+        replica: Replica,
+        worker: WorkerProcess,
+        sock: socket.socket,
+        sharing: Sharing | None,
+    ) -> None:
         def link_lost() -> None:
             # A worker that lives ends by itself when its link does. One that hangs would neither
             # answer nor end, and its place would stay empty.
@@ -225,7 +238,7 @@ class Server:
 
         async def connect() -> None:
             loop = asyncio.get_running_loop()
-            build = partial(replica.build_transport, link_lost)
+            build = partial(replica.build_transport, link_lost, sharing)
             await loop.create_unix_connection(build, sock=sock)
 
         self._spawn(connect())
