@@ -25,7 +25,7 @@ from tensorwire_server.models.spec import SpecError, parse_spec
 from tensorwire_server.routing.pool import ModelPool
 from tensorwire_server.routing.remote import keep_connected, parse_address
 from tensorwire_server.routing.replica import Replica
-from tensorwire_server.telemetry.process import raise_descriptor_limit
+from tensorwire_server.telemetry.process import raise_descriptor_limit, settle_garbage_collector
 from tensorwire_server.workers.spec import WorkerSpec
 from tensorwire_server.workers.supervisor import WorkerProcess
 
@@ -120,6 +120,7 @@ class Server:
         try:
             self._start_workers()
             if await self._wait_until_loaded():
+                settle_garbage_collector()
                 on_ready(self)
                 await self._stop.wait()
             await self._drain()
