@@ -166,12 +166,12 @@ def test_unfinished_frames_of_all_connections_have_one_bound(run: Run) -> None:
     hello = b"".join(Connection(Role.CLIENT).take_output())
 
     async def test() -> None:
-        # A quarter of 16 MiB; each of the six takes one.
+        # A quarter of 16 MiB; each of the ten takes at least what it sends.
         config = AdmissionConfig(memory_bytes=16 * 1024 * 1024)
         async with house(config) as opened, listening(opened) as listener:
             client = await connect(listener)
             host, _, port = listener.address.rpartition(":")
-            greedy = [await asyncio.open_connection(host, int(port)) for _ in range(6)]
+            greedy = [await asyncio.open_connection(host, int(port)) for _ in range(10)]
             for _, writer in greedy:
                 writer.write(hello + half)
             async with asyncio.timeout(5):
