@@ -64,6 +64,19 @@ def test_who_finds_no_room_gets_it_in_order() -> None:
     run(test)
 
 
+def test_a_small_request_does_not_pass_a_large_one_that_waits() -> None:
+    async def test(memory: IntakeMemory) -> None:
+        first = memory.reserve((MIB // 2,), print)
+        large = memory.reserve((MIB,), print)
+        small = memory.reserve((10,), print)  # for which there would be room
+        assert (large.segments, small.segments) == (None, None)
+        first.cancel()
+        await asyncio.sleep(0)
+        assert large.segments is not None
+
+    run(test)
+
+
 def test_who_leaves_the_line_holds_up_nobody() -> None:
     async def test(memory: IntakeMemory) -> None:
         ready: list[str] = []

@@ -129,6 +129,24 @@ def test_arrays_from_elsewhere_are_copied_into_the_slab() -> None:
     run(test)
 
 
+def test_a_loan_ends_with_the_last_of_its_arrays() -> None:
+    async def test() -> None:
+        pair = Pair()
+        pair.up.send(submit(x=np.ones(20_000), y=np.ones(30_000)))
+        (asked,) = pair.exchange()
+        assert isinstance(asked, Submit)
+        kept = asked.inputs["y"]
+        del asked
+        await pair.settle()
+        assert pair.gateway.num_lent == 1
+        assert kept.sum() == 30_000
+        del kept
+        await pair.settle()
+        pair.check_all_is_back()
+
+    run(test)
+
+
 @pytest.mark.parametrize("size", [60_000, 70_000])
 def test_only_what_is_large_is_shared(size: int) -> None:
     async def test() -> None:

@@ -70,6 +70,13 @@ def test_a_view_is_of_a_block_that_is_given_out() -> None:
     assert memory.view(8192, 3) is None
 
 
+def test_nobody_can_shrink_shared_memory() -> None:
+    fd = make_shared(MIB)
+    with pytest.raises(PermissionError):
+        os.ftruncate(fd, 4096)
+    os.close(fd)
+
+
 def test_another_process_reads_and_cannot_write_or_shrink() -> None:
     memory = slab()
     block = memory.allocate(4)

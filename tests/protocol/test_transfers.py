@@ -114,6 +114,11 @@ def data(stream: int, payload: bytes, *, segment: int = 0, last: bool = False) -
     return wire(Data(stream=stream, segment=segment, payload=payload, last=last))
 
 
+def num_incoming(connection: Connection) -> int:
+    assert connection._transfers is not None
+    return connection._transfers.num_incoming
+
+
 def failure_of(messages: list[Message]) -> Failure:
     (failure,) = messages
     assert isinstance(failure, Failure)
@@ -315,7 +320,7 @@ def test_memory_that_is_short_refuses_one_request_alone() -> None:
     client.send(large())
     (heard,), got = exchange(client, server)
     assert isinstance(heard, Failure)
-    assert (heard.code, got) == (ErrorCode.BUSY, [])
+    assert (heard.code, got, num_incoming(server)) == (ErrorCode.BUSY, [], 0)
     assert (client.num_streams, client.has_bulk, client.error, server.error) == (
         0,
         False,
@@ -356,6 +361,7 @@ def test_a_cancelled_upload_ends_at_once_and_gives_its_memory_back(
     heard, got = exchange(client, server)
     failure = failure_of(heard)
     assert (failure.code, failure.executed, got) == (code, Executed.NO, [])
+    assert num_incoming(server) == 0  # its end has come
     assert memory.waiting[0].is_cancelled
     client.send(request(2))
     _, (second,) = exchange(client, server)
