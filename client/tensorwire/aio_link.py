@@ -15,7 +15,7 @@ from tensorwire_protocol.errors import (
 
 from tensorwire.access import Access
 from tensorwire.aio_lane import AsyncReply, Lane
-from tensorwire.dialing import Home, cannot_connect, chance, tune
+from tensorwire.dialing import Home, cannot_connect, chance, fastest_codec, tune
 from tensorwire.errors import ClientUnusable, for_call
 from tensorwire.retrying import Again, Attempts, RetryBudget
 
@@ -43,6 +43,7 @@ class AsyncLink:
         self.address = address
         self._access = access or Access()
         self.home = home or Home()
+        fastest_codec()  # loaded now, so that no call's time goes on it
         self._max_attempts = max_attempts
         self._budget = RetryBudget()
         self._is_bulk = home is not None

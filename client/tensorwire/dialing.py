@@ -48,13 +48,13 @@ def new_connection(*, is_passive: bool, login: Login | None = None) -> Connectio
         software=SOFTWARE,
         features=(FEATURE_PASSIVE, *features) if is_passive else features,
         login=login,
-        codec=_codec(),
+        codec=fastest_codec(),
         bodies=_pool,
     )
 
 
 @lru_cache(1)
-def _codec() -> Codec:
+def fastest_codec() -> Codec:
     """Return the fastest codec that is installed: the thin client does without msgspec."""
     try:
         from tensorwire_protocol.codec.typed import TYPED

@@ -22,7 +22,15 @@ from tensorwire_protocol.transports.blocking import BlockingTransport
 
 from tensorwire.access import Access
 from tensorwire.collecting import GRACE_S, Collector, gave_up
-from tensorwire.dialing import Home, cannot_connect, chance, explained, new_connection, tune
+from tensorwire.dialing import (
+    Home,
+    cannot_connect,
+    chance,
+    explained,
+    fastest_codec,
+    new_connection,
+    tune,
+)
 from tensorwire.errors import for_call
 from tensorwire.retrying import Again, Attempts, RetryBudget
 
@@ -185,6 +193,7 @@ class Link:
         self.address = address
         self._access = access or Access()
         self.home = home or Home()
+        fastest_codec()  # loaded now, so that no call's time goes on it
         self.max_attempts = max_attempts
         self.budget = RetryBudget()
         self._is_bulk = home is not None
