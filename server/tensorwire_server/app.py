@@ -25,6 +25,7 @@ from tensorwire_server.models.spec import SpecError, parse_spec
 from tensorwire_server.routing.pool import ModelPool
 from tensorwire_server.routing.remote import keep_connected, parse_address
 from tensorwire_server.routing.replica import Replica
+from tensorwire_server.telemetry.process import raise_descriptor_limit, settle_garbage_collector
 from tensorwire_server.workers.spec import WorkerSpec
 from tensorwire_server.workers.supervisor import WorkerProcess
 
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 
 SOFTWARE = f"tensorwire/{__version__}"
 _WORKER_STOP_S = 5.0
+_OTHER_DESCRIPTORS = 1024  # workers, the loop, and connections that are being closed
 
 
 class StartError(RuntimeError):
@@ -111,17 +113,26 @@ class Server:
         )
         if self._tls is None and not is_loopback(self.config.listen.host):
             log.warning("listening_in_plain host=%s", self.config.listen.host)
+        self._allow_descriptors()
         self._listener = Listener(self._gateway, self._sock, self.config.listen, self._tls)
         await self._listener.start()
         self._spawn(self._gateway.run_timers())
         try:
             self._start_workers()
             if await self._wait_until_loaded():
+                settle_garbage_collector()
                 on_ready(self)
                 await self._stop.wait()
             await self._drain()
         finally:
             await self._end()
+
+    def _allow_descriptors(self) -> None:
+        # Shells allow 1,024 by default, which would be the real bound on connections.
+        wanted = self.config.listen.max_connections + _OTHER_DESCRIPTORS
+        allowed = raise_descriptor_limit(wanted)
+        if 0 <= allowed < wanted:
+            log.warning("descriptors_are_few allowed=%d wanted=%d", allowed, wanted)
 
     def stop(self) -> None:
         """Begin to drain; called again, hurry."""

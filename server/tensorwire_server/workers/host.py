@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tensorwire_protocol.messages import Heartbeat
 
+from tensorwire_server.telemetry.process import settle_garbage_collector
 from tensorwire_server.workers.arrays import ArrayLoop, InlineArrays
 from tensorwire_server.workers.engines import card_map, load_engine, prove, reason_of
 from tensorwire_server.workers.exits import ExitCode
@@ -153,6 +154,7 @@ class WorkerHost:
             "revision": revision,
             **card_map(compute.engine.card),
         }
+        settle_garbage_collector()
         self._beat(with_card=True)
         if self._on_ready is not None:
             self._on_ready()
