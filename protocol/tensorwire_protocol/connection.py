@@ -485,7 +485,7 @@ class Connection:
 
     def _answer_ping(self, ping: Ping, now: float) -> None:
         self._conduct.note_ping(now)
-        self._outbox.add_urgent(encode(Pong(payload=ping.payload), self.limits))
+        self._emit(Pong(payload=ping.payload))  # behind all that was answered before
 
     def _note_fault(self, now: float) -> None:
         if not self._is_opener:  # whoever asks hears of nothing that it did not ask for
@@ -521,7 +521,7 @@ class Connection:
             self._check_size(message, buffers[0], size - HEADER_BYTES, body)
         if kind in _BOUNDARIES:
             self._note_sent(message)
-        elif kind == Kind.CREDIT:
+        elif kind == Kind.CREDIT and not self._is_opener:  # whose own must not pass its REQ
             self._outbox.add_urgent(buffers)
             return
         elif isinstance(message, Cancel) and not self._may_cancel(message):

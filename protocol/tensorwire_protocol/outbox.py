@@ -1,8 +1,10 @@
 """What a connection has to say and the shell has not taken yet: three queues.
 
-urgent   PING, PONG, CREDIT      first, always
-small    every other frame       next, in the order in which they came
-bulk     DATA of large bodies    last, in turns, and only as far as the socket takes it
+    urgent   PING, a server's CREDIT  first
+    small    every other frame        next, in the order in which they came
+    bulk     DATA of large bodies     last, in turns, and only as far as the socket takes it
+
+PONG is a small frame: whoever asked may conclude that all before it was answered.
 """
 
 from __future__ import annotations
