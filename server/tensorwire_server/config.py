@@ -134,13 +134,17 @@ class BodiesConfig:
     message_bytes: int = 256 * 1024 * 1024  # of one request
 
     def __post_init__(self) -> None:
-        most = min(self.memory_bytes, 8 * _GIB)
-        _require(self.memory_bytes >= 1 << 20, "bodies.memory_bytes", ">= 1 MiB", self.memory_bytes)
         _require(
-            0 < self.message_bytes <= most,
+            0 < self.message_bytes <= 8 * _GIB,
             "bodies.message_bytes",
-            f"from 1 to {most} (bodies.memory_bytes, and at most 8 GiB)",
+            f"from 1 to {8 * _GIB} (8 GiB)",
             self.message_bytes,
+        )
+        _require(
+            self.memory_bytes >= self.message_bytes,
+            "bodies.memory_bytes",
+            f">= bodies.message_bytes ({self.message_bytes})",
+            self.memory_bytes,
         )
 
 
