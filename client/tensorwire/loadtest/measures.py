@@ -19,11 +19,10 @@ if TYPE_CHECKING:
 
     from tensorwire.loadtest.outcomes import Outcome
 
-LOAD, BYSTANDER = "load", "bystander"
 CLIENT_METRICS = ("ttft", "itl", "e2e")
 NUM_WINDOWS = 10
 _FLUSH_AT = 65_536  # values waiting: a histogram takes many at once for what few cost
-FAULTS = ("lost", "repeated", "swapped", "foreign")
+FAULTS = ("lost", "repeated", "swapped", "foreign", "caught")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,9 +166,13 @@ class Measures:
             group.counts["ended_in_time"] += 1
             group.counts["ok_in_time"] += outcome.status == OK
             group.counts["tokens_in_in_time"] += outcome.tokens_in
-        tokens = seconds["tokens"]
+        tokens, measured = seconds["tokens"], 0
+        first, last = start + self.span.warmup_s, start + self.span.total_s
         for moment, count in zip(outcome.times, outcome.counts, strict=True):
             tokens[int(moment - start)] += count
+            if first <= moment < last:
+                measured += count
+        group.counts["tokens_out_in_time"] += measured
 
     def add(self, other: Measures) -> None:
         """Add what another process measured."""

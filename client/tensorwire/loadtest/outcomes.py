@@ -33,7 +33,7 @@ class Outcome:
     message: str = ""
     server_ms: Mapping[str, float] = field(default_factory=dict)  # the server's own breakdown
     faults: Faults = NO_FAULTS
-    has_end: bool = True  # the server said in so many words that this was all
+    has_end: bool = True  # a stream's END, an answer or a refusal came: the server's last word
 
     @property
     def tokens_out(self) -> int:

@@ -18,11 +18,14 @@ class Faults:
     repeated: int = 0
     swapped: int = 0  # came, but in another place
     foreign: int = 0  # nobody made them
+    caught: int = (
+        0  # the client itself refused an index, a count or a checksum, and ended the stream
+    )
 
     @property
     def total(self) -> int:
         """How many in all."""
-        return self.lost + self.repeated + self.swapped + self.foreign
+        return self.lost + self.repeated + self.swapped + self.foreign + self.caught
 
 
 NO_FAULTS = Faults()

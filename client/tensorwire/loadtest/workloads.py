@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+LOAD, TROUBLE, BYSTANDER = "load", "trouble", "bystander"
 STREAMED = ("generate", "chat")
 TASKS = (*STREAMED, "embed", "infer")
 _BLOCK = 1024  # requests drawn together
@@ -41,7 +42,7 @@ class Ask:
     cancel_after: int | None = None  # tokens
     is_slow: bool = False  # stops reading for a while
     is_cut: bool = False  # its connection is cut once, and the stream resumed
-    group: str = "load"
+    group: str = LOAD  # what is measured apart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +104,7 @@ class WorkloadSpec:
     trouble: Trouble = Trouble()
     timeout_s: float | None = 60.0
     seed: int = 0
+    group: str = LOAD
 
 
 @dataclass(slots=True)
@@ -145,6 +147,7 @@ class Workload:
             model=task.model,
             timeout_s=spec.timeout_s,
             seed=spec.seed + index,
+            group=spec.group,
         )
         if task.task == "infer":
             ask.array = self._array_of(number, task)
@@ -202,6 +205,7 @@ def _afflict(ask: Ask, trouble: Trouble, fate: float) -> None:
     """Give a request its share of the trouble; `fate` is from 0 to 1."""
     if fate < trouble.deadline_share:
         ask.timeout_s = trouble.deadline_s
+        ask.group = TROUBLE
         return
     fate -= trouble.deadline_share
     if ask.task not in STREAMED:
@@ -212,6 +216,9 @@ def _afflict(ask: Ask, trouble: Trouble, fate: float) -> None:
         ask.is_slow = True
     elif fate < trouble.cancel_share + trouble.slow_share + trouble.cut_share:
         ask.is_cut = True
+    else:
+        return
+    ask.group = TROUBLE
 
 
 def parse_task(text: str) -> Task:
