@@ -169,3 +169,12 @@ def test_a_server_that_is_not_there_is_one_sentence(bench: Bench) -> None:
     assert ran.exit_code == 1
     (line,) = ran.err.splitlines()
     assert line.startswith("error: no server answers at 127.0.0.1:1")
+
+
+def test_a_report_is_written(bench: Bench, tmp_path: Path) -> None:
+    result, page = tmp_path / "a.json", tmp_path / "a.html"
+    bench("--task", "generate:oracle", "--out", str(result), "--html", str(page), *SHORT)
+    assert page.read_text().count('<svg class="plot"') == 5
+    ran = bench("compare", str(result), str(result), "--html", str(page))
+    assert ran.exit_code == 0, ran.err
+    assert "Timeline of B" in page.read_text()

@@ -123,6 +123,7 @@ def bench(
         str | None, typer.Option(metavar="FILE", help="Append one JSON line per request.")
     ] = None,
     out: Annotated[str | None, typer.Option(metavar="FILE", help="Write the result here.")] = None,
+    html: Annotated[str | None, typer.Option(metavar="FILE", help="Write a report here.")] = None,
     address: options.Address = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -163,7 +164,7 @@ def bench(
     plan.check()
     wanted = marks.parse_marks([tuple(pair.split(" ", 1)) for pair in at or ()])
     result = _sweep(plan, sweep, wanted) if sweep else _measure(plan, wanted)
-    _write(result, out)
+    _write(result, out, html)
     if as_json:
         typer.echo(json.dumps(result))
     else:
@@ -187,18 +188,24 @@ def _sweep(plan: "Plan", text: str, marks: Any) -> dict[str, Any]:
     if not plan.slo:
         raise typer.BadParameter("--sweep needs an objective: --slo ttft_p99=500ms")
     points = []
+    best: dict[str, Any] | None = None
     while (rate := search.next_rate()) is not None:
         result = _measure(plan.at_rate(rate), marks)
         points.append(sweeps.point(rate, result))
         bench_view.print_point(points[-1])
-        search.tell(rate, is_met=result["slo"]["met"] and result["valid"])
-    whole: dict[str, Any] = sweeps.summarize(search, points, result)
+        is_met = result["slo"]["met"] and result["valid"]
+        search.tell(rate, is_met=is_met)
+        if is_met or best is None:
+            best = result
+    whole: dict[str, Any] = sweeps.summarize(search, points, best)
     return whole
 
 
-def _write(result: dict[str, Any], out: str | None) -> None:
+def _write(result: dict[str, Any], out: str | None, html: str | None) -> None:
     if out is not None:
         Path(out).write_text(json.dumps(result, indent=1) + "\n")
+    if html is not None:
+        Path(html).write_text(_load("report").render([result]))
 
 
 def _exit_code(result: dict[str, Any]) -> int:
@@ -214,12 +221,15 @@ def _exit_code(result: dict[str, Any]) -> int:
 def compare(
     first: Annotated[str, typer.Argument(metavar="A.json")],
     second: Annotated[str, typer.Argument(metavar="B.json")],
+    html: Annotated[str | None, typer.Option(metavar="FILE", help="Write a report here.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Lay two results side by side, and say which differences are noise."""
     comparing = _load("comparing")
     results = [comparing.read_result(path) for path in (first, second)]
     rows = comparing.compare(*results)
+    if html is not None:
+        Path(html).write_text(_load("report").render(results))
     if as_json:
         typer.echo(json.dumps([row.to_json() for row in rows]))
     else:

@@ -9,7 +9,7 @@ from tensorwire.loadtest.histograms import PERCENTILES, merged, percentile_inter
 from tensorwire.loadtest.machine import describe_machine, describe_versions, find_commit
 from tensorwire.loadtest.measures import FAULTS
 from tensorwire.loadtest.selfwatch import judge
-from tensorwire.loadtest.workloads import LOAD
+from tensorwire.loadtest.workloads import BYSTANDER, LOAD, TROUBLE
 
 if TYPE_CHECKING:
     from tensorwire.loadtest.histograms import Histogram
@@ -43,7 +43,9 @@ def summarize(run: Run) -> dict[str, Any]:
         "versions": describe_versions(),
         "commit": find_commit(),
         "groups": {
-            name: summarize_group(group, run.span.measured_s) for name, group in groups.items()
+            name: summarize_group(groups[name], run.span.measured_s)
+            for name in (LOAD, TROUBLE, BYSTANDER)
+            if name in groups
         },
         "slo": _judge_slo(run),
         "tally": dict(run.tally),

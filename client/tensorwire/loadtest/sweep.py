@@ -76,21 +76,20 @@ def point(rate_per_s: float, result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def summarize(
-    search: RateSearch, points: Sequence[Mapping[str, Any]], last: Mapping[str, Any]
+    search: RateSearch, points: Sequence[Mapping[str, Any]], best: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return a sweep as a result: its last run, with every point and the rate that was found.
+    """Return a sweep as a result: its best run, with every point and the rate that was found.
 
     A rate at which the load tester was the limit counts as missed, and makes the whole sweep
     invalid: the limit that was found may be ours.
     """
     invalid = [point for point in points if not point["valid"]]
-    best = search.best_per_s
     return {
-        **last,
+        **best,
         "valid": not invalid,
         "reasons": [
             f"at {point['rate_per_s']:.6g}/s the load tester was the limit" for point in invalid
         ],
-        "slo": {**last["slo"], "met": best is not None},
-        "sweep": {"highest_rate_per_s": best, "points": list(points)},
+        "slo": {**best["slo"], "met": search.best_per_s is not None},
+        "sweep": {"highest_rate_per_s": search.best_per_s, "points": list(points)},
     }
