@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 def target_of(plan: Plan) -> Target:
     """Return the target that a plan names."""
+    if plan.kind == "openai":
+        from tensorwire.loadtest.openai_target import OpenAiTarget
+
+        return OpenAiTarget(plan.address, connections=plan.connections)
     from tensorwire.loadtest.tensorwire_target import TensorwireTarget
 
     return TensorwireTarget(

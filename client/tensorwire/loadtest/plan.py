@@ -14,6 +14,7 @@ from tensorwire.loadtest.slo import Slo, parse_slo
 from tensorwire.loadtest.units import parse_named, parse_number, parse_seconds, parse_share
 from tensorwire.loadtest.workloads import (
     BYSTANDER,
+    STREAMED,
     Prefixes,
     Task,
     Trouble,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 KINDS = ("tensorwire", "openai")
 MAX_PROCESSES = 64
+_OPENAI_TASKS = (*STREAMED, "embed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +77,13 @@ class Plan:
         """
         self.parsed_arrivals()
         self.parsed_slo()
-        self.workload()
+        spec = self.workload()
+        if self.kind == "openai":
+            tasks = {task.task for task in spec.tasks}
+            if not tasks <= set(_OPENAI_TASKS):
+                raise BadParams(f"an openai server does {', '.join(_OPENAI_TASKS)}, nothing else")
+            if self.verify or self.slow or self.cut:
+                raise BadParams("--verify, --slow and --cut are for tensorwire servers only")
 
     def parsed_arrivals(self) -> Arrivals:
         """Return when requests are sent."""
