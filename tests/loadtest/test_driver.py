@@ -19,13 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 SERVICE_S = 0.02
-NUM_REQUESTS = 300_000
 
 
 async def measured(load: float) -> Measures:
     """Return what the driver and the measures make of an M/D/1 server."""
     loop = asyncio.get_running_loop()
-    span = Span(start=0.0, warmup_s=20.0, measured_s=NUM_REQUESTS * SERVICE_S / load)
+    span = Span(start=0.0, warmup_s=20.0, measured_s=NUM_REQUESTS[load] * SERVICE_S / load)
     measures, server = Measures(span), OneServer(SERVICE_S)
 
     async def perform(index: int, planned_at: float) -> None:
@@ -34,21 +33,21 @@ async def measured(load: float) -> Measures:
         outcome.ended_at = loop.time()
         measures.take(outcome)
 
-    offsets = Steady(rate_per_s=load / SERVICE_S, cv=1).offsets(SEEDS[load], span.total_s)
+    offsets = Steady(rate_per_s=load / SERVICE_S, cv=1).offsets(1, span.total_s)
     await drive_open(offsets, perform, start=0.0, clock=loop.time, sleep=asyncio.sleep)
     return measures
 
 
-# Which of the runs that chance could give. At load 0.8 the p99.9 of 300,000 requests, which come in
-# bursts, is itself only known to a few percent: other seeds would need ten times as many.
-SEEDS = {0.3: 1, 0.6: 1, 0.8: 1}
+# Requests wait in bursts, the more the higher the load: the p99.9 of so many is itself only known to
+# about 2 %. The seed is the first that was tried; for any seed it would take ten times as many.
+NUM_REQUESTS = {0.3: 100_000, 0.6: 300_000, 0.8: 300_000}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("load", SEEDS)
+@pytest.mark.parametrize("load", NUM_REQUESTS)
 def test_every_percentile_of_a_simulated_m_d_1_server_is_what_theory_says(load: float) -> None:
     group = run_virtually(measured(load)).groups["load"]
-    assert group.whole("e2e").count == pytest.approx(NUM_REQUESTS, rel=0.01)
+    assert group.whole("e2e").count == pytest.approx(NUM_REQUESTS[load], rel=0.01)
     for percent in PERCENTILES:
         theory_s = md1_percentile(load, percent) * SERVICE_S
         assert group.whole("e2e").percentile_s(percent) == pytest.approx(theory_s, rel=0.02), (

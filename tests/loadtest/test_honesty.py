@@ -43,7 +43,7 @@ def test_a_healthy_run_is_valid_and_a_known_programme_is_measured_as_it_is(bench
         result = valid(
             bench,
             *("--task", "generate:oracle", "--output", "8", "--arrivals", "constant:4"),
-            *("--warmup", "1s", "--duration", "10s"),
+            *("--warmup", "500ms", "--duration", "6s"),
             address=server.address,
         )
     metrics = result["groups"]["load"]["metrics"]
@@ -61,7 +61,7 @@ def test_a_healthy_run_is_valid_and_a_known_programme_is_measured_as_it_is(bench
 def test_a_stall_of_the_server_shows_fully_in_an_open_loop_and_hides_in_a_closed_one(
     bench: Bench,
 ) -> None:
-    words = ("--task", "generate:oracle", "--output", "8", "--warmup", "0s", "--duration", "6s")
+    words = ("--task", "generate:oracle", "--output", "8", "--warmup", "0s", "--duration", "5s")
     found = {}
     for arrivals in ("constant:20", "closed:1"):
         with RunningServer("oracle:step_ms=1,stall_every=401,stall_ms=2000") as server:
