@@ -173,6 +173,8 @@ LOWEST = {
     "outcomes.keys": 0,
     "outcomes.bytes": 0,
     "outcomes.detached_bytes": 0,
+    "bodies.message_bytes": 1,
+    "bodies.memory_bytes": 256 * 1024 * 1024,  # one message
 }
 
 

@@ -31,11 +31,23 @@ _PING_BYTES = HEADER_BYTES + 10
 class Crowd:
     """Connections that answer PINGs and do nothing else."""
 
-    def __init__(self, socks: list[socket.socket]) -> None:
+    def __init__(self) -> None:
         self.num_lost = self.num_pings = 0
+        self._socks: list[socket.socket] = []
         self._selector = selectors.DefaultSelector()
-        for sock in socks:
-            self._selector.register(sock, selectors.EVENT_READ)
+
+    def join(self, place: Ground, num_connections: int) -> None:
+        """Make so many connections, and answer meanwhile: on a busy machine it takes a minute."""
+        for i in range(num_connections):
+            self._socks.append(place.log_in())
+            self._selector.register(self._socks[-1], selectors.EVENT_READ)
+            if i % 100 == 0:
+                self.idle(0.001)
+
+    def leave(self) -> None:
+        """Close all connections."""
+        for sock in self._socks:
+            sock.close()
 
     def idle(self, seconds: float) -> None:
         """Let time pass."""
@@ -46,11 +58,10 @@ class Crowd:
 
     def _hear(self, sock: socket.socket) -> None:
         ping = sock.recv(4096)
-        if not ping:
+        if len(ping) % _PING_BYTES or ping[4:5] != bytes([Kind.PING]):  # an error, or the end
             self.num_lost += 1
             self._selector.unregister(sock)
             return
-        assert len(ping) % _PING_BYTES == 0, "something else than PINGs came"
         self.num_pings += len(ping) // _PING_BYTES
         sock.sendall(build_frame(Kind.PONG, 0, ping[HEADER_BYTES:_PING_BYTES]))
 
@@ -60,8 +71,8 @@ def soak(place: Ground, num_connections: int, minutes: float) -> bool:
     for sock in [place.log_in() for _ in range(_WARM)]:
         sock.close()
     before, began_cpu_s = place.rss_bytes, place.cpu_s
-    socks = [place.log_in() for _ in range(num_connections)]
-    crowd = Crowd(socks)
+    crowd = Crowd()
+    crowd.join(place, num_connections)
     crowd.idle(3.0)
     each = (place.rss_bytes - before) / num_connections
     idle_from_s, idle_from_cpu_s = time.monotonic(), place.cpu_s
@@ -77,8 +88,7 @@ def soak(place: Ground, num_connections: int, minutes: float) -> bool:
         f" kib_each_at_the_end={later / KIB:.2f} cpu_us_to_connect={connect_us:.0f}"
         f" idle_cpu_share={idle_share:.3f} pings={crowd.num_pings} lost={crowd.num_lost}"
     )
-    for sock in socks:
-        sock.close()
+    crowd.leave()
     is_cheap = max(each, later) <= MOST_BYTES_EACH
     return is_cheap and crowd.num_lost == 0 and answered.completion_tokens == 8
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
-from wire.rows import OURS
 from wire.sides import PEERS_PYTHON
 
 if TYPE_CHECKING:
@@ -61,6 +60,7 @@ class Pairs:
         ratio = statistics.median(ratios)
         return {
             "cell": self.goal.cell,
+            "side": self.goal.side,
             "metric": self.goal.metric,
             "against": self.goal.against,
             "ours": ours,
@@ -74,9 +74,9 @@ class Pairs:
             "aim": self.goal.aim,
             "met": self.goal.is_met(ratio),
             "loss": self.goal.is_loss(ratio),
-            "cpu_us": {OURS: cpu_us(self.ours), self.goal.against: cpu_us(self.theirs)},
+            "cpu_us": {self.goal.side: cpu_us(self.ours), self.goal.against: cpu_us(self.theirs)},
             "p99_us": {
-                OURS: statistics.median(one.p99_us for one in self.ours),
+                self.goal.side: statistics.median(one.p99_us for one in self.ours),
                 self.goal.against: statistics.median(one.p99_us for one in self.theirs),
             },
         }

@@ -17,7 +17,7 @@ from statistics import fmean
 
 from wire.load import Figures, Job
 from wire.report import Pairs, conditions, console, print_report
-from wire.rows import CELLS, OURS, Goal, goals_of
+from wire.rows import CELLS, Goal, goals_of
 from wire.sides import PEERS_PYTHON, Client, possible_sides, running
 
 _TURNS = 2  # of each side in a round: A B A B
@@ -29,16 +29,16 @@ def measure(goals: list[Goal], rounds: int, *, quick: bool) -> list[Pairs]:
     """Let both sides of each goal alternate; the first round warms up and is thrown away."""
     pairs = [Pairs(goal) for goal in goals]
     # Goals with the same load and the same two sides are two views of one measurement.
-    together: defaultdict[tuple[str, str], list[Pairs]] = defaultdict(list)
+    together: defaultdict[tuple[str, str, str], list[Pairs]] = defaultdict(list)
     for pair in pairs:
-        together[pair.goal.cell, pair.goal.against].append(pair)
-    sides = {OURS} | {goal.against for goal in goals}
+        together[pair.goal.cell, pair.goal.side, pair.goal.against].append(pair)
+    sides = {side for goal in goals for side in (goal.side, goal.against)}
     with running(sides) as clients, console.status("") as status:
         for round_ in range(rounds + 1):
-            for (cell, against), views in together.items():
-                status.update(f"round {round_} of {rounds}: {cell}, {against}")
+            for (cell, side, against), views in together.items():
+                status.update(f"round {round_} of {rounds}: {cell}, {side} and {against}")
                 job = _job(cell, quick=quick or round_ == 0)
-                ours, theirs = alternate(clients[OURS], clients[against], job)
+                ours, theirs = alternate(clients[side], clients[against], job)
                 for view in views if round_ else ():
                     view.ours.append(ours)
                     view.theirs.append(theirs)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 
 from serving import serving
 from wire.load import Figures, Job
-from wire.rows import BARE_ECHO, BARE_GATEWAY, FASTAPI, GRPC, MOSEC, OURS, RAW_C
+from wire.rows import BARE_ECHO, BARE_GATEWAY, FASTAPI, GRPC, LIBRARY, MOSEC, OURS, RAW_C
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -138,12 +138,14 @@ _SERVERS: dict[str, Callable[[], AbstractContextManager[Server]]] = {
     "fastapi": _peer("wire.peers.fastapi_server"),
     "mosec": _peer("wire.peers.mosec_server"),
     "raw": partial(peer_server, str(_RAW_BINARY), "server"),
+    "library": partial(peer_server, sys.executable, "-m", "wire.library"),
     "echo": partial(peer_server, sys.executable, "-m", "wire.peers.echo_server"),
 }
 _HERE = (sys.executable, "-m")
 _THERE = (str(PEERS_PYTHON), "-m", "wire.peers.clients")
 _SIDES: dict[str, tuple[str, tuple[str, ...]]] = {
     OURS: ("ours", (*_HERE, "wire.ours")),
+    LIBRARY: ("library", (*_HERE, "wire.library", "client")),
     GRPC: ("grpc", (*_THERE, "grpc_aio")),
     FASTAPI: ("fastapi", (*_THERE, "fastapi")),
     MOSEC: ("mosec", (*_THERE, "mosec")),

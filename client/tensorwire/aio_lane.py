@@ -205,6 +205,7 @@ class Lane:
         self.loop = asyncio.get_running_loop()
         self.transport = AioTransport(new_connection(is_passive=False, login=login), self)
         self.is_lost = False
+        self.greeted: asyncio.Future[None] = self.loop.create_future()  # it is known what it takes
         self._address = address
         self._was_greeted = False
         self._last_taken: int | None = None  # from GOAWAY: later streams were not executed
@@ -291,6 +292,8 @@ class Lane:
             elif isinstance(message, Goaway):
                 self._last_taken = message.last_stream
         self._was_greeted = self._was_greeted or self.transport.connection.state in _GREETED
+        if self._was_greeted and not self.greeted.done():
+            self.greeted.set_result(None)
         if not self._replies and self.transport.connection.peer_is_leaving:
             self.transport.close()
 
@@ -313,6 +316,8 @@ class Lane:
     def on_lost(self, error: TensorwireError | None) -> None:
         """Fail every call that still waits."""
         self.is_lost = True
+        if not self.greeted.done():  # whoever waits finds a lane that is lost
+            self.greeted.set_result(None)
         for handle in (self._tick_handle, self._deadline_handle):
             if handle is not None:
                 handle.cancel()

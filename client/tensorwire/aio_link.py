@@ -15,7 +15,7 @@ from tensorwire_protocol.errors import (
 
 from tensorwire.access import Access
 from tensorwire.aio_lane import AsyncReply, Lane
-from tensorwire.dialing import Home, cannot_connect, chance, tune
+from tensorwire.dialing import Home, cannot_connect, chance, fastest_codec, tune
 from tensorwire.errors import ClientUnusable, for_call
 from tensorwire.retrying import Again, Attempts, RetryBudget
 
@@ -37,12 +37,17 @@ class AsyncLink:
         connect_timeout_s: float,
         max_attempts: int,
         access: Access | None = None,
+        *,
+        home: Home | None = None,
     ) -> None:
         self.address = address
         self._access = access or Access()
-        self.home = Home()
+        self.home = home or Home()
+        fastest_codec()  # loaded now, so that no call's time goes on it
         self._max_attempts = max_attempts
         self._budget = RetryBudget()
+        self._is_bulk = home is not None
+        self._bulk: AsyncLink | None = None  # for large requests: no small one waits behind them
         self._rescues: dict[asyncio.Task[None], AsyncReply[Any]] = {}
         self._connect_timeout_s = connect_timeout_s
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -58,6 +63,8 @@ class AsyncLink:
         """
         self.home.check()
         loop = self._check_loop()
+        if call.is_bulk and not self._is_bulk:
+            return await self._bulk_link().open(call, keeps_deltas=keeps_deltas)
         deadline = None if call.timeout_s is None else loop.time() + call.timeout_s
         attempts = Attempts(self._max_attempts, self._budget)
         reply = AsyncReply(self, call, attempts, loop, deadline, keeps_deltas=keeps_deltas)
@@ -67,6 +74,18 @@ class AsyncLink:
         else:
             await self._start(reply, Again.REQUEST)
         return reply
+
+    def _bulk_link(self) -> AsyncLink:
+        if self._bulk is None:
+            self._bulk = AsyncLink(
+                self.address,
+                self._connect_timeout_s,
+                self._max_attempts,
+                self._access,
+                home=self.home,
+            )
+            self._bulk._budget = self._budget
+        return self._bulk
 
     async def _start(self, reply: AsyncReply[Any], how: Again) -> None:
         """Send a call, or ask for the rest; again while that fails and may be tried."""
@@ -184,10 +203,12 @@ class AsyncLink:
                     ssl=access.tls,
                     server_hostname=access.server_name_at(self.address),
                 )
+                tune(raw.get_extra_info("socket"))
+                lane.start()
+                if self._is_bulk:
+                    await lane.greeted
         except OSError as error:  # TimeoutError is one
             raise cannot_connect(self.address, error, self._connect_timeout_s) from error
-        tune(raw.get_extra_info("socket"))
-        lane.start()
         return lane
 
     async def close(self) -> None:
@@ -204,4 +225,6 @@ class AsyncLink:
             if lane is not None and not lane.is_lost:
                 lane.close()
         self._leaving, self._lane = [], None
+        if self._bulk is not None:
+            await self._bulk.close()
         await asyncio.sleep(0)  # the loop closes the sockets in its next turn

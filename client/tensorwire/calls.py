@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, cast
 
 import numpy as np
 from tensorwire_protocol.errors import BadParams, BadTensor, InternalError
+from tensorwire_protocol.frames import DATA_BYTES
 from tensorwire_protocol.messages import Request, Resume
 from tensorwire_protocol.operations import milliseconds, write_ids, write_text, write_texts
 from tensorwire_protocol.tensors import RawTensor
@@ -73,6 +74,11 @@ class Call(Generic[T]):
     priority: int = 0
     key: bytes = field(default_factory=new_key)
 
+    @property
+    def is_bulk(self) -> bool:
+        """Say if the request is too large for one frame."""
+        return sum(map(_num_bytes, self.inputs.values())) > DATA_BYTES
+
     def request(self, stream: int, left_s: float | None) -> Request:
         """Return the message; `left_s` is what is left of the timeout."""
         return Request(
@@ -89,6 +95,15 @@ class Call(Generic[T]):
     def resume(self, stream: int, next_index: int, next_char: int) -> Resume:
         """Return the message that asks for the rest, behind what has arrived."""
         return Resume(stream=stream, key=self.key, next_index=next_index, next_char=next_char)
+
+
+def _num_bytes(value: Any) -> int:
+    """Return the bytes of the arrays in an input."""
+    if type(value) is np.ndarray:
+        return value.nbytes
+    if type(value) is RawTensor:
+        return value.bits.nbytes
+    return sum(map(_num_bytes, value)) if type(value) is list else 0
 
 
 def _call(

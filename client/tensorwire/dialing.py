@@ -7,6 +7,7 @@ import socket
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from tensorwire_protocol.bodies import FEATURE_BODY
 from tensorwire_protocol.codec import PLAIN, Codec
 from tensorwire_protocol.connection import FEATURE_PASSIVE, FEATURE_RESUME, Connection
 from tensorwire_protocol.errors import (
@@ -20,6 +21,7 @@ from tensorwire_protocol.errors import (
     TensorwireError,
     UnknownKind,
 )
+from tensorwire_protocol.pool import PooledMemory
 from tensorwire_protocol.roles import Role
 
 from tensorwire.errors import ClientUnusable
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 10.0
 SOFTWARE = "tensorwire-python"
+_POOL_BYTES = 128 * 1024 * 1024  # of large answers that are gone, for those that come
+_pool = PooledMemory(_POOL_BYTES)
 
 # Name: seconds (or a count). Present where the platform has it.
 _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPALIVE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
@@ -38,14 +42,19 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPALIVE": 15, "TCP_KEEPINTVL": 5, "TCP_
 
 def new_connection(*, is_passive: bool, login: Login | None = None) -> Connection:
     """Return the client's end of a connection; a passive one reads only while a call waits."""
-    features = (FEATURE_PASSIVE, FEATURE_RESUME) if is_passive else (FEATURE_RESUME,)
+    features = (FEATURE_RESUME, FEATURE_BODY)
     return Connection(
-        Role.CLIENT, software=SOFTWARE, features=features, login=login, codec=_codec()
+        Role.CLIENT,
+        software=SOFTWARE,
+        features=(FEATURE_PASSIVE, *features) if is_passive else features,
+        login=login,
+        codec=fastest_codec(),
+        bodies=_pool,
     )
 
 
 @lru_cache(1)
-def _codec() -> Codec:
+def fastest_codec() -> Codec:
     """Return the fastest codec that is installed: the thin client does without msgspec."""
     try:
         from tensorwire_protocol.codec.typed import TYPED

@@ -22,7 +22,15 @@ from tensorwire_protocol.transports.blocking import BlockingTransport
 
 from tensorwire.access import Access
 from tensorwire.collecting import GRACE_S, Collector, gave_up
-from tensorwire.dialing import Home, cannot_connect, chance, explained, new_connection, tune
+from tensorwire.dialing import (
+    Home,
+    cannot_connect,
+    chance,
+    explained,
+    fastest_codec,
+    new_connection,
+    tune,
+)
 from tensorwire.errors import for_call
 from tensorwire.retrying import Again, Attempts, RetryBudget
 
@@ -179,12 +187,17 @@ class Link:
         connect_timeout_s: float,
         max_attempts: int,
         access: Access | None = None,
+        *,
+        home: Home | None = None,
     ) -> None:
         self.address = address
         self._access = access or Access()
-        self.home = Home()
+        self.home = home or Home()
+        fastest_codec()  # loaded now, so that no call's time goes on it
         self.max_attempts = max_attempts
         self.budget = RetryBudget()
+        self._is_bulk = home is not None
+        self._bulk: Link | None = None  # for large requests, behind which no small one shall wait
         self._connect_timeout_s = connect_timeout_s
         self._dialing = threading.Lock()
         self._transport: BlockingTransport | None = None
@@ -197,8 +210,23 @@ class Link:
             TensorwireError: it could not be sent, or (executed: maybe) only in part.
         """
         self.home.check()
+        if call.is_bulk and not self._is_bulk:
+            return self._bulk_link().call(call)
         deadline = None if call.timeout_s is None else time.monotonic() + call.timeout_s
         return Reply(self, call, deadline)
+
+    def _bulk_link(self) -> Link:
+        with self._dialing:
+            if self._bulk is None:
+                self._bulk = Link(
+                    self.address,
+                    self._connect_timeout_s,
+                    self.max_attempts,
+                    self._access,
+                    home=self.home,
+                )
+                self._bulk.budget = self.budget
+            return self._bulk
 
     def open(
         self,
@@ -273,7 +301,10 @@ class Link:
             channel = self._secured(sock, timeout_s)
             sock.settimeout(None)
             login = self._access.login(self.address)
-            return BlockingTransport(channel, new_connection(is_passive=True, login=login))
+            transport = BlockingTransport(channel, new_connection(is_passive=True, login=login))
+            if self._is_bulk:
+                transport.wait_for_greeting()
+            return transport
         except BaseException:
             sock.close()
             raise
@@ -308,6 +339,8 @@ class Link:
             if transport is not None:
                 transport.close()
         self._leaving, self._transport = [], None
+        if self._bulk is not None:
+            self._bulk.close()
 
     def __del__(self) -> None:
         # Whoever waits for an answer holds this object, so nobody waits any more.

@@ -27,12 +27,12 @@ const ALLOWED = {
   "c>s": new Set([...BOTH_WAYS, "HELLO", "CREDIT", "REQ", "CANCEL", "RESUME"]),
   "s>c": new Set([...BOTH_WAYS, "WELCOME", "CREDIT", "RES", "EVT", "EVB", "ACK", "END"]),
   "g>w": new Set([...BOTH_WAYS, "HELLO", "CANCEL", "SUBMIT", "DRAIN", "LOAD", "SHM"]),
-  "w>g": new Set([...BOTH_WAYS, "WELCOME", "RES", "ACK", "END", "STEP", "HEARTBEAT"]),
+  "w>g": new Set([...BOTH_WAYS, "WELCOME", "RES", "ACK", "END", "STEP", "HEARTBEAT", "SHM"]),
 };
 const FEATURES_OF = {
-  AUTH: ["auth"], CREDIT: ["credit", "body"], DATA: ["body"], RESUME: ["resume"], LOAD: ["reserved"], SHM: ["reserved"],
+  AUTH: ["auth"], CREDIT: ["credit", "body"], DATA: ["body"], RESUME: ["resume"], LOAD: ["reserved"], SHM: ["shm"],
 };
-const ON_STREAM_0 = new Set(["HELLO", "WELCOME", "AUTH", "PING", "PONG", "GOAWAY", "EVB", "STEP", "HEARTBEAT", "DRAIN", "LOAD", "SHM"]);
+const ON_STREAM_0 = new Set(["HELLO", "WELCOME", "AUTH", "PING", "PONG", "GOAWAY", "EVB", "STEP", "HEARTBEAT", "DRAIN", "LOAD"]);
 const WITH_SEGMENTS = new Set(["REQ", "RES", "SUBMIT"]);
 const WITH_AUX = new Set([...WITH_SEGMENTS, "DATA", "ERR", "GOAWAY"]);
 const FLAG_END = 1, FLAG_BODY = 4, FIRST_OPTIONAL_KIND = 0x80;
@@ -40,7 +40,7 @@ const HEADER_BYTES = 16, ALIGNMENT = 64, MIN_FRAME_BYTES = 4096;
 const PREFACE = Buffer.from([0x94, 0x54, 0x57, 0x31, 0x0d, 0x0a, 0x1a, 0x0a]);
 
 const CLIENT_LIMITS = {
-  frame_bytes: 1114112, client_meta_bytes: 16384, server_meta_bytes: 262144, preauth_bytes: 4096,
+  frame_bytes: 1114112, message_bytes: 268435456, client_meta_bytes: 16384, server_meta_bytes: 262144, preauth_bytes: 4096,
   preauth_frames: 4, preauth_out_bytes: 1024, meta_depth: 16, container_items: 4096, key_bytes: 64, segments: 64,
   inline_bytes: 1024, tensor_dims: 16, streams: 512, handshake_s: 5.0, ping_after_s: 20.0,
   dead_after_s: 60.0, ping_interval_s: 1.0, ping_burst: 8, fault_burst: 200, faults_per_s: 50.0,
@@ -49,7 +49,7 @@ const CLIENT_LIMITS = {
 };
 const WORKER_LIMITS = {
   ...CLIENT_LIMITS, client_meta_bytes: 1048576, server_meta_bytes: 1048576, container_items: 65536,
-  preauth_bytes: 65536, streams: 8192, fault_burst: 65536, faults_per_s: 65536.0,
+  message_bytes: 8589934592, preauth_bytes: 65536, streams: 8192, fault_burst: 65536, faults_per_s: 65536.0,
   frame_grace_s: 60.0, send_hard_bytes: 67108864,
 };
 const WITH_FRACTION = new Set(["handshake_s", "ping_after_s", "dead_after_s", "ping_interval_s", "faults_per_s", "frame_grace_s"]);
@@ -545,6 +545,81 @@ export function encode(message, limits = CLIENT_LIMITS) {
   return Buffer.concat([header, ...parts]);
 }
 
+// -- §15.3 bodies ---------------------------------------------------------------------------------
+
+const BODY_BYTES = 1 << 20, WINDOW_BYTES = 1 << 20, DATA_BYTES = 1 << 20;
+
+/** A message that is too large for a frame, on its way out: its head, and DATA as the server allows it. */
+class Outgoing {
+  constructor(stream, frame) {
+    const count = frame.readUInt16LE(6);
+    const lengths = Array.from({ length: count }, (_, i) => Number(frame.readBigUInt64LE(HEADER_BYTES + 8 * i)));
+    let at = HEADER_BYTES + 8 * count + frame.readUInt32LE(12);
+    this.head = Buffer.from(frame.subarray(0, at));
+    this.head.writeUInt32LE(at - HEADER_BYTES, 0);
+    this.head[5] |= FLAG_BODY;
+    this.segments = lengths.map((length) => {
+      const start = at + padding(at);
+      at = start + length;
+      return frame.subarray(start, at);
+    });
+    this.left = lengths.reduce((sum, length) => sum + length, 0);
+    Object.assign(this, { stream, size: this.left, segment: 0, at: 0, allowed: WINDOW_BYTES, isDone: false });
+  }
+
+  /** The frames that may leave now. */
+  * frames() {
+    while (!this.isDone && (this.allowed > 0 || !this.left)) {
+      while (this.segment + 1 < this.segments.length && this.at === this.segments[this.segment].length) {
+        this.segment += 1;
+        this.at = 0;
+      }
+      const payload = this.segments[this.segment].subarray(this.at, this.at + Math.min(DATA_BYTES, this.allowed));
+      this.at += payload.length;
+      this.left -= payload.length;
+      this.allowed -= payload.length;
+      this.isDone = !this.left;
+      yield encode({ kind: "DATA", stream: this.stream, segment: this.segment, payload, last: this.isDone });
+    }
+  }
+
+  /** The end of a body whose rest is not sent. */
+  end() { return encode({ kind: "DATA", stream: this.stream, segment: this.segment, payload: Buffer.alloc(0), last: true }); }
+}
+
+/** A message whose segments arrive as DATA. */
+class Incoming {
+  constructor(frame, limits) {
+    if (!frame.aux || frame.aux > limits.segments) failConnection("FRAMING", "a body of no or too many segments");
+    this.left = frame.lengths.reduce((sum, length) => sum + length, 0);
+    if (this.left > limits.message_bytes) failConnection("FRAMING", "an answer is larger than was allowed");
+    Object.assign(this, { frame, limits, parts: frame.lengths.map(() => []), segment: 0, room: frame.lengths[0] });
+    this.#skipFull();
+  }
+
+  #skipFull() {
+    while (!this.room && this.segment + 1 < this.frame.lengths.length) this.room = this.frame.lengths[++this.segment];
+  }
+
+  /** Take one DATA; the whole message behind the last one, else null. */
+  take({ segment, payload, last }) {
+    const size = payload.length;
+    if (segment !== this.segment || size > this.room || (!size && !last)) failConnection("SEQUENCE", "DATA that is not due");
+    this.left -= size;
+    if (last !== (this.left === 0)) failConnection("SEQUENCE", "a body ends at its last byte");
+    this.parts[segment].push(Buffer.from(payload));
+    this.room -= size;
+    this.#skipFull();
+    if (!last) return null;
+    this.frame.segments = this.parts.map((parts) => Buffer.concat(parts));
+    try {
+      return readMeta(this.frame, this.limits);
+    } catch (error) {
+      return failConnection("FRAMING", error.message);
+    }
+  }
+}
+
 /** §11: bytes in any pieces become messages, or a WireError says what is wrong. */
 export class Receiver {
   constructor(direction, { limits = null, features = [], inHandshake = false } = {}) {
@@ -604,6 +679,7 @@ export class Receiver {
       failConnection("UNKNOWN_KIND", `kind ${frame.kind} is not accepted here`);
     }
     if (stream && ON_STREAM_0.has(name)) failConnection("FRAMING", `${name} belongs on stream 0`);
+    if (frame.flags & FLAG_BODY && this.features.has("body")) return { kind: "BODY", stream, frame };
     const isOpening = name === "REQ" || name === "SUBMIT";
     if (isOpening && stream <= this.lastStream) failConnection("SEQUENCE", "stream numbers must rise");
     if (isOpening) this.lastStream = stream;
@@ -634,12 +710,13 @@ function cutFrame(whole, maxSegments) {
   const count = WITH_SEGMENTS.has(name) ? aux : 0;
   const metaStart = HEADER_BYTES + 8 * count, metaEnd = metaStart + metaBytes;
   if (metaEnd > whole.length) failConnection("FRAMING", "the meta is longer than the body");
-  const frame = { kind, name, flags, aux, stream, meta: whole.subarray(metaStart, metaEnd), segments: [] };
+  const frame = { kind, name, flags, aux, stream, meta: whole.subarray(metaStart, metaEnd), segments: [], lengths: [] };
   if (name === "DATA") {
     if (metaBytes) failConnection("FRAMING", "DATA has no meta");
     frame.segments.push(whole.subarray(metaEnd));
   } else if (!count || flags & FLAG_BODY) {
     if (metaEnd !== whole.length) failConnection("FRAMING", "bytes behind the meta");
+    for (let i = 0; i < count && count <= maxSegments; i++) frame.lengths.push(Number(whole.readBigUInt64LE(HEADER_BYTES + 8 * i)));
   } else if (count <= maxSegments) {
     cutSegments(frame, whole, count, metaEnd);
   }
@@ -682,6 +759,8 @@ export class Connection {
     this.nextIndex = new Map(); // of each open stream
     this.receiver = new Receiver("s>c", { limits: this.limits });
     this.out = [PREFACE];
+    this.incoming = new Map(); // bodies, by stream
+    this.outgoing = new Map();
     this.heardAt = this.pingedAt = this.bornAt = 0;
     this.pings = { left: this.limits.ping_burst, at: 0 };
     const announced = new Map(Object.entries(limits));
@@ -703,8 +782,14 @@ export class Connection {
 
   send(message) {
     if (this.state === "CLOSED") throw this.error ?? new WireError(CODES.CONNECTION_LOST, "the connection is closed");
-    const frame = encode(message, this.limits);
-    const { frame_bytes: mostBody, client_meta_bytes: mostMeta } = this.peerLimits;
+    let frame = encode(message, this.limits);
+    const { frame_bytes: mostBody, client_meta_bytes: mostMeta, message_bytes: mostSegments } = this.peerLimits;
+    const isLarge = message.kind === "REQ" && frame.length - HEADER_BYTES > Math.min(BODY_BYTES, mostBody);
+    const body = isLarge && this.receiver.features.has("body") ? new Outgoing(message.stream, frame) : null;
+    if (body) {
+      if (body.size > mostSegments) fail("TOO_LARGE", "the server does not accept so many bytes of tensors");
+      frame = body.head;
+    }
     if (frame.length - HEADER_BYTES > mostBody || frame.readUInt32LE(12) > mostMeta) {
       fail("TOO_LARGE", "the server does not accept a message of this size");
     }
@@ -714,6 +799,20 @@ export class Connection {
       this.nextIndex.set(message.stream, 0);
     }
     this.out.push(frame);
+    if (body) this.outgoing.set(message.stream, body);
+    if (body) this.#sendBody(body);
+    if (message.kind === "CANCEL") this.#stopBody(message.stream);
+  }
+
+  #sendBody(body) {
+    this.out.push(...body.frames());
+    if (body.isDone) this.outgoing.delete(body.stream);
+  }
+
+  #stopBody(stream) {
+    const body = this.outgoing.get(stream);
+    if (body) this.out.push(body.end());
+    this.outgoing.delete(stream);
   }
 
   /** Take bytes from the server; returns the messages they completed. */
@@ -726,7 +825,8 @@ export class Connection {
       while (this.state !== "CLOSED") {
         const message = this.receiver.next();
         if (message === null) break;
-        if (this.#take(message, now)) messages.push(message);
+        const heard = this.#take(message, now);
+        if (heard) messages.push(heard === true ? message : heard);
       }
     } catch (error) {
       if (!(error instanceof WireError)) throw error;
@@ -764,7 +864,7 @@ export class Connection {
 
   #emit(message) { this.out.push(encode(message, this.limits)); }
 
-  /** Whether the message is for the application. */
+  /** Whether the message is for the application; or another one, which it has completed. */
   #take(message, now) {
     const { kind, stream } = message;
     if (kind === "ERR" && stream === 0) {
@@ -791,10 +891,28 @@ export class Connection {
       case "EVB":
         for (const event of eventsOf(message)) this.#advance(event.stream, event.index, event.tokens.length);
         return true;
+      case "CREDIT": {
+        const body = this.outgoing.get(stream);
+        if (body) body.allowed += message.amount;
+        if (body) this.#sendBody(body);
+        return false;
+      }
+      case "BODY":
+        if (!this.nextIndex.has(stream)) failConnection("SEQUENCE", `RES for stream ${stream}, which is not open`);
+        this.incoming.set(stream, new Incoming(message.frame, this.limits));
+        return false;
+      case "DATA": {
+        const body = this.incoming.get(stream);
+        if (!body) failConnection("SEQUENCE", `DATA on stream ${stream}, where none is due`);
+        const whole = body.take(message);
+        if (whole) this.incoming.delete(stream);
+        return whole && this.#take(whole, now) && whole;
+      }
       default: // ACK, RES, ERR, END
         if (!this.nextIndex.has(stream)) failConnection("SEQUENCE", `${kind} for stream ${stream}, which is not open`);
         if (kind === "END" && message.count !== this.nextIndex.get(stream)) failConnection("SEQUENCE", "END counts other tokens");
         if (kind !== "ACK") this.nextIndex.delete(stream);
+        if (kind !== "ACK") this.#stopBody(stream);
         return true;
     }
   }
@@ -929,7 +1047,7 @@ export class Client {
 
   #open(socket, onGreeted, onFailed) {
     const now = () => performance.now() / 1000;
-    const connection = (this.#connection = new Connection({ software: "client.mjs/1" }));
+    const connection = (this.#connection = new Connection({ software: "client.mjs/1", features: ["body"] }));
     connection.bornAt = now();
     this.#socket = socket;
     this.#timer = setInterval(() => this.#turn(() => connection.tick(now())), TICK_MS);

@@ -16,8 +16,9 @@ directions pass one gate: `_admit` for what the peer sends, `send` for what this
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from tensorwire_protocol.bodies import FEATURE_BODY, FEATURE_SHM
 from tensorwire_protocol.codec import PLAIN, encode
 from tensorwire_protocol.conduct import CancelPace, Conduct, is_fault
 from tensorwire_protocol.errors import (
@@ -26,11 +27,12 @@ from tensorwire_protocol.errors import (
     Busy,
     ConnectionFailed,
     ConnectionLost,
+    DeadlineExceeded,
     Executed,
     Flood,
-    HandshakeTimeout,
     OutputTooLarge,
     PeerSilent,
+    RequestCancelled,
     RequestRefused,
     SequenceError,
     TensorwireError,
@@ -43,6 +45,7 @@ from tensorwire_protocol.frames import (
     FIRST_OPTIONAL_KIND,
     HEADER,
     HEADER_BYTES,
+    MAX_BODY_BYTES,
     Flag,
     Frame,
     FrameDecoder,
@@ -58,6 +61,7 @@ from tensorwire_protocol.messages import (
     Event,
     EventBatch,
     Failure,
+    Finish,
     Goaway,
     Hello,
     Kind,
@@ -66,6 +70,7 @@ from tensorwire_protocol.messages import (
     Pong,
     Request,
     Resume,
+    Shm,
     Step,
     Submit,
     Welcome,
@@ -73,13 +78,16 @@ from tensorwire_protocol.messages import (
 from tensorwire_protocol.outbox import Outbox
 from tensorwire_protocol.roles import ACCEPTS, OPENERS, PEER, WORKER_ROLES, Role, State
 from tensorwire_protocol.streams import OpenStreams
+from tensorwire_protocol.transfers import Transfers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from tensorwire_protocol.auth import Authenticator, Principal
+    from tensorwire_protocol.bodies import Memory, Sharing
     from tensorwire_protocol.codec import Codec
     from tensorwire_protocol.login import Login
+    from tensorwire_protocol.outbox import OutgoingBody
     from tensorwire_protocol.receive_memory import ReceiveMemory
 
 NOT_OURS = b"tensorwire: this port speaks the Tensorwire protocol, version 1, not what was sent\n"
@@ -94,12 +102,13 @@ _BODY = int(Flag.BODY)  # an IntFlag's own `&` costs two microseconds
 _OPENINGS = frozenset({Kind.REQ, Kind.RESUME, Kind.SUBMIT})
 _TERMINAL = frozenset({Kind.RES, Kind.END, Kind.ERR})
 _BOUNDARIES = _OPENINGS | _TERMINAL
-_NOT_BUILT = frozenset({Kind.DATA, Kind.CREDIT, Kind.AUTH, Kind.LOAD, Kind.SHM})
+_NOT_BUILT = frozenset({Kind.AUTH, Kind.LOAD})
+_OF_BODIES = frozenset({Kind.DATA, Kind.CREDIT, Kind.SHM})
 # These speak of the connection, so their stream is 0.
 _STREAMLESS = frozenset(
     {
         Kind.HELLO, Kind.WELCOME, Kind.AUTH, Kind.PING, Kind.PONG, Kind.GOAWAY, Kind.EVB,
-        Kind.STEP, Kind.HEARTBEAT, Kind.DRAIN, Kind.LOAD, Kind.SHM,
+        Kind.STEP, Kind.HEARTBEAT, Kind.DRAIN, Kind.LOAD,
     }
 )  # fmt: skip
 
@@ -117,6 +126,11 @@ class Connection:
         authenticator: who decides about a client's login; without one every peer may do all.
         nonce: 32 random bytes, fresh for each connection that has an authenticator.
         codec: how frames are read and written; all codecs agree on the bytes.
+        bodies: where large messages land; by default in memory made for each.
+        sharing: memory in common with the peer, for large messages both ways.
+
+    Attributes:
+        on_output: called when there is something to send that no call of the shell brought about.
     """
 
     def __init__(
@@ -133,6 +147,8 @@ class Connection:
         authenticator: Authenticator | None = None,
         nonce: bytes = b"",
         codec: Codec = PLAIN,
+        bodies: Memory | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         on_worker_link = role in WORKER_ROLES
         self.role = role
@@ -152,6 +168,9 @@ class Connection:
             hold=None if memory is None else partial(memory.hold, self),
         )
         self._outbox = Outbox()
+        self._bodies, self._sharing = bodies, sharing
+        self._transfers: Transfers | None = None  # until both sides have said that they know bodies
+        self.on_output: Callable[[], None] = _nothing
         self._heard = 0.0
         self._pinged = self._ticked = 0.0
         self._conduct = Conduct(self.limits)
@@ -201,8 +220,18 @@ class Connection:
 
     @property
     def pending_bytes(self) -> int:
-        """How many bytes wait in `take_output`."""
+        """How many bytes wait in `take_output`, large bodies aside."""
         return self._outbox.num_bytes
+
+    @property
+    def has_bulk(self) -> bool:
+        """Say if `take_output` could go on with a large body."""
+        return self._outbox.has_bulk
+
+    @property
+    def can_send_bodies(self) -> bool:
+        """Say if messages may be larger than a frame."""
+        return self._transfers is not None
 
     @property
     def can_resume(self) -> bool:
@@ -284,8 +313,12 @@ class Connection:
             raise BadFraming(f"a meta has {len(frame.meta)} bytes, {self._meta_bytes} allowed")
         if self._handshake is not None:
             return self._admit_early(self._handshake, frame)
-        if kind in _NOT_BUILT and not (kind == Kind.CREDIT and self.has_credit):
+        if kind in _NOT_BUILT or (kind in _OF_BODIES and not self._is_negotiated(kind)):
             raise UnknownKind(f"{Kind(kind).name} was not negotiated on this connection")
+        if frame.flags:
+            return self._admit_body(frame, now)
+        if kind == Kind.DATA:
+            return None  # more is to come
         message = decode_sound(frame, self.limits, self._codec)
         if kind in _TERMINAL:
             return self._note_terminal(message)
@@ -301,9 +334,24 @@ class Connection:
             self.peer_software = handshake.peer_software
             self.peer_limits = handshake.peer_limits
             self._welcome_bytes = self._surely_welcome_bytes()
+            if FEATURE_BODY in self._features and FEATURE_BODY in self.peer_features:
+                self._transfers = self._build_transfers()
         if self.state is State.OPEN:
             self._handshake = None
         return message
+
+    def _build_transfers(self) -> Transfers:
+        return Transfers(
+            self,
+            self._decoder,
+            self._outbox,
+            self.limits,
+            self._codec,
+            self._bodies,
+            self._sharing if FEATURE_SHM in self.peer_features else None,
+            is_metered_in=self.role is Role.SERVER,
+            is_metered_out=self.role is Role.CLIENT,
+        )
 
     def _admit_opening(self, frame: Frame, now: float) -> Message | None:
         """Take a REQ, RESUME or SUBMIT: what is wrong inside it fails that request alone."""
@@ -314,19 +362,49 @@ class Connection:
         try:
             if num_open > self.limits.streams:
                 raise Busy(f"{self.limits.streams} streams are open on this connection; wait")
-            if frame.flags & _BODY:
+            if frame.flags & _BODY and self._transfers is None:
                 raise Unsupported("bodies in DATA frames were not negotiated")
             if len(frame.meta) > self._meta_bytes:
                 raise TooLarge(
                     f"the meta has {len(frame.meta)} bytes; at most {self._meta_bytes} are accepted"
                 )
+            if frame.flags & _BODY and self._transfers is not None:
+                return self._transfers.begin(frame, self._heard)
             message: Message = self._codec.decode(frame, self.limits)
             return message
         except (RequestRefused, Busy) as error:
+            if frame.flags & _BODY and self._transfers is not None:
+                self._transfers.discard(stream, self._heard)
             self.send(Failure.of(stream, error))
             if isinstance(error, Busy):
                 self._note_fault(now)  # `send` counts what a request did wrong, this was the peer
             return None
+
+    def _admit_body(self, frame: Frame, now: float) -> Message | None:
+        """Take the head of an answer, or the last DATA of any message."""
+        if self._transfers is None:
+            raise BadFraming("an answer has a body, which was not negotiated")
+        if frame.kind != Kind.DATA:
+            answer = self._begin_answer(self._transfers, frame, now)
+            return None if answer is None else self._note_terminal(answer)
+        message = self._transfers.finish(frame, now)
+        if not self._is_opener:
+            return message
+        if message is not None:
+            return self._note_terminal(message)
+        self.streams.end(frame.stream)  # of an answer that nobody wants any more
+        return None
+
+    def _begin_answer(self, transfers: Transfers, frame: Frame, now: float) -> Message | None:
+        if frame.stream not in self.streams:
+            if self.role is Role.CLIENT:
+                raise SequenceError(f"stream {frame.stream} ended, but it is not open")
+            transfers.discard(frame.stream, now)  # of an attempt that was given up
+            return None
+        try:
+            return transfers.begin(frame, now)
+        except (RequestRefused, Busy) as error:
+            raise BadFraming(f"RES: {error.message}") from error
 
     def _note(self, message: Message, now: float) -> Message | None:
         """Keep the books for a message of an open connection."""
@@ -339,11 +417,13 @@ class Connection:
                 raise SequenceError(f"ACK for stream {message.stream}, which is not open")
         elif isinstance(message, Cancel):
             self._note_fault(now)
-            return message if message.stream in self.streams else None
+            return self._note_cancel(message, now)
         elif isinstance(message, Credit):
-            if message.stream not in self.streams:
-                self._note_fault(now)
-                return None
+            return self._note_credit(message, now)
+        elif isinstance(message, Shm):
+            if self._transfers is not None:
+                self._transfers.note_shared(message)
+            return None
         elif isinstance(message, Ping):
             self._answer_ping(message, now)
             return None
@@ -357,6 +437,30 @@ class Connection:
             raise SequenceError(f"{message.KIND.name} came a second time")
         return message
 
+    def _is_negotiated(self, kind: int) -> bool:
+        return self._transfers is not None or (kind == Kind.CREDIT and self.has_credit)
+
+    def _note_credit(self, credit: Credit, now: float) -> Credit | None:
+        """Take what the peer allows: bytes of a body to its client, events to a server."""
+        if self._is_opener:
+            self._outbox.allow(credit.stream, credit.amount)
+            return None
+        if credit.stream not in self.streams:
+            self._note_fault(now)
+            return None
+        return credit if self.has_credit else None
+
+    def _note_cancel(self, cancel: Cancel, now: float) -> Cancel | None:
+        transfers, stream = self._transfers, cancel.stream
+        if transfers is None or not transfers.is_receiving(stream):
+            return cancel if stream in self.streams else None
+        transfers.discard(stream, now)
+        is_late = cancel.reason == Finish.DEADLINE.value
+        kind = DeadlineExceeded if is_late else RequestCancelled
+        error = kind("it was stopped before all of it had come", executed=Executed.NO)
+        self.send(Failure.of(stream, error))
+        return None
+
     def _note_terminal(self, message: Message) -> Message | None:
         assert isinstance(message, TERMINAL)
         stream = message.stream
@@ -366,6 +470,8 @@ class Connection:
             return message
         if not self._is_opener:
             raise SequenceError(f"ERR for stream {stream} came from the side that asks")
+        if self._transfers is not None and self._outbox.has_bodies:
+            self._transfers.stop(stream)
         expected = self.streams.end(stream)
         if expected is None:
             if self.role is Role.DISPATCHER:
@@ -379,7 +485,7 @@ class Connection:
 
     def _answer_ping(self, ping: Ping, now: float) -> None:
         self._conduct.note_ping(now)
-        self._emit(Pong(payload=ping.payload))
+        self._emit(Pong(payload=ping.payload))  # behind all that was answered before
 
     def _note_fault(self, now: float) -> None:
         if not self._is_opener:  # whoever asks hears of nothing that it did not ask for
@@ -406,17 +512,32 @@ class Connection:
             raise AssertionError(f"{self.role.value} may not send {kind.name}")
         buffers = self._codec.encode(message, self.limits)
         size = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
+        body = None
         if size > self._welcome_bytes:
-            self._check_size(message, buffers[0], size - HEADER_BYTES)
+            if self._transfers is not None:
+                buffers, body = self._transfers.cut(buffers, message, size, self.peer_limits)
+            if body is not None:
+                size = len(buffers[0])
+            self._check_size(message, buffers[0], size - HEADER_BYTES, body)
         if kind in _BOUNDARIES:
             self._note_sent(message)
+        elif kind == Kind.CREDIT and not self._is_opener:  # whose own must not pass its REQ
+            self._outbox.add_urgent(buffers)
+            return
         elif isinstance(message, Cancel) and not self._may_cancel(message):
             return
+            return
         if self._handshake is not None and self._handshake.holds_output:
-            self._outbox.hold(buffers)  # among them a GOAWAY, which may not come before WELCOME
+            # Among them a GOAWAY, which may not come before WELCOME.
+            self._outbox.hold(buffers, body)
+            return
+        if body is not None and self._transfers is not None:
+            self._transfers.send(buffers, body)
             return
         self._outbox.add(buffers, size)
-        if kind == Kind.ERR and is_fault(HEADER.unpack_from(buffers[0])[3]):
+        if kind == Kind.CANCEL:
+            self._leave(message)
+        elif kind == Kind.ERR and is_fault(HEADER.unpack_from(buffers[0])[3]):
             self._note_refusal()
 
     def _peer_meta_bytes(self) -> int:
@@ -427,13 +548,23 @@ class Connection:
         limits = self.peer_limits
         return min(limits.frame_bytes, self._peer_meta_bytes(), limits.container_items)
 
-    def _check_size(self, message: Message, head: bytes | memoryview, body_bytes: int) -> None:
+    def _check_size(
+        self,
+        message: Message,
+        head: bytes | memoryview,
+        body_bytes: int,
+        body: OutgoingBody | None,
+    ) -> None:
         # The peer would cut the connection, and every other stream on it, for one frame of ours.
         refusal = TooLarge if self._is_opener else OutputTooLarge
         limits = self.peer_limits
         if body_bytes > limits.frame_bytes:
             raise refusal(
                 f"the message has {body_bytes} bytes; the peer accepts {limits.frame_bytes}"
+            )
+        if body is not None and body.left_bytes > limits.message_bytes:
+            raise refusal(
+                f"the arrays have {body.left_bytes} bytes; the peer accepts {limits.message_bytes}"
             )
         meta_bytes = HEADER.unpack_from(head)[5]
         if meta_bytes > self._peer_meta_bytes():
@@ -454,6 +585,11 @@ class Connection:
         if self._cancel_pace is None:
             self._cancel_pace = CancelPace(self.peer_limits)
         return self._cancel_pace.may_go(cancel, max(self._heard, self._ticked))
+
+    def _leave(self, message: Message) -> None:
+        """After a CANCEL: nothing more of the stream's bodies leaves or lands."""
+        if self._transfers is not None and isinstance(message, Cancel):
+            self._transfers.leave(message.stream, self._heard)
 
     def _note_refusal(self) -> None:
         """Count that the peer has made this side refuse, whenever that turned out."""
@@ -503,15 +639,43 @@ class Connection:
         """Close from this side without a word; what is queued may still be sent."""
         self.state, self._handshake = State.CLOSED, None
         self._decoder.clear()  # or its last buffer, filled up, would have no room for a next read
+        if self._transfers is not None:
+            self._transfers.clear()
+            self._transfers = None
+        # The shell knows this object: a circle would keep both, and the memory they share.
+        self.on_output, self._sharing = _nothing, None
 
     def _emit(self, message: Message) -> None:
         """Queue a message of the connection itself."""
         buffers = encode(message, self.limits)
         self._outbox.add(buffers, sum(map(len, buffers)))
 
-    def take_output(self) -> list[bytes | memoryview]:
-        """Return what is to be written, in order, small frames joined; the queue is empty then."""
-        return self._outbox.take()
+    def take_output(self, budget: int | None = None) -> list[bytes | memoryview]:
+        """Return what is to be written, in order, small frames joined.
+
+        Of large bodies it is as much as `budget` bytes allow, and a frame more; None: all of them.
+        """
+        return self._outbox.take(budget)
+
+    # -- large bodies -------------------------------------------------------------------------
+
+    def allow_body(self, stream: int, num_bytes: int) -> None:
+        """Let the peer send so many bytes more of a body; for `transfers`."""
+        while num_bytes:
+            amount = min(num_bytes, MAX_BODY_BYTES)
+            self.send(Credit(stream=stream, amount=amount))
+            num_bytes -= amount
+        self.on_output()
+
+    def return_loans(self, loans: list[Any]) -> None:
+        """Tell the peer that some of its memory is not used here any more; for `transfers`."""
+        self.send(Shm(payload={"returned": loans}))
+        self.on_output()
+
+    def refuse_body(self, stream: int, error: TensorwireError) -> None:
+        """End a stream whose body was not wanted after all; for `transfers`."""
+        self.send(Failure.of(stream, error))
+        self.on_output()
 
     # -- time ---------------------------------------------------------------------------------
 
@@ -524,16 +688,19 @@ class Connection:
             if self._handshake is not None:
                 self._handshake.check_time(now)
                 return
+            if self._transfers is not None:
+                self._transfers.on_timer(now)
             # A server's frame may wait in the kernel while no caller of its client reads.
             if self._decoder.is_mid_frame and not self._is_opener:
                 self._conduct.check_unfinished(self._decoder, now)
             if FEATURE_PASSIVE not in self.peer_features or self._is_opener:
                 self._check_silence(now)
-        except (HandshakeTimeout, Flood, PeerSilent) as error:
+        except ConnectionFailed as error:
             self.fail(error)
         if self._cancel_pace is not None and not self.is_closed:
             for cancel in self._cancel_pace.take(self.streams, now):
                 self._emit(cancel)
+                self._leave(cancel)
 
     def _check_silence(self, now: float) -> None:
         silent_s = now - self._heard
@@ -542,4 +709,8 @@ class Connection:
         ping_after_s = self.limits.ping_after_s
         if silent_s >= ping_after_s and now - self._pinged >= ping_after_s:
             self._pinged = now
-            self._emit(Ping())
+            self._outbox.add_urgent(encode(Ping(), self.limits))
+
+
+def _nothing() -> None:
+    """Stand in for `on_output` until a shell has come."""

@@ -9,7 +9,8 @@
 
 All little-endian. The body is: aux x u64 segment lengths (only kinds that carry segments), the
 meta (one msgpack object), and the segments, each at a multiple of 64 from the start of the frame.
-Of a kind from 0x80 up only the header is understood: it may be laid out as a later version likes.
+With BODY the segments are missing: they follow in DATA frames, which have no meta. Of a kind from
+0x80 up only the header is understood: it may be laid out as a later version likes.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from tensorwire_protocol.errors import BadFraming, FrameTooLarge, TooLarge
+from tensorwire_protocol.errors import BadFraming, FrameTooLarge
 from tensorwire_protocol.messages import Kind
 from tensorwire_protocol.tensors import aligned_buffer, padding
 
@@ -33,8 +34,11 @@ SEGMENT_KINDS = frozenset({Kind.REQ, Kind.RES, Kind.SUBMIT})  # these carry arra
 FIRST_OPTIONAL_KIND = 0x80  # unknown kinds from here on are skipped
 SCRATCH_BYTES = 256 * 1024
 MAX_BODY_BYTES = 2**32 - 1  # what the header can say
+DATA_BYTES = 1024 * 1024  # of one DATA frame, at most; a larger message is sent as a body
 
 _FIRST_BUFFER_BYTES = 64 * 1024
+# Five times the 256 KiB of a first read is more than a frame has: such a frame is copied once.
+_GROWTH = 5
 _U64 = struct.Struct("<Q")
 
 
@@ -61,6 +65,8 @@ class Frame:
 
     `meta` and `segments` are views of memory that this frame owns, except where the decoder says
     that they live in its scratch buffer (see `FrameDecoder.next_frame`).
+
+    `lengths` are those of segments that do not stand here but follow in DATA frames.
     """
 
     kind: int
@@ -69,6 +75,28 @@ class Frame:
     stream: int
     meta: memoryview
     segments: list[memoryview]
+    lengths: tuple[int, ...] = ()
+
+
+class Sink(Protocol):
+    """Where the bytes of one DATA frame land."""
+
+    def room(self, num_bytes: int) -> memoryview | None:
+        """Return memory for the next bytes, at most so many; None: they are thrown away."""
+
+    def took(self, num_bytes: int) -> None:
+        """So many bytes were written to the start of the last `room`, or thrown away."""
+
+
+class Sinks(Protocol):
+    """Who knows where DATA lands."""
+
+    def open_sink(self, stream: int, segment: int, num_bytes: int, *, is_last: bool) -> Sink:
+        """Return the sink for a DATA frame whose header has arrived.
+
+        Raises:
+            ConnectionFailed: the frame is not due.
+        """
 
 
 class FrameDecoder:
@@ -80,6 +108,11 @@ class FrameDecoder:
 
     Args:
         hold: told how many bytes the unfinished frame takes, before it takes them; may refuse.
+
+    Attributes:
+        sinks: who knows where DATA lands; without it, it comes as a frame with one segment.
+        expects_data: DATA comes next, most likely. Then a header is read alone, so that what is
+            behind it is read where it belongs, and not copied there.
     """
 
     def __init__(
@@ -99,27 +132,38 @@ class FrameDecoder:
         self._partial_bytes = 0
         self._wanted_bytes = 0  # of the unfinished frame, 0 while its header is incomplete
         self.num_started = 0  # frames that did not arrive in one piece
+        self.sinks: Sinks | None = None
+        self.expects_data = False
+        self._sink: Sink | None = None  # of the DATA frame that is arriving
+        self._data_bytes = self._sink_bytes = 0  # of it; and still to come
+        self._data: Frame | None = None  # that frame
 
     @property
     def is_mid_frame(self) -> bool:
         """Say if the stream stopped inside a frame."""
-        return self._partial is not None or self._at < self._end
+        return self._partial is not None or self._sink is not None or self._at < self._end
 
     @property
     def unfinished_bytes(self) -> int:
         """How long the unfinished frame will be, as far as that is known."""
-        return self._wanted_bytes or HEADER_BYTES
+        return self._wanted_bytes or HEADER_BYTES + self._data_bytes
 
     def get_buffer(self) -> memoryview:
         """Return memory for the next bytes; it must be handed back by `received` at once."""
+        if self._sink is not None:
+            room = self._sink.room(self._sink_bytes)
+            return self._scratch[: self._sink_bytes] if room is None else room
         if self._partial is None:
-            return self._scratch
+            return self._scratch[:HEADER_BYTES] if self.expects_data else self._scratch
         end = self.unfinished_bytes
         return self._partial[self._partial_bytes : end]
 
     def received(self, num_bytes: int) -> None:
         """Say that `num_bytes` were written to the start of what `get_buffer` returned."""
-        if self._partial is None:
+        if self._sink is not None:
+            self._sink.took(num_bytes)
+            self._sink_bytes -= num_bytes
+        elif self._partial is None:
             self._at, self._end = 0, num_bytes
         else:
             self._partial_bytes += num_bytes
@@ -128,6 +172,8 @@ class FrameDecoder:
         """Forget what was received, and free its memory; the stream cannot be taken up again."""
         self._at = self._end = 0
         self._drop_partial()
+        self.sinks = self._sink = self._data = None
+        self._sink_bytes = 0
 
     def _drop_partial(self) -> None:
         if self._partial is not None and self._hold is not None:
@@ -144,12 +190,15 @@ class FrameDecoder:
         """Return the next whole frame, or None until more bytes are received.
 
         The frame's views of small frames point into the scratch buffer: use or copy them before
-        the next `get_buffer`. Frames with segments own their memory.
+        the next `get_buffer`. Frames with segments own their memory. DATA that went to a sink
+        comes without its bytes.
 
         Raises:
             FrameTooLarge, BadFraming: the stream cannot be understood from here on.
             Busy: `hold` refused; the frame cannot be received.
         """
+        if self._sink is not None:
+            return self._next_from_sink()
         if self._partial is not None:
             return self._next_from_partial()
         at, left = self._at, self._end - self._at
@@ -159,6 +208,9 @@ class FrameDecoder:
             return None
         header = HEADER.unpack_from(self._scratch, at)
         body_bytes, kind, flags, aux, stream, meta_bytes = header
+        if kind == _DATA and self.sinks is not None:
+            self._at += HEADER_BYTES
+            return self._open_sink(header)
         total = self._announced_bytes(body_bytes)
         if left < total:
             self._stash(total)
@@ -173,7 +225,11 @@ class FrameDecoder:
         if not self._wanted_bytes:
             if self._partial_bytes < HEADER_BYTES:
                 return None
-            self._wanted_bytes = self._announced_bytes(HEADER.unpack_from(self._partial)[0])
+            header = HEADER.unpack_from(self._partial)
+            if header[1] == _DATA and self.sinks is not None:
+                self._drop_partial()
+                return self._open_sink(header)
+            self._wanted_bytes = self._announced_bytes(header[0])
         if self._partial_bytes < self._wanted_bytes:
             if self._partial_bytes == len(self._partial):
                 self._grow(self._partial, self._wanted_bytes)
@@ -181,6 +237,33 @@ class FrameDecoder:
         whole = self._partial[: self._wanted_bytes]
         self._drop_partial()
         return self._cut(HEADER.unpack_from(whole), whole, owned=True)
+
+    def _open_sink(self, header: tuple[int, ...]) -> Frame | None:
+        """Let the bytes of a DATA frame go where they belong, those first that are here."""
+        num_bytes, kind, flags, aux, stream, meta_bytes = header
+        self._announced_bytes(num_bytes)
+        _check_header(kind, flags, aux)
+        if meta_bytes:
+            raise BadFraming("a DATA frame has no meta")
+        assert self.sinks is not None
+        self._sink = self.sinks.open_sink(stream, aux, num_bytes, is_last=bool(flags & _END))
+        self._sink_bytes = self._data_bytes = num_bytes
+        self.num_started += 1
+        self._data = Frame(kind, flags, aux, stream, self._scratch[:0], [])
+        here = min(num_bytes, self._end - self._at)
+        if here:
+            room = self._sink.room(here)
+            if room is not None:
+                room[:] = self._scratch[self._at : self._at + here]
+            self._at += here
+            self.received(here)
+        return self._next_from_sink()
+
+    def _next_from_sink(self) -> Frame | None:
+        if self._sink_bytes:
+            return None
+        frame, self._sink, self._data, self._data_bytes = self._data, None, None, 0
+        return frame
 
     def _announced_bytes(self, body_bytes: int) -> int:
         # Refuse on the announced size: waiting for the body would let a peer make us buffer
@@ -201,9 +284,9 @@ class FrameDecoder:
         self._wanted_bytes = total
 
     def _grow(self, old: memoryview, wanted_bytes: int) -> None:
-        # Doubling what really came bounds the memory by twice the bytes received, whatever the
-        # header claims.
-        size = min(wanted_bytes, max(2 * len(old), _FIRST_BUFFER_BYTES))
+        # Growing by a factor of what really came bounds the memory by as many times the bytes
+        # received, whatever the header claims.
+        size = min(wanted_bytes, max(_GROWTH * len(old), _FIRST_BUFFER_BYTES))
         if self._hold is not None:
             self._hold(size)
         new = aligned_buffer(size)
@@ -221,6 +304,9 @@ class FrameDecoder:
         meta_end = meta_start + meta_bytes
         if meta_end > len(whole):
             raise BadFraming("a frame's meta is longer than its body")
+        if flags & _BODY and meta_end == len(whole) and num_segments <= self._max_segments:
+            lengths = struct.unpack_from(f"<{num_segments}Q", whole, HEADER_BYTES)
+            return Frame(kind, flags, aux, stream, whole[meta_start:meta_end], [], lengths)
         if not num_segments or flags & _BODY:
             if meta_end != len(whole) and kind != _DATA:
                 raise BadFraming("a frame has bytes behind its meta that belong to nothing")
@@ -278,8 +364,7 @@ def build_segmented_frame(
 ) -> list[bytes | memoryview]:
     """Return a frame with segments as buffers to be sent in order; segments are not copied.
 
-    Raises:
-        TooLarge: the header cannot say how long the frame is.
+    What is too long for any frame is returned as `build_body` does.
     """
     table = b"".join(_U64.pack(len(segment)) for segment in segments)
     buffers: list[bytes | memoryview] = []
@@ -289,6 +374,17 @@ def build_segmented_frame(
         buffers += [bytes(pad), segment] if pad else [segment]
         at += pad + len(segment)
     if at - HEADER_BYTES > MAX_BODY_BYTES:
-        raise TooLarge(f"a frame of {at - HEADER_BYTES} bytes; at most {MAX_BODY_BYTES} exist")
+        at, flags, buffers = HEADER_BYTES + len(table) + len(meta), flags | _BODY, [*segments]
     header = HEADER.pack(at - HEADER_BYTES, kind, flags, len(segments), stream, len(meta))
     return [header + table + meta, *buffers]
+
+
+def build_body(
+    frame: list[bytes | memoryview],
+) -> tuple[bytes, list[memoryview]]:
+    """Turn a frame with segments into one without, and the segments that follow it as DATA."""
+    _, kind, flags, aux, stream, meta_bytes = HEADER.unpack_from(frame[0])
+    rest = bytes(frame[0][HEADER_BYTES:])  # table and meta
+    header = HEADER.pack(len(rest), kind, flags | _BODY, aux, stream, meta_bytes)
+    # Pads are bytes.
+    return header + rest, [buffer for buffer in frame[1:] if isinstance(buffer, memoryview)]

@@ -16,6 +16,7 @@ class Limits:
     """What one side accepts. SPEC.md section "Limits" is this table."""
 
     frame_bytes: int = MIB + 64 * KIB  # body of one frame
+    message_bytes: int = 256 * MIB  # of all segments of one message, with feature `body`
     client_meta_bytes: int = 16 * KIB  # meta of a frame from a client
     server_meta_bytes: int = 256 * KIB  # meta of a frame from a server or on a worker link
     preauth_bytes: int = 4 * KIB  # bodies of all frames of a peer that has not logged in
@@ -77,6 +78,7 @@ WORKER_LINK = Limits(
     server_meta_bytes=MIB,
     container_items=65536,
     preauth_bytes=64 * KIB,
+    message_bytes=8 * 1024 * MIB,
     streams=8192,
     fault_burst=65536,
     frame_grace_s=60.0,  # a worker that loads a model may not come to read for a while

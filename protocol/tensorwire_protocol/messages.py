@@ -177,7 +177,7 @@ class Request:
 
 @message
 class Data:
-    """One chunk of a large body; its machinery comes with large payloads."""
+    """One part of a large body; to `Connection` it is bytes alone, and never comes out of it."""
 
     KIND: ClassVar[Kind] = Kind.DATA
     stream: int
@@ -401,9 +401,13 @@ class Load:
 
 @message
 class Shm:
-    """Shared memory for tensors on a worker link; reserved for large payloads."""
+    """Shared memory between gateway and worker.
+
+    On a stream: where the segments of its next message lie. On stream 0: loans that are returned.
+    """
 
     KIND: ClassVar[Kind] = Kind.SHM
+    stream: int = 0
     payload: Mapping[str, Any] = field(default_factory=dict)
 
 

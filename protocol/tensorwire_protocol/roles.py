@@ -32,7 +32,7 @@ _ANSWERS = {Kind.WELCOME, Kind.ACK, Kind.RES, Kind.END}
 ACCEPTS: dict[Role, frozenset[int]] = {
     Role.CLIENT: frozenset(_BOTH | _ANSWERS | {Kind.CREDIT, Kind.EVT, Kind.EVB}),
     Role.SERVER: frozenset(_BOTH | {Kind.HELLO, Kind.CREDIT, Kind.REQ, Kind.CANCEL, Kind.RESUME}),
-    Role.DISPATCHER: frozenset(_BOTH | _ANSWERS | {Kind.STEP, Kind.HEARTBEAT}),
+    Role.DISPATCHER: frozenset(_BOTH | _ANSWERS | {Kind.STEP, Kind.HEARTBEAT, Kind.SHM}),
     Role.WORKER: frozenset(
         _BOTH | {Kind.HELLO, Kind.SUBMIT, Kind.CANCEL, Kind.DRAIN, Kind.LOAD, Kind.SHM}
     ),

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vectors.making.bodies import body_scripts
 from vectors.making.frames import frame_vectors
 from vectors.making.scripts import script_vectors
 
@@ -22,7 +23,8 @@ def lines(vectors: Iterable[dict[str, Any]]) -> str:
 
 def files() -> dict[str, str]:
     """Return what each file must hold, by name."""
-    return {"frames.jsonl": lines(frame_vectors()), "scripts.jsonl": lines(script_vectors())}
+    scripts = [*script_vectors(), *(script.vector() for script in body_scripts())]
+    return {"frames.jsonl": lines(frame_vectors()), "scripts.jsonl": lines(scripts)}
 
 
 if __name__ == "__main__":

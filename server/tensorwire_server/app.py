@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,14 @@ from tensorwire_server.gateway.auth import load_credentials
 from tensorwire_server.gateway.gateway import Gateway
 from tensorwire_server.gateway.listener import Listener, bind, is_loopback
 from tensorwire_server.gateway.tls import load_tls
+from tensorwire_server.memory.intake import IntakeMemory
+from tensorwire_server.memory.slab import Slab, make_shared
 from tensorwire_server.models.lifecycle import ModelState
 from tensorwire_server.models.spec import SpecError, parse_spec
 from tensorwire_server.routing.pool import ModelPool
 from tensorwire_server.routing.remote import keep_connected, parse_address
 from tensorwire_server.routing.replica import Replica
+from tensorwire_server.telemetry.process import raise_descriptor_limit, settle_garbage_collector
 from tensorwire_server.workers.spec import WorkerSpec
 from tensorwire_server.workers.supervisor import WorkerProcess
 
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
     from tensorwire_server.config import Config
+    from tensorwire_server.memory.sharing import Sharing
     from tensorwire_server.models.spec import ModelSpec
     from tensorwire_server.workers.supervisor import WorkerExit
 
@@ -37,6 +42,7 @@ log = logging.getLogger(__name__)
 
 SOFTWARE = f"tensorwire/{__version__}"
 _WORKER_STOP_S = 5.0
+_OTHER_DESCRIPTORS = 1024  # workers, the loop, and connections that are being closed
 
 
 class StartError(RuntimeError):
@@ -76,6 +82,7 @@ class Server:
         file = config.auth.file
         self._credentials = None if file is None else load_credentials(Path(file))
         self._tls = load_tls(config.tls)
+        self._slab = Slab(make_shared(config.bodies.memory_bytes))
         self._sock = bind(config.listen, has_auth=self._credentials is not None)
 
     @property
@@ -96,26 +103,36 @@ class Server:
             loop.add_signal_handler(signum, self.stop)
         self._gateway = Gateway(
             self.config.admission,
-            CLIENT_LINK,
+            replace(CLIENT_LINK, message_bytes=self.config.bodies.message_bytes),
             self.pools,
             SOFTWARE,
             outcomes=self.config.outcomes,
             unnamed=self._unnamed,
             credentials=self._credentials,
+            bodies=IntakeMemory(self._slab),
         )
         if self._tls is None and not is_loopback(self.config.listen.host):
             log.warning("listening_in_plain host=%s", self.config.listen.host)
+        self._allow_descriptors()
         self._listener = Listener(self._gateway, self._sock, self.config.listen, self._tls)
         await self._listener.start()
         self._spawn(self._gateway.run_timers())
         try:
             self._start_workers()
             if await self._wait_until_loaded():
+                settle_garbage_collector()
                 on_ready(self)
                 await self._stop.wait()
             await self._drain()
         finally:
             await self._end()
+
+    def _allow_descriptors(self) -> None:
+        # Shells allow 1,024 by default, which would be the real bound on connections.
+        wanted = self.config.listen.max_connections + _OTHER_DESCRIPTORS
+        allowed = raise_descriptor_limit(wanted)
+        if 0 <= allowed < wanted:
+            log.warning("descriptors_are_few allowed=%d wanted=%d", allowed, wanted)
 
     def stop(self) -> None:
         """Begin to drain; called again, hurry."""
@@ -200,13 +217,20 @@ class Server:
                 max_batch_tokens=batching.max_batch_tokens,
                 max_wait_ms=batching.max_wait_ms,
             ),
-            on_socket=lambda sock: self._connect_local(replica, worker, sock),
+            on_socket=lambda *link: self._connect_local(replica, worker, *link),
             on_exit=lambda end: self._on_worker_exit(replica, end),
+            slab=self._slab,
         )
         self._workers.append(worker)
         worker.start()
 
-    def _connect_local(self, replica: Replica, worker: WorkerProcess, sock: socket.socket) -> None:
+    def _connect_local(
+        self,
+        replica: Replica,
+        worker: WorkerProcess,
+        sock: socket.socket,
+        sharing: Sharing | None,
+    ) -> None:
         def link_lost() -> None:
             # A worker that lives ends by itself when its link does. One that hangs would neither
             # answer nor end, and its place would stay empty.
@@ -215,7 +239,7 @@ class Server:
 
         async def connect() -> None:
             loop = asyncio.get_running_loop()
-            build = partial(replica.build_transport, link_lost)
+            build = partial(replica.build_transport, link_lost, sharing)
             await loop.create_unix_connection(build, sock=sock)
 
         self._spawn(connect())

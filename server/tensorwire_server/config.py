@@ -123,6 +123,31 @@ class OutcomesConfig:
             _require(value >= 0, f"outcomes.{key}", ">= 0", value)
 
 
+_GIB = 1024 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BodiesConfig:
+    """Messages with more than a mebibyte of arrays."""
+
+    memory_bytes: int = _GIB  # for all requests that arrive or run; and for each worker's answers
+    message_bytes: int = 256 * 1024 * 1024  # of one request
+
+    def __post_init__(self) -> None:
+        _require(
+            0 < self.message_bytes <= 8 * _GIB,
+            "bodies.message_bytes",
+            f"from 1 to {8 * _GIB} (8 GiB)",
+            self.message_bytes,
+        )
+        _require(
+            self.memory_bytes >= self.message_bytes,
+            "bodies.memory_bytes",
+            f">= bodies.message_bytes ({self.message_bytes})",
+            self.memory_bytes,
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """What one model has of its own, where it differs from `workers`."""
@@ -188,6 +213,7 @@ class Config:
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     outcomes: OutcomesConfig = field(default_factory=OutcomesConfig)
+    bodies: BodiesConfig = field(default_factory=BodiesConfig)
     models: dict[str, ModelConfig] = field(default_factory=dict)
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from tensorwire import BadPreface, Client, ConnectionLost, DeadlineExceeded, RequestCancelled, link
+from tensorwire_protocol.bodies import FEATURE_BODY
 from tensorwire_protocol.connection import FEATURE_PASSIVE, FEATURE_RESUME, Connection
 from tensorwire_protocol.errors import HandshakeTimeout, PeerSilent, TensorwireError
 from tensorwire_protocol.limits import Limits
@@ -206,6 +207,7 @@ def test_it_says_that_it_reads_only_while_a_call_waits(server: FakeServer) -> No
         assert server.do(lambda: server.sessions[0].features) == (
             FEATURE_PASSIVE,
             FEATURE_RESUME,
+            FEATURE_BODY,
         )
 
 

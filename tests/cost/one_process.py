@@ -15,7 +15,6 @@ from tensorwire.address import parse_address
 from tensorwire.aio_lane import Lane
 from tensorwire_protocol.limits import CLIENT_LINK
 from tensorwire_protocol.messages import Heartbeat
-from tensorwire_protocol.transports.aio import AioTransport
 from tensorwire_server.config import AdmissionConfig
 from tensorwire_server.gateway.gateway import Gateway
 from tensorwire_server.routing.pool import ModelPool
@@ -28,6 +27,8 @@ from tensorwire_server.workers.spec import WorkerSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from tensorwire_protocol.transports.aio import AioTransport
 
 _ADDRESS = "127.0.0.1:1"
 _TURNS = 3  # of the loop, until what it was told has left as bytes

@@ -61,8 +61,8 @@ def run_guided(
 def reproduce(path: Path) -> None:
     """Run a kept case; what it breaks comes out as an exception."""
     case = Case.from_bytes(path.read_bytes())
-    print(f"{case.role.value}, login {case.login}, features {case.has_features}", end="")
-    print(f", tight limits {case.is_tight}")
+    print(f"{case.role.value}, login {case.login}, codec {case.codec}", end="")
+    print(f", features {case.has_features}, tight limits {case.is_tight}")
     for step in case.steps:
         print(f"  {step.what.name:6} {step.data.hex()}")
     Trial(case, Tally()).run()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tensorwire_protocol.errors import BadTensor, ErrorCode, OutputTooLarge, TooLarge
 from tensorwire_protocol.messages import (
+    TERMINAL,
     Ack,
     Cancel,
     Drain,
@@ -65,7 +66,7 @@ class Application:
         """Take what the connection made of the peer's bytes."""
         if self.connection.role is Role.DISPATCHER:
             stream = getattr(message, "stream", 0)
-            if isinstance(message, End | Result | Failure) and stream:
+            if isinstance(message, TERMINAL) and stream:
                 del self.book.next_index[stream]
         elif not isinstance(message, Failure) or message.stream:
             self.book.note(message)

@@ -17,6 +17,8 @@ from enum import Enum
 from tensorwire_protocol.roles import Role
 
 ROLES = tuple(Role)
+CODECS = ("plain", "typed", "packing")  # the last on a gateway's two ends only
+GATEWAY_ROLES = (Role.SERVER, Role.DISPATCHER)
 LOGINS = ("none", "token", "hmac")  # client links only
 CLIENT_LINK_ROLES = (Role.CLIENT, Role.SERVER)
 
@@ -59,12 +61,13 @@ class Case:
     login: str
     has_features: bool  # all that have a name
     is_tight: bool  # limits so low that they are met
+    codec: str
     cut_seed: int
     steps: list[Step] = field(default_factory=list)
 
     def to_bytes(self) -> bytes:
         """Return the case as it is kept."""
-        options = self.has_features | self.is_tight << 1
+        options = self.has_features | self.is_tight << 1 | CODECS.index(self.codec) << 2
         role, login = ROLES.index(self.role), LOGINS.index(self.login)
         head = _HEAD.pack(role, login, options, self.cut_seed)
         steps = (_STEP.pack(s.what.value, len(s.data)) + s.data for s in self.steps)
@@ -79,10 +82,13 @@ class Case:
             login=LOGINS[login % len(LOGINS)],
             has_features=bool(options & 1),
             is_tight=bool(options & 2),
+            codec=CODECS[(options >> 2) % len(CODECS)],
             cut_seed=cut_seed,
         )
         if case.role not in CLIENT_LINK_ROLES:
             case.login = "none"
+        if case.codec == "packing" and case.role not in GATEWAY_ROLES:
+            case.codec = "typed"
         at = _HEAD.size
         while at + _STEP.size <= len(data):
             what, length = _STEP.unpack_from(data, at)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from protocol.credentials import SERVER_NONCE, TOKEN, Knows, by_hmac
+from tensorwire_protocol.codec import PLAIN
+from tensorwire_protocol.codec.typed import PACKING, TYPED
 from tensorwire_protocol.connection import Connection
 from tensorwire_protocol.frames import HEADER, HEADER_BYTES, PREFACE
 from tensorwire_protocol.limits import MIN_FRAME_BYTES, Limits
@@ -12,7 +14,16 @@ from tensorwire_protocol.login import TokenLogin
 from tensorwire_protocol.roles import PEER, Role
 
 from .applications import Application
-from .cases import CLIENT_LINK_ROLES, LOGINS, ROLES, Case, Step, What
+from .cases import (
+    CLIENT_LINK_ROLES,
+    CODECS,
+    GATEWAY_ROLES,
+    LOGINS,
+    ROLES,
+    Case,
+    Step,
+    What,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +45,7 @@ TIGHT = Limits(
 SCRATCH = memoryview(bytearray(64 * 1024))
 _ROLE_WEIGHTS = [4, 4, 2, 2]  # clients and servers face strangers, and have logins
 _LOGIN_WEIGHTS = [1, 2, 2]
+_CODECS = {"plain": PLAIN, "typed": TYPED, "packing": PACKING}
 _LOGINS: dict[str, Login | None] = {
     "none": None,
     "token": TokenLogin(token=TOKEN),
@@ -52,6 +64,7 @@ def make_end(case: Case, role: Role) -> Connection:
         login=_LOGINS[case.login] if role is Role.CLIENT else None,
         authenticator=Knows() if has_login and role is Role.SERVER else None,
         nonce=SERVER_NONCE if has_login and role is Role.SERVER else b"",
+        codec=_CODECS[case.codec if role is case.role else "plain"],
     )
 
 
@@ -77,6 +90,7 @@ def converse(rng: Random, role: Role | None = None) -> Case:
         login=rng.choices(LOGINS, _LOGIN_WEIGHTS)[0] if chosen in CLIENT_LINK_ROLES else "none",
         has_features=rng.random() < 0.6,
         is_tight=rng.random() < 0.15,
+        codec=rng.choice(CODECS if chosen in GATEWAY_ROLES else CODECS[:2]),
         cut_seed=rng.getrandbits(32),
     )
     _Talk(case).run(rng)

@@ -204,7 +204,11 @@ def _insert_wait(case: Case, place: int, rng: Random) -> None:
 def _change_options(case: Case, place: int, rng: Random) -> None:
     del place
     changed: dict[str, Any] = rng.choice(
-        [{"is_tight": not case.is_tight}, {"has_features": not case.has_features}]
+        [
+            {"is_tight": not case.is_tight},
+            {"has_features": not case.has_features},
+            {"codec": "typed"},
+        ]
     )
     for name, value in changed.items():
         setattr(case, name, value)

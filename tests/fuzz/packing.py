@@ -160,6 +160,8 @@ def _instead(tree: Any, rng: Random) -> Any:
         return Pairs([[rng.choice(["a", "x" * 65, 1, None, [], Pairs([])]), tree]])
     if chance < 0.65 and type(tree) is str:
         return tree.encode()
+    if chance < 0.75 and type(tree) in (str, bytes):
+        return rng.choice([tree[:-1], tree + tree[:1]])
     if chance < 0.7:
         return msgpack.ExtType(rng.choice([0, _TENSOR, 5]), rng.randbytes(rng.randrange(9)))
     return rng.choice(SCALARS)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Raw
 from tensorwire_protocol.errors import Executed
-from tensorwire_protocol.messages import Finish
+from tensorwire_protocol.messages import Finish, Packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +53,9 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "Mapping[str, float]": _map(int, float),
     "Executed": _is(Executed),
     "Finish": _is(Finish),
-    "Any": _optional(_map()),  # `auth` of the greetings
+    # `auth` of the greetings; what a gateway does not open.
+    "Any": _optional(lambda value: _map()(value) or type(value) in (Packed, Raw)),
+    "Packed": _is(Packed),
 }
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tensorwire_protocol.codec import decode, encode
+from tensorwire_protocol.codec import PLAIN
+from tensorwire_protocol.codec.typed import PACKING, TYPED
 from tensorwire_protocol.errors import BadFraming, FrameTooLarge, RequestRefused, TensorwireError
 from tensorwire_protocol.frames import FrameDecoder
 from tensorwire_protocol.limits import CLIENT_LINK, WORKER_LINK
-from tensorwire_protocol.messages import Kind, Request
-from tensorwire_protocol.operations import check_request
+from tensorwire_protocol.messages import Kind, Packed, Request
+from tensorwire_protocol.operations import check_inputs, check_request
 
 from .cases import CLIENT_LINK_ROLES, What
 from .conversations import TIGHT
 from .shapes import misshapen
-from .trial import Finding, check_survives
+from .trial import Finding, check_survives, packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from .cases import Case
 
 Decode: TypeAlias = "Callable[[Frame, Limits], Message]"
-# All must accept the same and make the same of it; a second implementation is one line here.
-CODECS: dict[str, Decode] = {"msgpack": decode}
+# All must accept the same and make the same of it; another implementation is one line here.
+CODECS: dict[str, Decode] = {"plain": PLAIN.decode, "typed": TYPED.decode}
 _KINDS = frozenset(Kind)
 
 
@@ -104,14 +105,20 @@ def check_codecs(frame: Frame, limits: Limits, codecs: Mapping[str, Decode] = CO
     for name, message in others:
         if _packed(message) != _packed(first[1]):
             raise Finding(f"the codecs {first[0]} and {name} read a frame differently")
-    for message in read.values():
-        if message is None:
-            continue
-        if (field := misshapen(message)) is not None:
-            raise Finding(f"{field} of a decoded {message.KIND.name} has another type")
-        check_survives(message)
-        if isinstance(message, Request):
-            _check_operation(message)
+    unopened = _read("packing", PACKING.decode, frame, limits)
+    if unopened is None and first[1] is not None:
+        raise Finding(f"a gateway refuses a {first[1].KIND.name} that is right")
+    for message in (*read.values(), unopened):
+        if message is not None:
+            _check_message(message)
+
+
+def _check_message(message: Message) -> None:
+    if (field := misshapen(message)) is not None:
+        raise Finding(f"{field} of a decoded {message.KIND.name} has another type")
+    check_survives(message)
+    if isinstance(message, Request):
+        _check_operation(message)
 
 
 def _read(name: str, codec: Decode, frame: Frame, limits: Limits) -> Message | None:
@@ -124,13 +131,15 @@ def _read(name: str, codec: Decode, frame: Frame, limits: Limits) -> Message | N
 
 
 def _packed(message: Message | None) -> bytes:
-    return b"" if message is None else b"".join(encode(message, WORKER_LINK))
+    return b"" if message is None else packed(message)
 
 
 def _check_operation(request: Request) -> None:
     try:
-        check_request(request)
+        operation = check_request(request)
+        if not isinstance(request.inputs, Packed):
+            check_inputs(operation, request.inputs)
     except RequestRefused:
         return
     except Exception as error:
-        raise Finding(f"{type(error).__name__} left check_request: {error}") from error
+        raise Finding(f"{type(error).__name__} left the operation's checks: {error}") from error

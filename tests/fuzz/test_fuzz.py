@@ -84,7 +84,9 @@ def test_a_tree_packs_as_it_was_until_it_is_edited() -> None:
 
 
 def test_a_connection_that_goes_on_after_its_last_word_is_found() -> None:
-    case = Case(Role.SERVER, "none", False, False, 0, [Step(What.BYTES, b"GET / HTTP/1.1")])
+    case = Case(
+        Role.SERVER, "none", False, False, "plain", 0, [Step(What.BYTES, b"GET / HTTP/1.1")]
+    )
     trial = Trial(case, Tally())
     trial.run()
     trial.output += b"x"
@@ -102,7 +104,7 @@ def test_an_exception_that_leaves_the_connection_is_found() -> None:
 
 
 def _request_frame() -> bytes:
-    client = make_end(Case(Role.CLIENT, "none", False, False, 0), Role.CLIENT)
+    client = make_end(Case(Role.CLIENT, "none", False, False, "plain", 0), Role.CLIENT)
     client.take_output()
     client.send(Request(stream=9999, op="health", key=bytes(16)))
     return b"".join(client.take_output())
@@ -132,7 +134,7 @@ def _loose(frame: Frame, limits: Limits) -> Message:
     ("codecs", "found"),
     [
         ({"broken": _broken}, "KeyError left the codec broken"),
-        ({"msgpack": decode, "other": _other}, "read a frame differently"),
+        ({"plain": decode, "other": _other}, "read a frame differently"),
         ({"loose": _loose}, "priority of a decoded REQ"),
     ],
 )

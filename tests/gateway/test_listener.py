@@ -8,9 +8,12 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tensorwire_protocol.connection import NOT_OURS
+from tensorwire_protocol.connection import NOT_OURS, Connection
 from tensorwire_protocol.errors import ErrorCode
-from tensorwire_server.config import ListenConfig
+from tensorwire_protocol.frames import HEADER
+from tensorwire_protocol.messages import Kind
+from tensorwire_protocol.roles import Role
+from tensorwire_server.config import AdmissionConfig, ListenConfig
 from tensorwire_server.gateway.listener import Listener, ListenError, bind, is_loopback
 
 from .house import Client, House, house
@@ -154,6 +157,34 @@ def test_a_source_with_too_many_connections_is_refused(run: Run) -> None:
             assert error.code is ErrorCode.BUSY
             assert "1 connections from one address" in error.message
             await client.answered(client.ask("health", None))
+
+    run(test)
+
+
+def test_unfinished_frames_of_all_connections_have_one_bound(run: Run) -> None:
+    half = HEADER.pack(2**20, Kind.REQ, 0, 0, 1, 2**20) + bytes(600 * 1024)
+    hello = b"".join(Connection(Role.CLIENT).take_output())
+
+    async def test() -> None:
+        # A quarter of 16 MiB; each of the ten takes at least what it sends.
+        config = AdmissionConfig(memory_bytes=16 * 1024 * 1024)
+        async with house(config) as opened, listening(opened) as listener:
+            client = await connect(listener)
+            host, _, port = listener.address.rpartition(":")
+            greedy = [await asyncio.open_connection(host, int(port)) for _ in range(10)]
+            for _, writer in greedy:
+                writer.write(hello + half)
+            async with asyncio.timeout(5):
+                said = [asyncio.ensure_future(reader.read()) for reader, _ in greedy]
+                await asyncio.wait(said, return_when=asyncio.FIRST_COMPLETED)
+            told = [task.result() for task in said if task.done()]
+            assert all(b"memory for what it receives is full" in words for words in told)
+            assert opened.gateway.receive_memory.num_bytes <= 4 * 1024 * 1024
+            await client.answered(client.ask("health", None))
+            for task in said:
+                task.cancel()
+            for _, writer in greedy:
+                writer.close()
 
     run(test)
 

@@ -343,6 +343,27 @@ def test_tokens_that_are_stopped_in_the_turn_that_fills_the_socket_count_as_held
     run_fast(test)
 
 
+def test_tokens_of_the_turn_that_fills_the_socket_stay_in_order(run_fast: Run) -> None:
+    async def test() -> None:
+        async with house() as opened:
+            worker, client = await opened.add_worker(), await opened.connect()
+            stream = client.ask()
+            await pass_time()
+            (session,) = opened.gateway.sessions
+            (live,) = opened.gateway._live
+            live.on_tokens(0, [5], "a")
+            session.transport.pause_writing()
+            live.on_tokens(1, [6], "b")
+            assert session._deltas[stream].num_bytes == 18
+            session.transport.resume_writing()
+            worker.tokens[1] += [5, 6]
+            worker.end(1)
+            await client.ended(stream)
+            assert (client.tokens(stream), client.text(stream)) == ([5, 6], "ab")
+
+    run_fast(test)
+
+
 def test_a_client_that_reads_at_once_is_not_called_slow(run_fast: Run) -> None:
     async def test() -> None:
         async with house() as opened:

@@ -38,8 +38,8 @@ async def measured(load: float) -> Measures:
     return measures
 
 
-# Requests wait in bursts, the more the higher the load: the p99.9 of so many is itself only known to
-# about 2 %. The seed is the first that was tried; for any seed it would take ten times as many.
+# Requests wait in bursts, the more the higher the load: the p99.9 of so many is itself only known
+# to about 2 %. The seed is the first that was tried; for any seed it would take ten times as many.
 NUM_REQUESTS = {0.3: 100_000, 0.6: 300_000, 0.8: 300_000}
 
 

@@ -226,7 +226,7 @@ STRATEGIES: dict[type[Any], st.SearchStrategy[Any]] = {
     ),
     Drain: st.builds(Drain, grace_ms=U32),
     Load: st.builds(Load, payload=MAP),
-    Shm: st.builds(Shm, payload=MAP),
+    Shm: st.builds(Shm, stream=STREAM, payload=MAP),
 }
 
 EXAMPLES: list[Message] = [

@@ -25,6 +25,7 @@ from .test_login import (
     test_a_peer_without_a_login_has_four_frames,
     test_a_peer_without_a_login_has_four_kib_in_all,
 )
+from .test_transfers import test_a_body_is_refused_on_its_announced_size
 from .transports.driving import Recorder
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ MS = 0.001
 # Golden frames at each of these are in vectors/making/limits.py, which both clients run.
 IN_VECTORS = {name for _, _, limits, _, _ in BOUNDS for name in limits} | {"segments"}
 IN_OTHER_TESTS = {
+    "message_bytes": test_a_body_is_refused_on_its_announced_size,
     "preauth_bytes": test_a_peer_without_a_login_has_four_kib_in_all,
     "preauth_frames": test_a_peer_without_a_login_has_four_frames,
     "send_stuck_s": test_a_client_that_reads_nothing_is_stuck_after_ten_seconds,

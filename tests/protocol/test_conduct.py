@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 from tensorwire_protocol.conduct import CancelPace, Conduct, is_fault
+from tensorwire_protocol.connection import FEATURE_CREDIT, Connection
 from tensorwire_protocol.errors import ErrorCode, Flood
 from tensorwire_protocol.frames import FrameDecoder
 from tensorwire_protocol.limits import Limits
-from tensorwire_protocol.messages import Cancel, Failure, Goaway, Message, Pong
+from tensorwire_protocol.messages import Cancel, Credit, Failure, Goaway, Message, Pong
 from tensorwire_protocol.roles import Role
 
 from .samples import request, wire
@@ -79,6 +80,17 @@ def test_what_makes_the_server_work_for_nothing_is_a_fault(message: Message) -> 
     server.feed(wire(message) * 4)
     assert not server.is_closed
     server.feed(wire(message))
+    assert isinstance(server.error, Flood)
+
+
+def test_credit_for_streams_that_have_ended_is_a_fault_and_other_credit_is_not() -> None:
+    features = (FEATURE_CREDIT,)
+    server = Connection(Role.SERVER, limits=FEW, features=features)
+    server.feed(output(Connection(Role.CLIENT, features=features)))
+    server.feed(wire(request(1)) + wire(Credit(stream=1, amount=1)) * 20)
+    server.feed(wire(Credit(stream=7, amount=1)) * 4)
+    assert not server.is_closed
+    server.feed(wire(Credit(stream=7, amount=1)))
     assert isinstance(server.error, Flood)
 
 

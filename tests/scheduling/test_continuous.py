@@ -140,6 +140,14 @@ def test_decodes_go_first_and_a_long_prompt_takes_what_is_left() -> None:
     assert fed(second) == {1: (50,), 2: (50,), 3: (1, 2, 3, 4)}
 
 
+def test_who_ended_with_the_step_is_not_in_the_next_one() -> None:
+    # As many run as before: the one that had no place in the step.
+    subject = scheduler(max_running=2, step_tokens=4)
+    subject.submit(sequence(1, prompt=4, max_new_tokens=1))
+    subject.submit(sequence(2, prompt=3))
+    assert [fed(plan).keys() for plan, _ in steps(subject)][:2] == [{1}, {2}]
+
+
 def test_tokens_of_an_earlier_attempt_are_fed_and_numbering_goes_on() -> None:
     subject = scheduler()
     subject.submit(sequence(1, prompt=2, so_far=(30, 31), max_new_tokens=4))

@@ -31,11 +31,11 @@ _POLL_S = 0.01
 # What must be exactly as before once everything has ended.
 _GATEWAY_HELD = (
     "sessions", "live_requests", "live_by_model", "journal_entries", "journal_tokens",
-    "deadlines", "asyncio_tasks", "fds", "threads",
+    "deadlines", "asyncio_tasks", "fds", "threads", "body_bytes", "bodies_waiting",
 )  # fmt: skip
 _WORKER_HELD = (
     "in_flight", "open_streams", "waiting", "running", "pages_used", "kv_sequences", "kv_tokens",
-    "asyncio_tasks", "fds", "threads", "pid",
+    "asyncio_tasks", "fds", "threads", "pid", "shared_bytes",
 )  # fmt: skip
 
 

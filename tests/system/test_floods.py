@@ -111,6 +111,13 @@ def test_a_flood_of_floods_does_not_grow_the_gateway(
     assert gateway_rss(server) - before < 8 * MIB
 
 
+def _tensor(descriptor: list[object]) -> bytes:
+    """Return the meta of a REQ with a tensor that says this of itself."""
+    value = msgpack.ExtType(1, msgpack.packb(descriptor))
+    packed: bytes = msgpack.packb(["infer", os.urandom(16), "echo", {"x": value}])
+    return packed
+
+
 BOMBS = {
     "a million elements": b"\xdd\x00\x0f\x42\x40",
     "four thousand million elements": b"\xdd\xff\xff\xff\xff",
@@ -121,17 +128,8 @@ BOMBS = {
     "maps, as many as fit": b"\xdc\x3f\xf0" + b"\x80" * 0x3FF0,
     "lists in lists": b"\x91" * 16_000 + b"\xc0",
     "maps in maps": b"\x81\xa1k" * 5_000 + b"\xc0",
-    "a huge tensor": msgpack.packb(
-        ["infer", bytes(16), "echo", {"x": msgpack.ExtType(1, msgpack.packb(["F64", [2**40], 0]))}]
-    ),
-    "a tensor whose size wraps": msgpack.packb(
-        [
-            "infer",
-            bytes(16),
-            "echo",
-            {"x": msgpack.ExtType(1, msgpack.packb(["F64", [2**32, 2**32], b""]))},
-        ]
-    ),
+    "a huge tensor": _tensor(["F64", [2**40], 0]),
+    "a tensor whose size wraps": _tensor(["F64", [2**32, 2**32], b""]),
 }
 SEGMENTS = {
     "65,535 segments": header(65535 * 8 + 1, Kind.REQ, aux=65535, stream=1, meta=1)

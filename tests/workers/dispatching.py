@@ -184,7 +184,7 @@ class Supervised:
     def link(self) -> Dispatcher:
         return self.links[-1]
 
-    def _connect(self, sock: socket.socket) -> None:
+    def _connect(self, sock: socket.socket, _: object) -> None:
         self._tasks.append(asyncio.create_task(self._attach(sock)))
 
     async def _attach(self, sock: socket.socket) -> None:

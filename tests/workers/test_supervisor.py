@@ -278,7 +278,9 @@ def test_no_worker_outlives_a_server_that_was_killed() -> None:
             loop = asyncio.get_running_loop()
             connected = loop.create_future()
             spec = WorkerSpec(model="m", source="oracle:")
-            worker = WorkerProcess(spec, on_socket=connected.set_result, on_exit=print)
+            worker = WorkerProcess(
+                spec, on_socket=lambda sock, _: connected.set_result(sock), on_exit=print
+            )
             worker.start()
             sock = await connected
             hello = b"".join(Connection(Role.DISPATCHER).take_output())

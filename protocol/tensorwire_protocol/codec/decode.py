@@ -390,8 +390,8 @@ def _load(_: Frame, meta: Any, limits: Limits) -> Load:
     return Load(payload=plain_map(padded(meta, 1, 1)[0], "load", limits))
 
 
-def _shm(_: Frame, meta: Any, limits: Limits) -> Shm:
-    return Shm(payload=plain_map(padded(meta, 1, 1)[0], "shm", limits))
+def _shm(frame: Frame, meta: Any, limits: Limits) -> Shm:
+    return Shm(stream=frame.stream, payload=plain_map(padded(meta, 1, 1)[0], "shm", limits))
 
 
 _DECODERS: dict[int, Callable[[Frame, Any, Limits], Message]] = {

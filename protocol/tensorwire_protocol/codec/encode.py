@@ -171,5 +171,5 @@ _ENCODERS: dict[type, Callable[[Any, Limits], list[Any]]] = {
     Heartbeat: lambda m, _: _plain_frame(m, 0, [m.state, m.steps, m.load, m.card, m.detail]),
     Drain: lambda m, _: _plain_frame(m, 0, [m.grace_ms]),
     Load: lambda m, _: _plain_frame(m, 0, [m.payload]),
-    Shm: lambda m, _: _plain_frame(m, 0, [m.payload]),
+    Shm: lambda m, _: _plain_frame(m, m.stream, [m.payload]),
 }

@@ -367,7 +367,7 @@ def opened(packed: msgspec.Raw) -> dict[str, Any]:
 def _write_request(m: Request, limits: Limits) -> list[Any]:
     segments: list[memoryview] = []
     inputs = _writable(m.inputs, segments, limits)
-    if inputs is None or not _is_plain(m.params):
+    if inputs is None or not (isinstance(m.inputs, Packed) or _is_plain(m.params)):
         return encode(m, limits)
     meta = [m.op, m.key, m.model, inputs, m.params, m.deadline_ms, m.credit, m.priority, m.trace]
     return _frame(m, m.stream, meta, limits, segments)
@@ -376,7 +376,7 @@ def _write_request(m: Request, limits: Limits) -> list[Any]:
 def _write_submit(m: Submit, limits: Limits) -> list[Any]:
     segments: list[memoryview] = []
     inputs = _writable(m.inputs, segments, limits)
-    if inputs is None or not _is_plain(m.params):
+    if inputs is None or not (isinstance(m.inputs, Packed) or _is_plain(m.params)):
         return encode(m, limits)
     so_far = pack_ids(m.so_far) if m.so_far else b""
     meta = [
@@ -449,7 +449,8 @@ _TEXT = frozenset({str})
 
 
 def _is_plain(values: Mapping[str, Any]) -> bool:
-    # Of anything else (dates, sets, data classes) msgspec knows more than the wire does.
+    # Of anything else (dates, sets, data classes) msgspec knows more than the wire does. What a
+    # gateway passes on came from the wire, and the plain codec cannot write what is unopened.
     return not values or _SCALARS.issuperset(map(type, values.values()))
 
 

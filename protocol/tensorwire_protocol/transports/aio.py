@@ -65,6 +65,7 @@ class AioTransport(asyncio.BufferedProtocol):
         self.connection = connection
         self.is_paused = False  # the peer does not read; unsent bytes are above the high water
         self.written_bytes = 0  # handed to the loop since the beginning
+        connection.on_output = self._schedule_flush
         self._driver = driver
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -109,7 +110,8 @@ class AioTransport(asyncio.BufferedProtocol):
         messages = self.connection.received(nbytes, self._loop.time())
         if messages:
             self._driver.on_messages(messages)
-        if self.connection.pending_bytes or self.connection.is_closed:
+        connection = self.connection
+        if connection.pending_bytes or connection.has_bulk or connection.is_closed:
             self._schedule_flush()
 
     def pause_writing(self) -> None:
@@ -120,6 +122,8 @@ class AioTransport(asyncio.BufferedProtocol):
         """The loop's unsent bytes fell below the low-water mark."""
         self.is_paused = False
         self._driver.on_writable()
+        if self.connection.has_bulk:
+            self._schedule_flush()
 
     def eof_received(self) -> bool:
         """The peer sends nothing more: without it no stream can go on."""
@@ -170,7 +174,7 @@ class AioTransport(asyncio.BufferedProtocol):
         self._flush_is_due = False
         if self._transport is None or self._lost:
             return
-        output = self.connection.take_output()
+        output = self.connection.take_output(self._room())
         if len(output) == 1:
             self.written_bytes += len(output[0])
             self._transport.write(output[0])
@@ -184,6 +188,16 @@ class AioTransport(asyncio.BufferedProtocol):
             limit = self.connection.limits.send_hard_bytes
             self.connection.fail(SlowConsumer(f"the peer left more than {limit} bytes unread"))
             self._transport.abort()
+        elif self.connection.has_bulk and not self.is_paused:
+            self._schedule_flush()
+
+    def _room(self) -> int:
+        """Return how many bytes of large bodies may be handed to the loop now."""
+        if not self.connection.has_bulk:
+            return 0
+        assert self._transport is not None
+        limit = self.connection.limits.send_high_water_bytes
+        return limit - self._transport.get_write_buffer_size()
 
     def _close_socket(self, *, has_last_words: bool) -> None:
         assert self._transport is not None

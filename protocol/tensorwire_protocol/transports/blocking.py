@@ -21,6 +21,7 @@ from tensorwire_protocol.errors import (
     RequestCancelled,
     TensorwireError,
 )
+from tensorwire_protocol.frames import DATA_BYTES
 from tensorwire_protocol.messages import (
     TERMINAL,
     Cancel,
@@ -95,7 +96,21 @@ class BlockingTransport:
         self._given_up: deque[tuple[Mailbox, str]] = deque()  # to be cancelled by the next send
         self._pinged = False  # since something was heard
         connection.on_timer(time.monotonic())
-        self._send_queued(lambda: None)
+        self._send_queued(_nothing)
+
+    def wait_for_greeting(self) -> None:
+        """Wait until it is known what the server takes; before anybody else uses the transport.
+
+        Raises:
+            TensorwireError: the connection is lost, or the server did not greet in time.
+        """
+        while self._error is None and self.connection.state is State.CONNECTING:
+            if self._is_readable(_TICK_S):
+                self._read_once()
+            else:
+                self._on_silence(0.0, time.monotonic())
+        if self._error is not None:
+            raise self._error
 
     @property
     def error(self) -> TensorwireError | None:
@@ -132,7 +147,7 @@ class BlockingTransport:
                     raise self._error.with_traceback(None)
                 queue()
                 self._queue_cancels()
-                output = self.connection.take_output()
+                output = self.connection.take_output(DATA_BYTES)
             self._write(output)
         if self._given_up:
             self._cancel_without_waiting()
@@ -165,7 +180,7 @@ class BlockingTransport:
             self._cancel_without_waiting()
             return
         with contextlib.suppress(TensorwireError):
-            self._send_queued(lambda: None)
+            self._send_queued(_nothing)
 
     def _queue_cancels(self) -> None:
         while self._given_up:
@@ -187,7 +202,7 @@ class BlockingTransport:
                 if self._error:
                     return
                 self._queue_cancels()
-                output = self.connection.take_output()
+                output = self.connection.take_output(0)
             finally:
                 self._lock.release()
             with contextlib.suppress(TensorwireError):
@@ -265,15 +280,21 @@ class BlockingTransport:
         heard = time.monotonic()
         self._pinged = False
         while not (mailbox.items or mailbox.is_cancelled or self._error):
-            wait_s = _TICK_S
+            # A part of what is large at a time: what arrives meanwhile is not left lying.
+            has_bulk = self.connection.has_bulk
+            if has_bulk:
+                with contextlib.suppress(TensorwireError):  # it is kept as the connection's
+                    self._send_queued(_nothing)
+            wait_s = 0.0 if has_bulk else _TICK_S
             if deadline is not None:
-                wait_s = min(wait_s, deadline - time.monotonic())
-                if wait_s <= 0:
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
                     return
+                wait_s = min(wait_s, left_s)
             if self._is_readable(wait_s):
                 self._read_once()
                 heard, self._pinged = time.monotonic(), False
-            else:
+            elif not has_bulk:
                 self._on_silence(heard, time.monotonic())
 
     def _on_silence(self, heard: float, now: float) -> None:
@@ -325,7 +346,7 @@ class BlockingTransport:
         elif has_output:
             # A failure is kept as the error; what was received before it is still handed out.
             with contextlib.suppress(TensorwireError):
-                self._send_queued(lambda: None)
+                self._send_queued(_nothing)
 
     def _say_last_words(self) -> None:
         with self._send_lock, contextlib.suppress(OSError):
@@ -391,7 +412,7 @@ class BlockingTransport:
                     return
                 for stream in self._mailboxes:
                     self.connection.send(Cancel(stream=stream))
-                output = b"".join(self.connection.take_output())
+                output = b"".join(self.connection.take_output(0))
             with contextlib.suppress(OSError):
                 self._sock.setblocking(False)
                 self._sock.send(output)
@@ -411,3 +432,7 @@ class BlockingTransport:
         self._say_farewell()
         self._cut("the client was closed")
         self._sock.close()
+
+
+def _nothing() -> None:
+    """Queue nothing: what waits is to be sent."""

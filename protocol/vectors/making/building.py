@@ -28,7 +28,7 @@ CONNECTION, STREAM = "connection", "stream"
 # Kinds that are heard only where their feature was negotiated, or not yet at all.
 FEATURES = {
     Kind.AUTH: "auth", Kind.RESUME: "resume", Kind.DATA: "body", Kind.CREDIT: "credit",
-    Kind.LOAD: "reserved", Kind.SHM: "reserved",
+    Kind.LOAD: "reserved", Kind.SHM: "shm",
 }  # fmt: skip
 
 

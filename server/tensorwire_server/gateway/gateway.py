@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
     from tensorwire_server.config import AdmissionConfig
     from tensorwire_server.gateway.auth import Credentials
+    from tensorwire_server.memory.intake import IntakeMemory
     from tensorwire_server.routing.pool import ModelPool
     from tensorwire_server.routing.replica import Replica
 
@@ -76,6 +77,7 @@ class Gateway:
         unnamed: remote replicas that have not said yet which model they hold; the owner of the
             list takes them out.
         credentials: whom to serve; None for everybody who can connect.
+        bodies: where large requests land.
         clock: monotonic seconds.
     """
 
@@ -89,6 +91,7 @@ class Gateway:
         outcomes: OutcomesConfig | None = None,
         unnamed: Sequence[Replica] = (),
         credentials: Credentials | None = None,
+        bodies: IntakeMemory | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.models = models
@@ -102,6 +105,7 @@ class Gateway:
         self._limits = limits
         self._software = software
         self._credentials = credentials
+        self.bodies = bodies
         self._loop = asyncio.get_running_loop()
         self.now = clock
         self.started_at = clock()
@@ -154,6 +158,7 @@ class Gateway:
             software=self._software,
             authenticator=None if credentials is None else credentials.over(is_private=is_private),
             nonce=b"" if credentials is None else os.urandom(NONCE_BYTES),
+            bodies=self.bodies,
         )
         self.sessions[session] = on_closed
         self._deserted.clear()
@@ -380,6 +385,8 @@ class Gateway:
             if now >= next_tick:
                 next_tick = now + _TICK_S
                 self.by_key.expire(now)
+                if self.bodies is not None:
+                    self.bodies.on_timer(now)
                 for session in tuple(self.sessions):
                     session.on_timer(now)
                 for replica in self.replicas:

@@ -32,13 +32,9 @@ _RECORD_BYTES = 512  # measured: what a record without tokens, text and terminal
 
 
 class Outcome(NamedTuple):
-    """How a request ended, and everything a client may still ask of it.
+    """How a request ended, and everything a client may still ask of it."""
 
-    Plain values in a plain tuple: the garbage collector stops looking into those, while a hundred
-    thousand objects with arrays and dicts made each request a third dearer (measured).
-    """
-
-    asked: bytes  # a hash of what was asked
+    asked: bytes  # the fingerprint of what was asked
     prompt_tokens: int | None
     tokens: bytes  # as `pack_ids` has them
     text: str
@@ -48,10 +44,14 @@ class Outcome(NamedTuple):
     def num_bytes(self) -> int:
         """About what it takes in memory."""
         text = sys.getsizeof(self.text) if self.text else 0
-        return _RECORD_BYTES + len(self.tokens) + text + len(self.terminal or b"")
+        terminal = len(self.terminal or b"")
+        return _RECORD_BYTES + len(self.asked) + len(self.tokens) + text + terminal
 
 
-_Record = tuple[float, int, Outcome]  # expiry, size
+# Expiry, size, and the fields of the outcome. A plain tuple of plain values: the garbage collector
+# stops looking into those, while a hundred thousand objects made each request a third dearer
+# (measured).
+_Record = tuple[float, int, bytes, int | None, bytes, str, bytes | None]
 
 
 class Outcomes(Generic[L]):
@@ -90,7 +90,7 @@ class Outcomes(Generic[L]):
         if record[0] <= now:
             self.expire(now)
             return None
-        return record[2]
+        return Outcome(*record[2:])
 
     def begin(self, name: Name, live: L) -> None:
         """Take in a request whose name is unknown."""
@@ -114,7 +114,7 @@ class Outcomes(Generic[L]):
         del self._live[name]
         config = self._config
         size = outcome.num_bytes
-        self._kept[name] = (now + config.seconds, size, outcome)
+        self._kept[name] = (now + config.seconds, size, *outcome)
         self._order.append(name)
         self._num_bytes += size
         while len(self._kept) > config.keys or self._num_bytes > config.bytes:
@@ -145,12 +145,15 @@ class Outcomes(Generic[L]):
 # these many bytes are looked at, spread evenly: what is caught are programs that use a key twice.
 _LOOKED_AT_BYTES = 64 * 1024
 _PIECES = 64
+_SHORT_BYTES = 256  # are kept as they are: a hash would cost more
 
 
 def fingerprint(request: Request) -> bytes:
-    """Return a hash of what was asked: not of how urgently, nor on which stream."""
+    """Return what was asked, or a hash of it: not how urgently, nor on which stream."""
     inputs: Packed = request.inputs
     asked = _encode((request.op, request.model, inputs.meta, request.params))
+    if len(asked) <= _SHORT_BYTES and not inputs.segments:
+        return asked
     digest = blake2b(asked, digest_size=16)
     for segment in inputs.segments:
         digest.update(_spread(segment))

@@ -82,6 +82,8 @@ def stats(gateway: Gateway, workers: dict[str, Any]) -> dict[str, Any]:
             "deadlines": len(gateway.deadlines),
             "outcomes": dict(gateway.outcomes),
             "tokens": gateway.num_tokens,
+            "body_bytes": 0 if gateway.bodies is None else gateway.bodies.num_used_bytes,
+            "bodies_waiting": 0 if gateway.bodies is None else gateway.bodies.num_waiting,
             "uptime_s": round(gateway.now() - gateway.started_at, 3),
             **process_stats(),
         },

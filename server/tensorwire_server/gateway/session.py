@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Protocol
 
+from tensorwire_protocol.bodies import FEATURE_BODY
 from tensorwire_protocol.codec.typed import PACKING
 from tensorwire_protocol.connection import (
     FEATURE_CREDIT,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tensorwire_protocol.auth import Authenticator, Principal
+    from tensorwire_protocol.bodies import Memory
     from tensorwire_protocol.limits import Limits
     from tensorwire_protocol.receive_memory import ReceiveMemory
 
@@ -80,6 +82,7 @@ class Session:
         software: str,
         authenticator: Authenticator | None = None,
         nonce: bytes = b"",
+        bodies: Memory | None = None,
     ) -> None:
         connection = Connection(
             Role.SERVER,
@@ -87,10 +90,11 @@ class Session:
             scratch=shared_scratch(),
             memory=memory,
             software=software,
-            features=(FEATURE_PASSIVE, FEATURE_RESUME, FEATURE_CREDIT),
+            features=(FEATURE_PASSIVE, FEATURE_RESUME, FEATURE_CREDIT, FEATURE_BODY),
             session=session_id,
             authenticator=authenticator,
             nonce=nonce,
+            bodies=bodies,
             codec=PACKING,
         )
         self.transport = AioTransport(connection, self)

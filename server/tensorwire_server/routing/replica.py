@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tensorwire_protocol.bodies import FEATURE_BODY, FEATURE_SHM
 from tensorwire_protocol.codec.typed import PACKING
 from tensorwire_protocol.connection import Connection
 from tensorwire_protocol.errors import Executed, TensorwireError, WorkerLost
@@ -26,6 +27,7 @@ from tensorwire_server.models.lifecycle import ModelState
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from tensorwire_protocol.bodies import Sharing
     from tensorwire_protocol.messages import Message, Submit
 
 log = logging.getLogger(__name__)
@@ -106,14 +108,23 @@ class Replica:
 
     # -- the worker's side --------------------------------------------------------------------
 
-    def build_transport(self, on_lost: Callable[[], None] | None = None) -> AioTransport:
-        """Return a transport for a fresh connection to the worker; `on_lost` is told its end."""
+    def build_transport(
+        self, on_lost: Callable[[], None] | None = None, sharing: Sharing | None = None
+    ) -> AioTransport:
+        """Return a transport for a fresh connection to the worker.
+
+        Args:
+            on_lost: is told its end.
+            sharing: memory in common with the worker, where it runs on this machine.
+        """
         self._on_link_lost = on_lost
         self.has_beaten = False
         connection = Connection(
             Role.DISPATCHER,
             scratch=shared_scratch(),
             software="tensorwire-gateway",
+            features=(FEATURE_BODY,) if sharing is None else (FEATURE_BODY, FEATURE_SHM),
+            sharing=sharing,
             codec=PACKING,
         )
         self._transport = AioTransport(connection, self)

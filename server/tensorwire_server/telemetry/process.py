@@ -3,9 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import resource
 import threading
 from pathlib import Path
+
+
+def raise_descriptor_limit(wanted: int) -> int:
+    """Let this process open `wanted` files if it may; return how many it may open now."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return wanted
+    return soft
+
+
+def settle_garbage_collector() -> None:
+    """Keep the garbage collector from looking again at what lives as long as the process.
+
+    For when all is loaded: modules and models are most of the objects, and by default it looks at
+    every young one after 700 more of them. Measured: 8 % of a gateway's time under load.
+    """
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
 
 
 def process_stats() -> dict[str, int]:

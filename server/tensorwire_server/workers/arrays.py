@@ -77,13 +77,18 @@ class ArrayLoop:
         """Work until the process ends."""
         while True:
             self._take_commands()
-            batch = self._batcher.take(time.monotonic())
-            if batch:
-                self._num_running = len(batch)
-                outcome = run_batch(self.engine, batch, self._model)
-                self._num_running = 0
-                self.num_steps += 1
-                self._post_outcome(outcome)
+            self._run_due()
+
+    def _run_due(self) -> None:
+        # A function of its own, whose variables end with it: while the thread waits for the next
+        # batch, nothing here may keep the arrays of the last one, whose memory others wait for.
+        batch = self._batcher.take(time.monotonic())
+        if batch:
+            self._num_running = len(batch)
+            outcome = run_batch(self.engine, batch, self._model)
+            self._num_running = 0
+            self.num_steps += 1
+            self._post_outcome(outcome)
 
     def _take_commands(self) -> None:
         """Wait until a batch is due, and take in whatever arrives meanwhile."""

@@ -15,6 +15,8 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
+from tensorwire_server.memory.sharing import Sharing
+from tensorwire_server.memory.slab import Borrowed, Slab
 from tensorwire_server.workers.exits import ExitCode
 from tensorwire_server.workers.host import WorkerHost
 from tensorwire_server.workers.spec import WorkerSpec
@@ -75,7 +77,8 @@ async def _serve(args: argparse.Namespace) -> int:
     loop = asyncio.get_running_loop()
     spec: WorkerSpec = args.spec
     if args.fd is not None:
-        host = WorkerHost(spec, is_local=True)
+        sharing = _share(*args.shm) if args.shm else None
+        host = WorkerHost(spec, is_local=True, sharing=sharing)
         sock = socket.socket(fileno=args.fd)
         sock.setblocking(False)
         await loop.create_unix_connection(_transports(host), sock=sock)
@@ -94,6 +97,13 @@ async def _serve(args: argparse.Namespace) -> int:
         print(f"error: {host.detail}", file=sys.stderr)
         return 1
     return code
+
+
+def _share(inputs: int, outputs: int) -> Sharing:
+    """Return the gateway's memory for reading and this worker's own, by their descriptors."""
+    borrowed = Borrowed(inputs)
+    os.close(inputs)
+    return Sharing(Slab(outputs), borrowed, is_gateway=False)
 
 
 def _transports(host: WorkerHost) -> Callable[[], AioTransport]:
@@ -118,6 +128,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--fd", type=int, help="an inherited socket to the gateway")
+    parser.add_argument("--shm", type=int, nargs=2, help="inherited memory: in and out")
     place.add_argument("--listen", type=parse_listen, metavar="HOST:PORT")
     parser.add_argument("--spec", type=_parse_spec, required=True, metavar="JSON")
     parser.add_argument("--parent", type=int, metavar="PID", help="end when this process ends")

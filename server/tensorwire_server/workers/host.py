@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tensorwire_protocol.messages import Heartbeat
 
+from tensorwire_server.telemetry.process import settle_garbage_collector
 from tensorwire_server.workers.arrays import ArrayLoop, InlineArrays
 from tensorwire_server.workers.engines import card_map, load_engine, prove, reason_of
 from tensorwire_server.workers.exits import ExitCode
@@ -30,6 +31,7 @@ from tensorwire_server.workers.service import Service
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tensorwire_server.memory.sharing import Sharing
     from tensorwire_server.workers.compute import Compute
     from tensorwire_server.workers.spec import WorkerSpec
 
@@ -46,16 +48,23 @@ class WorkerHost:
     Args:
         is_local: lives and dies with its one link.
         on_ready: called once when the model has computed.
+        sharing: memory in common with the gateway, for the one link of a local worker.
     """
 
     def __init__(
-        self, spec: WorkerSpec, *, is_local: bool, on_ready: Callable[[], None] | None = None
+        self,
+        spec: WorkerSpec,
+        *,
+        is_local: bool,
+        on_ready: Callable[[], None] | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         self._spec = spec
         self._is_local = is_local
         self._on_ready = on_ready
         self._loop = asyncio.get_running_loop()
-        self._service = Service(spec)
+        self._sharing = sharing
+        self._service = Service(spec, sharing)
         self._links: set[Link] = set()
         self._is_draining = False
         self._code_when_drained = ExitCode.DRAINED
@@ -75,7 +84,9 @@ class WorkerHost:
 
     def build_link(self) -> Link:
         """Return a link for a fresh connection from a gateway."""
-        link = Link(self._service, on_greeted=self._greeted, on_lost=self._lost)
+        link = Link(
+            self._service, on_greeted=self._greeted, on_lost=self._lost, sharing=self._sharing
+        )
         link.is_draining = self._is_draining
         self._links.add(link)
         return link
@@ -143,6 +154,7 @@ class WorkerHost:
             "revision": revision,
             **card_map(compute.engine.card),
         }
+        settle_garbage_collector()
         self._beat(with_card=True)
         if self._on_ready is not None:
             self._on_ready()

@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tensorwire_protocol.bodies import FEATURE_BODY, FEATURE_SHM
 from tensorwire_protocol.codec.typed import TYPED
 from tensorwire_protocol.connection import Connection
 from tensorwire_protocol.limits import CLIENT_LINK, WORKER_LINK
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Sequence
 
+    from tensorwire_protocol.bodies import Sharing
     from tensorwire_protocol.errors import TensorwireError
     from tensorwire_protocol.messages import Message
 
@@ -33,6 +35,7 @@ class Link:
     Args:
         on_greeted: the peer is known; it wants to hear how far the model is.
         on_lost: nothing comes or goes any more; its work is already dropped.
+        sharing: memory in common with the gateway, where it runs on this machine.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class Link:
         *,
         on_greeted: Callable[[Link], None],
         on_lost: Callable[[Link], None],
+        sharing: Sharing | None = None,
     ) -> None:
         self.streams: dict[int, Stream] = {}  # open ones, by their number on this link
         self.is_draining = False
@@ -54,7 +58,9 @@ class Link:
             limits=_LIMITS,
             scratch=shared_scratch(),
             software="tensorwire-worker",
+            features=(FEATURE_BODY,) if sharing is None else (FEATURE_BODY, FEATURE_SHM),
             codec=TYPED,
+            sharing=sharing,
         )
         self.transport = AioTransport(self._connection, self)
 

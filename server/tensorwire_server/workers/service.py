@@ -20,6 +20,7 @@ from tensorwire_server.workers.registry import Registry
 if TYPE_CHECKING:
     from tensorwire_protocol.messages import Cancel, Submit
 
+    from tensorwire_server.memory.sharing import Sharing
     from tensorwire_server.workers.compute import Compute
     from tensorwire_server.workers.link import Link
     from tensorwire_server.workers.spec import WorkerSpec
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 class Service:
     """Every open request of this process, over all links."""
 
-    def __init__(self, spec: WorkerSpec) -> None:
+    def __init__(self, spec: WorkerSpec, sharing: Sharing | None = None) -> None:
+        self._sharing = sharing
         self.registry = Registry(spec.model, max_requests=spec.max_requests)
         self.answers = Answers(self.registry)
         self._intake = Intake(self.registry)
@@ -66,4 +68,6 @@ class Service:
             self.registry.cut(stream, Finish.DEADLINE if is_late else Finish.CANCELLED)
 
     def _stats(self) -> dict[str, Any]:
-        return {"steps": self.num_steps, **self.load(), **process_stats()}
+        shared_bytes = 0 if self._sharing is None else self._sharing.num_used_bytes
+        numbers = {"steps": self.num_steps, "shared_bytes": shared_bytes}
+        return {**numbers, **self.load(), **process_stats()}

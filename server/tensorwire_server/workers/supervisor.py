@@ -13,17 +13,21 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tensorwire_server.memory.sharing import Sharing
+from tensorwire_server.memory.slab import Borrowed, make_shared
 from tensorwire_server.workers.backoff import RestartPolicy
 from tensorwire_server.workers.exits import ExitCode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tensorwire_server.memory.slab import Slab
     from tensorwire_server.workers.spec import WorkerSpec
 
 log = logging.getLogger(__name__)
 
 _STDERR = 2
+_SEND_BUFFER_BYTES = 2 * 1024 * 1024  # a mebibyte in one go, however the kernel counts
 _OURS = "TENSORWIRE_"  # the server's settings and tokens are none of a worker's business
 
 
@@ -40,21 +44,24 @@ class WorkerProcess:
     """One replica's process over all its lives.
 
     Args:
-        on_socket: gets this side of the link of each new process, non-blocking and connected; the
-            owner closes it, which ends the process.
+        on_socket: gets this side of the link of each new process, non-blocking and connected, and
+            the memory in common with it; the owner closes the link, which ends the process.
         on_exit: is told of each end.
+        slab: where what is sent to the process lies, to be read there; None: no shared memory.
     """
 
     def __init__(
         self,
         spec: WorkerSpec,
         *,
-        on_socket: Callable[[socket.socket], None],
+        on_socket: Callable[[socket.socket, Sharing | None], None],
         on_exit: Callable[[WorkerExit], None],
+        slab: Slab | None = None,
     ) -> None:
         self.spec = spec
         self._on_socket = on_socket
         self._on_exit = on_exit
+        self._slab = slab
         self._policy = RestartPolicy()
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
@@ -100,35 +107,51 @@ class WorkerProcess:
     async def _live_once(self) -> int:
         """Spawn a process and wait for its end; return its exit code."""
         ours, theirs = socket.socketpair()
+        for sock in (ours, theirs):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        # New for each process: what a dead one has left cannot reach the next.
+        answers = None if self._slab is None else make_shared(self._slab.size)
         try:
-            self._process = await self._spawn(theirs)
+            self._process = await self._spawn(theirs, answers)
+            sharing = self._share(answers)
         except OSError as error:
             log.error("worker_not_spawned model=%s error=%s", self.spec.model, error)
             ours.close()
             return ExitCode.LOST
         finally:
             theirs.close()
+            if answers is not None:
+                os.close(answers)
         if self._is_stopping.is_set():
             self._signal(signal.SIGKILL)
         ours.setblocking(False)
         try:
-            self._on_socket(ours)
+            self._on_socket(ours, sharing)
             return await self._process.wait()
         finally:
             self._signal(signal.SIGKILL)  # a no-op unless this task was cancelled
             self._process = None
 
-    async def _spawn(self, theirs: socket.socket) -> asyncio.subprocess.Process:
+    def _share(self, answers: int | None) -> Sharing | None:
+        if self._slab is None or answers is None:
+            return None
+        return Sharing(self._slab, Borrowed(answers), is_gateway=True)
+
+    async def _spawn(
+        self, theirs: socket.socket, answers: int | None
+    ) -> asyncio.subprocess.Process:
+        memory = () if self._slab is None or answers is None else (self._slab.fd, answers)
         return await asyncio.create_subprocess_exec(
             sys.executable,
             # -P: nothing in the current folder is imported in place of an installed module.
             *("-P", "-X", "faulthandler", "-m", "tensorwire_server.workers"),
             *("--fd", str(theirs.fileno()), "--parent", str(os.getpid())),
             *("--spec", self.spec.to_json()),
+            *(("--shm", *map(str, memory)) if memory else ()),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=_STDERR,
             env=self._environment(),
-            pass_fds=(theirs.fileno(),),
+            pass_fds=(theirs.fileno(), *memory),
         )
 
     def _environment(self) -> dict[str, str]:

@@ -19,6 +19,7 @@ from tensorwire_protocol.limits import CLIENT_LINK, WORKER_LINK
 from tensorwire_protocol.messages import (
     Kind,
     Message,
+    Packed,
     PackedResult,
     Request,
     Result,
@@ -109,6 +110,19 @@ def test_what_a_gateway_passes_on_reaches_the_worker_as_the_client_meant_it(
     assert repr(
         plain(heard)["inputs"] if isinstance(plain(heard), dict) else plain(heard)[1]["inputs"]
     ) == repr(plain(request)[1]["inputs"])
+
+
+@pytest.mark.parametrize("params", [{"stop": ["a", "b"]}, {"x": {"y": [1, None]}}, {"wait": True}])
+def test_options_of_any_shape_go_through_a_gateway(params: dict[str, Any]) -> None:
+    unopened = Packed(msgspec.Raw(b"\x81\xa1a\x01"), [])
+    for message in (
+        Submit(stream=1, op="generate", key=KEY, attempt=1, inputs=unopened, params=params),
+        Request(stream=1, op="generate", key=KEY, inputs=unopened, params=params),
+    ):
+        (frame,) = cut(b"".join(PACKING.encode(message, WORKER_LINK)))
+        heard = TYPED.decode(frame, WORKER_LINK)
+        assert isinstance(heard, Submit | Request)
+        assert (heard.inputs, heard.params) == ({"a": 1}, params)
 
 
 @given(STRATEGIES[Result])
