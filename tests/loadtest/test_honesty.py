@@ -25,33 +25,29 @@ STEP_S = 0.02
 TRIES = 3
 
 
-def valid(bench: Bench, *words: str, address: str) -> dict[str, Any]:
-    """Return the first of a few runs that counts."""
-    reasons: list[str] = []
-    for _ in range(TRIES):
-        result = bench(*words, "--json", address=address).result
-        if result["valid"]:
-            return result
-        reasons = result["reasons"]
-    pytest.skip(f"this machine is too busy to measure on: {'; '.join(reasons)}")
+def excuses(result: dict[str, Any]) -> list[str]:
+    """Return why a run says nothing: the tool says so, or the server did not keep its programme."""
+    took_ms = result["groups"]["load"]["metrics"]["server.decode"]["percentiles_ms"]["p99"]
+    if took_ms > 1.03 * 7 * STEP_S * 1000:
+        return [*result["reasons"], f"by its own account the server took {took_ms} ms, not 140 ms"]
+    reasons: list[str] = result["reasons"]
+    return reasons
 
 
 def test_a_healthy_run_is_valid_and_a_known_programme_is_measured_as_it_is(bench: Bench) -> None:
     # Eight tokens of 20 ms each, and no request meets another one.
+    words = ("--task", "generate:oracle", "--output", "8", "--arrivals", "constant:4",
+             "--warmup", "500ms", "--duration", "6s", "--json")  # fmt: skip
     with RunningServer(f"oracle:step_ms={STEP_S * 1000:g}") as server:
         server.ready()
-        result = valid(
-            bench,
-            *("--task", "generate:oracle", "--output", "8", "--arrivals", "constant:4"),
-            *("--warmup", "500ms", "--duration", "6s"),
-            address=server.address,
-        )
+        for _ in range(TRIES):
+            result = bench(*words, address=server.address).result
+            if not (reasons := excuses(result)):
+                break
+        else:
+            pytest.skip(f"this machine is too busy to measure on: {'; '.join(reasons)}")
     metrics = result["groups"]["load"]["metrics"]
-    programme_ms = {"itl": STEP_S * 1000, "e2e": 8 * STEP_S * 1000}
-    own_ms = metrics["server.decode"]["percentiles_ms"]["p99"]
-    if own_ms > 1.05 * 7 * STEP_S * 1000:
-        pytest.skip(f"the server itself took {own_ms} ms for what its programme says is 140 ms")
-    for metric, expected_ms in programme_ms.items():
+    for metric, expected_ms in (("itl", STEP_S * 1000), ("e2e", 8 * STEP_S * 1000)):
         found = metrics[metric]["percentiles_ms"]
         assert found["p50"] == pytest.approx(expected_ms, rel=0.05), metric
         assert found["p90"] == pytest.approx(expected_ms, rel=0.05), metric
