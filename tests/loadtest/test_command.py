@@ -70,7 +70,7 @@ def test_a_mix_reaches_all_its_models(bench: Bench, tmp_path: Path) -> None:
     assert {line["status"] for line in lines} == {"ok"}
     generated = next(line for line in lines if line["task"] == "generate")
     assert sum(generated["token_counts"]) == 32
-    assert len(generated["token_ms"]) == len(generated["token_counts"])
+    assert len(generated["token_us"]) == len(generated["token_counts"])
     assert generated["server_ms"]["total_ms"] >= 0
 
 

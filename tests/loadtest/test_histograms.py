@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hdrh.histogram import HdrHistogram
 from tensorwire.loadtest.histograms import Histogram, merged, percentile_intervals
 
 
@@ -21,10 +22,14 @@ def test_a_percentile_is_that_of_the_values_to_three_digits(percent: float) -> N
 
 def test_it_counts_what_the_library_counts_value_by_value() -> None:
     values = np.random.default_rng(1).lognormal(-4, 3, 2000).tolist()
-    one_by_one = Histogram()
+    one_by_one = HdrHistogram(1, 3_600_000_000, 3)
     for value in values:
-        one_by_one._hdr.record_value(min(round(value * 1e6), 3_600_000_000))
-    assert (histogram(values).counts() == one_by_one.counts()).all()
+        one_by_one.record_value(min(round(value * 1e6), 3_600_000_000))
+    made = histogram(values)
+    assert made.counts().tolist() == list(one_by_one.counts)
+    assert made.encode() == one_by_one.encode().decode()
+    assert made.mean_s == pytest.approx(one_by_one.get_mean_value() / 1e6, rel=1e-3)
+    assert made.max_s == pytest.approx(one_by_one.get_max_value() / 1e6, rel=1e-3)
 
 
 def test_histograms_survive_encoding_and_can_be_added() -> None:

@@ -56,7 +56,6 @@ def test_each_window_takes_its_part() -> None:
     measures = Measures(SPAN)
     for i in range(40):
         measures.take(outcome(5.0 + i * 0.5))
-    measures.groups["load"].flush()
     windows = measures.groups["load"].windows["e2e"]
     assert {window: histogram.count for window, histogram in windows.items()} == dict.fromkeys(
         range(NUM_WINDOWS), 4

@@ -21,7 +21,7 @@ def test_a_tool_that_kept_up_is_not_accused() -> None:
     [
         (Own(), 0.011, 0, "requests were sent late"),
         (Own(), 0.001, 3, "3 requests that were due were not sent"),
-        (Own(loop_lag=durations(0.3)), 0.001, 0, "the event loop stood still for 300"),
+        (Own(loop_lag=durations(0.3)), 0.001, 0, "the event loop stood still for 299.9 ms"),
         (Own(cpu_most=0.95), 0.001, 0, "a process used 95% of its core"),
         (Own(waiting=0.4), 0.001, 0, "others had its core 40% of the time"),
     ],

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from tensorwire.loadtest.histograms import PERCENTILES, merged, percentile_intervals
 from tensorwire.loadtest.machine import describe_machine, describe_versions, find_commit
-from tensorwire.loadtest.measures import FAULTS
 from tensorwire.loadtest.selfwatch import judge
+from tensorwire.loadtest.verifying import FAULTS
 from tensorwire.loadtest.workloads import BYSTANDER, LOAD, TROUBLE
 
 if TYPE_CHECKING:
@@ -65,7 +65,6 @@ def summarize(run: Run) -> dict[str, Any]:
 
 def summarize_group(group: Group, measured_s: float) -> dict[str, Any]:
     """Return the counts, rates, and distributions of one group of requests."""
-    group.flush()
     counts = group.counts
     rates = {
         "requests_per_s": counts["ok_in_time"] / measured_s,

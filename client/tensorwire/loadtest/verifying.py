@@ -29,6 +29,7 @@ class Faults:
 
 
 NO_FAULTS = Faults()
+FAULTS = ("lost", "repeated", "swapped", "foreign", "caught")
 
 
 def find_faults(expected: Sequence[int], got: Sequence[int]) -> Faults:
