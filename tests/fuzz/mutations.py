@@ -36,6 +36,14 @@ _GREETINGS = frozenset({Kind.HELLO, Kind.WELCOME, Kind.AUTH})
 _SPARE_THE_GREETING = 0.9  # of the changes: behind it there is more to break
 _STREAMS = [0, 1, 2, 3, 5, 512, 2**31, 2**32 - 1]
 _U32 = [0, 1, 7, 8, 15, 16, 17, 63, 64, 65, 4095, 4096, 4097, 16384, 65536, 1114112, 2**32 - 1]
+_LOANS: list[dict[str, Any]] = [
+    {},
+    {"returned": [1, 2**63]},
+    {"returned": [[], {}, None]},
+    {"loan": 1, "owners": [0], "offsets": [0]},
+    {"loan": 1, "owners": [2, -1], "offsets": [2**63, -1]},
+    {"loan": [[[[[]]]]], "owners": 1, "offsets": None},
+]
 _AUX = [0, 1, 2, 3, 64, 65, 256, 65535]
 
 
@@ -181,7 +189,8 @@ def _insert_frame(case: Case, place: int, rng: Random) -> None:
         Auth(payload={"proof": bytes(32)}),
         Failure(stream=rng.choice([0, stream]), code=0x0407, message="m"),
         Load(),
-        Shm(),
+        Shm(payload=rng.choice(_LOANS)),
+        Shm(stream=stream, payload=rng.choice(_LOANS)),
         Hello(),
         Welcome(),
     ]
