@@ -117,8 +117,12 @@ def in_pieces(frame: bytes, rng: Random) -> list[bytes]:
     _, kind, flags, aux, stream, meta_bytes = HEADER.unpack_from(frame)
     if kind not in SEGMENT_KINDS or not aux or flags:
         return [frame]
-    lengths = struct.unpack_from(f"<{aux}Q", frame, HEADER_BYTES)
     at = HEADER_BYTES + 8 * aux + meta_bytes
+    if at > len(frame):
+        return [frame]  # a broken one
+    lengths = struct.unpack_from(f"<{aux}Q", frame, HEADER_BYTES)
+    if at + sum(lengths) > len(frame):
+        return [frame]
     header = HEADER.pack(at - HEADER_BYTES, kind, BODY, aux, stream, meta_bytes)
     pieces, left = [header + frame[HEADER_BYTES:at]], sum(lengths)
     size = rng.choice(_PIECES) if left < 50_000 else _PIECES[-1]

@@ -20,8 +20,9 @@ from tensorwire_protocol.messages import (
     Welcome,
 )
 
+from .bodies import END, in_pieces
 from .cases import Step, What
-from .conversations import converse
+from .conversations import converse, is_kind
 from .packing import edited
 
 if TYPE_CHECKING:
@@ -133,6 +134,35 @@ def _change_segments(case: Case, place: int, rng: Random) -> None:
     _put(case, place, bytes(data))
 
 
+def _break_body(case: Case, place: int, rng: Random) -> None:
+    """Put a message in pieces, or change which DATA comes when, of what, and which is the last."""
+    steps = case.steps
+    data = [i for i, s in enumerate(steps) if s.what is What.BYTES and is_kind(s.data, Kind.DATA)]
+    if not data:
+        steps[place : place + 1] = [
+            Step(What.BYTES, piece) for piece in in_pieces(steps[place].data, rng)
+        ]
+        return
+    place, other = rng.choice(data), rng.choice(data)
+    fields, payload = _header(steps[place].data), steps[place].data[HEADER_BYTES:]
+    match rng.randrange(6):
+        case 0:
+            fields[2] ^= END
+        case 1:
+            fields[3] = max(0, fields[3] + rng.choice([-1, 1]))
+        case 2:
+            payload = payload[: rng.randrange(len(payload) + 1)]
+        case 3:
+            payload += b"x"
+        case 4:  # one of all streams
+            fields[4] = _header(steps[other].data)[4]
+        case _:
+            steps[place], steps[other] = steps[other], steps[place]
+            return
+    fields[0] = len(payload)
+    _put(case, place, HEADER.pack(*fields) + payload)
+
+
 def _truncate(case: Case, place: int, rng: Random) -> None:
     data = case.steps[place].data
     cut = data[: rng.randrange(len(data) + 1)]
@@ -228,6 +258,7 @@ _CHANGES: list[Callable[[Case, int, Random], None]] = [
     *[_change_header] * 4,
     *[_change_segments] * 2,
     *[_insert_frame] * 3,
+    *[_break_body] * 2,
     _truncate,
     _flip_bits,
     _splice,

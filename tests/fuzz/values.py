@@ -26,7 +26,7 @@ PARAMS: dict[str, list[Any]] = {
 }
 _LARGE, _INFER = 0.15, 0.4
 # Around the sizes from which messages leave as bodies, and need credit.
-_LARGE_BYTES = [64 * 1024, 256 * 1024, 256 * 1024 + 1, 1024 * 1024, 1024 * 1024 + 1, 1_200_000]
+_LARGE_BYTES = [64 * 1024 + 2, 256 * 1024, 256 * 1024 + 1, 300_001, 1024 * 1024 + 1, 1_200_001]
 _DTYPES = ["<f8", "<f4", "<f2", "<i8", "<i4", "<i2", "i1", "<u8", "<u4", "<u2", "u1", "?"]
 
 
