@@ -45,7 +45,10 @@ class Reservation(Protocol):
 
 
 class Memory(Protocol):
-    """Where bodies land."""
+    """Where bodies land.
+
+    Only a side that meters what comes, a server, may make a body wait: no other can say so.
+    """
 
     def reserve(self, lengths: Sequence[int], on_ready: Callable[[], None]) -> Reservation:
         """Return memory for segments of these lengths; `on_ready` is called if it comes later.

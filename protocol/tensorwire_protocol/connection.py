@@ -30,7 +30,6 @@ from tensorwire_protocol.errors import (
     DeadlineExceeded,
     Executed,
     Flood,
-    OutputTooLarge,
     PeerSilent,
     RequestCancelled,
     RequestRefused,
@@ -41,10 +40,10 @@ from tensorwire_protocol.errors import (
     UnknownKind,
     Unsupported,
 )
+from tensorwire_protocol.fitting import Fitting
 from tensorwire_protocol.frames import (
     FIRST_OPTIONAL_KIND,
     HEADER,
-    HEADER_BYTES,
     MAX_BODY_BYTES,
     Flag,
     Frame,
@@ -71,7 +70,6 @@ from tensorwire_protocol.messages import (
     Request,
     Resume,
     Shm,
-    Step,
     Submit,
     Welcome,
 )
@@ -87,7 +85,6 @@ if TYPE_CHECKING:
     from tensorwire_protocol.bodies import Memory, Sharing
     from tensorwire_protocol.codec import Codec
     from tensorwire_protocol.login import Login
-    from tensorwire_protocol.outbox import OutgoingBody
     from tensorwire_protocol.receive_memory import ReceiveMemory
 
 NOT_OURS = b"tensorwire: this port speaks the Tensorwire protocol, version 1, not what was sent\n"
@@ -194,7 +191,7 @@ class Connection:
         self.peer_limits = self._handshake.peer_limits
         self.peer_features: tuple[str, ...] = ()
         self.peer_software = ""
-        self._welcome_bytes = self._surely_welcome_bytes()
+        self._fitting = self._build_fitting()
 
     # -- what the driver asks -----------------------------------------------------------------
 
@@ -333,12 +330,16 @@ class Connection:
             self.peer_features = handshake.peer_features
             self.peer_software = handshake.peer_software
             self.peer_limits = handshake.peer_limits
-            self._welcome_bytes = self._surely_welcome_bytes()
+            self._fitting = self._build_fitting()
             if FEATURE_BODY in self._features and FEATURE_BODY in self.peer_features:
                 self._transfers = self._build_transfers()
         if self.state is State.OPEN:
             self._handshake = None
         return message
+
+    def _build_fitting(self) -> Fitting:
+        usual = WORKER_LINK if self.role in WORKER_ROLES else CLIENT_LINK
+        return Fitting(self.peer_limits, usual, is_opener=self._is_opener)
 
     def _build_transfers(self) -> Transfers:
         return Transfers(
@@ -510,15 +511,15 @@ class Connection:
         kind = message.KIND
         if kind not in self._may_send:
             raise AssertionError(f"{self.role.value} may not send {kind.name}")
-        buffers = self._codec.encode(message, self.limits)
+        buffers = self._codec.encode(message, self._fitting.limits)
         size = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
         body = None
-        if size > self._welcome_bytes:
+        if size > self._fitting.welcome_bytes:
             if self._transfers is not None:
                 buffers, body = self._transfers.cut(buffers, message, size, self.peer_limits)
             if body is not None:
                 size = len(buffers[0])
-            self._check_size(message, buffers[0], size - HEADER_BYTES, body)
+            self._fitting.check(message, buffers, body)
         if kind in _BOUNDARIES:
             self._note_sent(message)
         elif kind == Kind.CREDIT and not self._is_opener:  # whose own must not pass its REQ
@@ -539,47 +540,6 @@ class Connection:
             self._leave(message)
         elif kind == Kind.ERR and is_fault(HEADER.unpack_from(buffers[0])[3]):
             self._note_refusal()
-
-    def _peer_meta_bytes(self) -> int:
-        return self.peer_limits.meta_bytes(is_from_opener=self._is_opener)
-
-    def _surely_welcome_bytes(self) -> int:
-        """Return up to which size no frame can break any limit of the peer."""
-        limits = self.peer_limits
-        return min(limits.frame_bytes, self._peer_meta_bytes(), limits.container_items)
-
-    def _check_size(
-        self,
-        message: Message,
-        head: bytes | memoryview,
-        body_bytes: int,
-        body: OutgoingBody | None,
-    ) -> None:
-        # The peer would cut the connection, and every other stream on it, for one frame of ours.
-        refusal = TooLarge if self._is_opener else OutputTooLarge
-        limits = self.peer_limits
-        if body_bytes > limits.frame_bytes:
-            raise refusal(
-                f"the message has {body_bytes} bytes; the peer accepts {limits.frame_bytes}"
-            )
-        if body is not None and body.left_bytes > limits.message_bytes:
-            raise refusal(
-                f"the arrays have {body.left_bytes} bytes; the peer accepts {limits.message_bytes}"
-            )
-        meta_bytes = HEADER.unpack_from(head)[5]
-        if meta_bytes > self._peer_meta_bytes():
-            raise refusal(
-                f"the message's text and options have {meta_bytes} bytes beside its arrays; the"
-                f" peer accepts {self._peer_meta_bytes()}"
-            )
-        if (
-            isinstance(message, Event | EventBatch | Step)
-            and len(message.tokens) > limits.container_items
-        ):
-            raise refusal(
-                f"{len(message.tokens)} tokens in one event; the peer accepts"
-                f" {limits.container_items}"
-            )
 
     def _may_cancel(self, cancel: Cancel) -> bool:
         if self._cancel_pace is None:

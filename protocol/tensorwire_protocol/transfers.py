@@ -28,6 +28,7 @@ from tensorwire_protocol.errors import (
     UnknownKind,
 )
 from tensorwire_protocol.frames import (
+    DATA_BYTES,
     HEADER_BYTES,
     SEGMENT_KINDS,
     Flag,
@@ -265,7 +266,8 @@ class Transfers:
             return frame, None
         head, segments = build_body(frame)
         stream: int = message.stream  # type: ignore[union-attr]  # which these kinds have
-        return [head], OutgoingBody(stream, segments, allowed=self._window_out)
+        data_bytes = min(DATA_BYTES, peer.frame_bytes)
+        return [head], OutgoingBody(stream, segments, data_bytes, allowed=self._window_out)
 
     def send(self, head: Sequence[bytes | memoryview], body: OutgoingBody) -> None:
         """Queue a message that leaves as a head and a body."""

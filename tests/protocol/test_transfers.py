@@ -535,3 +535,15 @@ def test_an_answer_with_a_body_needs_the_feature() -> None:
     client.feed(head_of(Result(stream=1), 9))
     assert client.error is not None
     assert client.error.code == ErrorCode.FRAMING
+
+
+@pytest.mark.parametrize("peer_bytes", [4096, 4097, 2 * MIB])
+def test_data_frames_are_no_larger_than_the_peer_takes(peer_bytes: int) -> None:
+    client, server = ends(limits=Limits(frame_bytes=peer_bytes))
+    client.send(request(1, op="infer", inputs={"x": np.ones(1_040_000, np.uint8)}))
+    sizes = [
+        len(frame.segments[0]) for frame in cut(b"".join(client.take_output())) if frame.segments
+    ]
+    assert max(sizes) == min(peer_bytes, 1_040_000)
+    assert sum(sizes) == 1_040_000
+    assert server.error is None
