@@ -110,7 +110,12 @@ def bench(
         typer.Option(metavar="FROM-TO", help="Find the highest rate that still meets --slo."),
     ] = "",
     verify: Annotated[
-        bool, typer.Option("--verify", help="Compare every answer with oracle: or echo:.")
+        bool,
+        typer.Option(
+            "--verify",
+            help="Check answers by the rules of oracle: and echo:; of other models some streams, "
+            "made without chance, are asked for again, alone.",
+        ),
     ] = False,
     kind: Annotated[
         str, typer.Option(help="tensorwire, or openai for an HTTP server of that style.")

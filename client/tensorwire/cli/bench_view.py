@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _PERCENTILES = ("p50", "p90", "p99", "p99.9")
 _METRICS = ("ttft", "itl", "e2e", "lag")
-_SHOWN = {"lag": "dispatch lag"}
+_SHOWN = {"lag": "dispatch lag", "rechecked": "streams asked for again, alone"}
 
 
 @contextlib.contextmanager
@@ -108,7 +108,7 @@ def _remarks(result: dict[str, Any]) -> Iterator[str]:
     yield f"warm-up of {plan['warmup_s']:g} s excluded; latency counts from the planned send"
     again = {name: count for name, count in result["tally"].items() if count}
     if again:
-        yield ", ".join(f"{count} {name}" for name, count in again.items())
+        yield ", ".join(f"{count} {_SHOWN.get(name, name)}" for name, count in again.items())
     for mark in result["marks"]:
         yield f"at {mark['began_s']:.1f} s: {mark['command']} (exit code {mark['exit_code']})"
     if plan["verify"]:

@@ -18,9 +18,10 @@ from tensorwire.loadtest.outcomes import CANCELLED
 from tensorwire.loadtest.workloads import STREAMED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from tensorwire.loadtest.outcomes import Outcome
+    from tensorwire.loadtest.verifying import Faults
     from tensorwire.loadtest.workloads import Ask
 
 _DONE = b"[DONE]"
@@ -40,6 +41,10 @@ class OpenAiTarget:
         """Make the first connections."""
         opening = (HttpConnection.open(self._base, self._token) for _ in range(self._num_first))
         self._idle += await asyncio.gather(*opening)
+
+    async def recheck(self) -> Sequence[tuple[str, Faults]]:
+        """Return nothing: there is no reference."""
+        return ()
 
     async def close(self) -> None:
         """End the connections."""
