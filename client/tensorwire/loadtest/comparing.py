@@ -66,9 +66,9 @@ def read_result(path: str) -> dict[str, Any]:
         result = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise BadParams(f"cannot read {path}: {error}") from error
-    if not isinstance(result, dict) or result.get("format") != _FORMAT:
-        raise BadParams(f"{path} is no result of `tensorwire bench` (format {_FORMAT})")
-    return result
+    if isinstance(result, dict) and result.get("format") == _FORMAT and "groups" in result:
+        return result
+    raise BadParams(f"{path} is no result of `tensorwire bench` (format {_FORMAT})")
 
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Row]:
