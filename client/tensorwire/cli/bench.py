@@ -264,4 +264,4 @@ def compare(
     if as_json:
         typer.echo(json.dumps([row.to_json() for row in rows]))
     else:
-        bench_view.print_comparison(rows, results)
+        bench_view.print_comparison(rows, results, comparing.differing_plans(*results))

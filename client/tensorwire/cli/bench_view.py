@@ -123,7 +123,8 @@ def _remarks(result: dict[str, Any]) -> Iterator[str]:
     if again:
         yield ", ".join(f"{count} {_SHOWN.get(name, name)}" for name, count in again.items())
     for mark in result["marks"]:
-        yield f"at {mark['began_s']:.1f} s: {mark['command']} (exit code {mark['exit_code']})"
+        command = " ".join(mark["command"].split())
+        yield f"at {mark['began_s']:.1f} s: {command} (exit code {mark['exit_code']})"
     if plan["verify"]:
         for name, group in result["groups"].items():
             found = [f"{count} {what.replace('_', ' ')}" for what, count in group["faults"].items()]
@@ -161,8 +162,12 @@ def print_point(point: dict[str, Any]) -> None:
     )
 
 
-def print_comparison(rows: Sequence[Row], results: Sequence[dict[str, Any]]) -> None:
+def print_comparison(
+    rows: Sequence[Row], results: Sequence[dict[str, Any]], differing: Sequence[str]
+) -> None:
     """Print two results side by side."""
+    for what in differing:
+        typer.echo(f"not the same load: {what}")
     output.print_table(
         ["", "A", "B", "B/A", ""],
         [[row.name, f"{row.first:.5g}", f"{row.second:.5g}", row.ratio_text, row.verdict]
