@@ -312,7 +312,7 @@ def test_a_plan_that_only_releases_runs_no_forward_pass(fresh: Generator) -> Non
     assert fresh.stats()["kv_sequences"] == 1
     made = fresh.step(StepPlan(rows=(), released=(1, 77)))
     assert (made.tokens, made.failed) == ({}, {})
-    assert fresh.stats() == {"kv_sequences": 0, "kv_tokens": 0, "kv_bytes": 0}
+    assert set(fresh.stats().values()) == {0}
 
 
 def test_a_chunk_that_ends_inside_the_prompt_gives_no_token(fresh: Generator) -> None:

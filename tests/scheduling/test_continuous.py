@@ -36,7 +36,9 @@ def sequence(
     deadline: float | None = None,
     priority: int = 0,
     arrived_at: float = 0.0,
+    tenant: str | None = None,
 ) -> Sequence:
+    """Make one that shares nothing with others, unless it is told a tenant."""
     return Sequence(
         id=number,
         prompt_ids=tuple(range(1, prompt + 1)),
@@ -47,6 +49,7 @@ def sequence(
         deadline=deadline,
         priority=priority,
         arrived_at=arrived_at,
+        tenant=str(number) if tenant is None else tenant,
     )
 
 

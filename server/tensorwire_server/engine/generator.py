@@ -93,8 +93,7 @@ class Generator:
     def step(self, plan: StepPlan) -> StepResult:
         """Run one step. An exception here is the engine's failure, not a request's."""
         with torch.inference_mode():
-            for sequence_id in plan.released:
-                self._model.cache.release(sequence_id)
+            self._model.cache.prepare(plan)
             if not plan.rows:
                 return StepResult(tokens={}, failed={})
             rows, logits_RV = self._model.forward(plan.rows)
@@ -112,5 +111,5 @@ class Generator:
         return StepResult(tokens=tokens, failed=failed)
 
     def stats(self) -> Mapping[str, int]:
-        """Return `kv_sequences`, `kv_tokens` and `kv_bytes`."""
+        """Return what the cache says of itself."""
         return self._model.cache.stats()
