@@ -6,7 +6,8 @@ counter = position. The token is where the inverse of the cumulated distribution
 order after filtering, meets that number. So a sequence draws the same alone, in company, and when
 it is continued elsewhere.
 
-Filters follow transformers' order: temperature, top-k, top-p.
+Filters have the order and meaning of transformers' warpers: temperature, top-k, top-p, min-p
+(`transformers.generation.logits_process`). What changes logits before that is in `shaping.py`.
 
 Dimensions: R rows, V vocabulary, C candidates.
 """
@@ -48,19 +49,24 @@ def uniform(seed: int, position: int) -> float:
 
 
 def choose_tokens(
-    logits_RV: torch.Tensor, samplings: Sequence[Sampling], positions: Sequence[int]
+    logits_RV: torch.Tensor,
+    samplings: Sequence[Sampling],
+    positions: Sequence[int],
+    finite_R: torch.Tensor | None = None,
 ) -> list[int | None]:
-    """Return each row's token, or None where the row's logits are not finite.
+    """Return each row's token, or None where the row's logits cannot be used.
 
     Args:
-        logits_RV: float32.
+        logits_RV: float32; -inf is a token that is banned.
         samplings: one per row.
         positions: the position each row's new token will stand at.
+        finite_R: False for rows that have no token, whatever their logits are; by default those
+            whose logits are not finite.
     """
     if not samplings:
         return []
     # A NaN or an infinity survives a sum, which costs one pass and no copy.
-    finite = torch.isfinite(logits_RV.sum(-1))
+    finite = torch.isfinite(logits_RV.sum(-1)) if finite_R is None else finite_R
     tokens = logits_RV.argmax(-1)
     drawn = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
     if drawn:
@@ -107,7 +113,13 @@ def _draw(
     draw([row for row in nucleus if row not in within], vocab)
     plain = [row for row in free if row not in nucleus]
     if plain:
-        tokens[plain] = _invert(_pick(weights, plain), uniforms[plain])
+        least = [samplings[row].min_p for row in plain]
+        chosen = _pick(weights, plain)
+        if any(least):
+            # The largest weight is 1, so that a weight is its token's share of the likeliest's.
+            bound = torch.tensor(least, dtype=weights.dtype, device=device)
+            chosen = torch.where(chosen < bound[:, None], 0.0, chosen)
+        tokens[plain] = _invert(chosen, uniforms[plain])
     return tokens
 
 
@@ -137,6 +149,9 @@ def _draw_likeliest(
     # Out is what comes after the share is reached; the likeliest has nothing before it.
     out = (before >= (top_p * whole)[:, None]) & (top_p < 1)[:, None]
     weights.masked_fill_(out, 0)
+    if any(s.min_p for s in samplings):
+        min_p = torch.tensor([s.min_p for s in samplings], dtype=torch.float64, device=device)
+        weights.masked_fill_(weights < min_p[:, None], 0)
     tokens, order = best.indices.sort(-1)
     choice = _invert(weights.gather(1, order), noise_R)
     return tokens.gather(1, choice[:, None])[:, 0]

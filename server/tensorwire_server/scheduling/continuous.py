@@ -277,6 +277,8 @@ class ContinuousScheduler:
             pages=sequence.pages[: self._pool.pages_for(end)],
             sample=end == len(tokens),
             sampling=sequence.sampling,
+            history=tokens,
+            num_prompt_tokens=len(sequence.prompt_ids),
         )
 
     def _drop(self, sequence: Sequence) -> None:
