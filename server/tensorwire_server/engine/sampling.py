@@ -75,7 +75,7 @@ def choose_tokens(
             # A bad row must not disturb the others; what it draws is thrown away below.
             logits = torch.where(finite[drawn, None], logits, 0.0)
         noise = [uniform(samplings[row].seed, positions[row]) for row in drawn]
-        tokens[drawn] = _draw(logits, [samplings[row] for row in drawn], noise)
+        tokens[drawn] = draw(logits, [samplings[row] for row in drawn], noise)
     chosen: list[int] = tokens.tolist()
     usable: list[bool] = finite.tolist()
     return [token if good else None for token, good in zip(chosen, usable, strict=True)]
@@ -86,9 +86,16 @@ def _pick(values_RV: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
     return values_RV if len(rows) == len(values_RV) else values_RV[rows]
 
 
-def _draw(
+def draw(
     logits_RV: torch.Tensor, samplings: Sequence[Sampling], noise: Sequence[float]
 ) -> torch.Tensor:
+    """Return the token of each row that its noise falls on: (R,), long.
+
+    Args:
+        logits_RV: float32; -inf is a token that is banned.
+        samplings: one per row, none of them greedy.
+        noise: numbers from 0 to below 1, one per row.
+    """
     device, vocab = logits_RV.device, logits_RV.shape[1]
     # The maximum becomes 0 first, so that a tiny temperature gives 0 and -inf, never inf or NaN.
     temperatures = torch.tensor([s.temperature for s in samplings], device=device)
@@ -98,19 +105,19 @@ def _draw(
     uniforms = torch.tensor(noise, dtype=torch.float64, device=device)
     tokens = torch.empty(len(samplings), dtype=torch.long, device=device)
 
-    def draw(rows: list[int], width: int) -> None:
+    def fill_in(rows: list[int], width: int) -> None:
         """Fill in the rows' tokens, looking at each one's `width` likeliest only."""
         if rows:
             settings = [samplings[row] for row in rows]
             tokens[rows] = _draw_likeliest(_pick(weights, rows), settings, uniforms[rows], width)
 
     limited = [row for row, s in enumerate(samplings) if s.top_k is not None and s.top_k < vocab]
-    draw(limited, max((samplings[row].top_k or 0 for row in limited), default=0))
+    fill_in(limited, max((samplings[row].top_k or 0 for row in limited), default=0))
     free = [row for row in range(len(samplings)) if row not in limited]
     nucleus = [row for row in free if samplings[row].top_p < 1]
     within = _nucleus_within(weights, samplings, nucleus, min(_NUCLEUS_GUESS, vocab))
-    draw([row for row in nucleus if row in within], min(_NUCLEUS_GUESS, vocab))
-    draw([row for row in nucleus if row not in within], vocab)
+    fill_in([row for row in nucleus if row in within], min(_NUCLEUS_GUESS, vocab))
+    fill_in([row for row in nucleus if row not in within], vocab)
     plain = [row for row in free if row not in nucleus]
     if plain:
         least = [samplings[row].min_p for row in plain]
