@@ -1016,11 +1016,39 @@ export class Generation {
     }
   }
 
+  /** §7.2: with param `logprobs`, how likely each token was, and the likeliest in its place. */
+  get logprobs() {
+    return logprobsOf(this.end?.extra.get("logprobs"));
+  }
+
+  /** The same for the prompt, with param `prompt_logprobs`. */
+  get promptLogprobs() {
+    return logprobsOf(this.end?.extra.get("prompt_logprobs"));
+  }
+
   #finish(end) {
     if (checksum(this.tokens) !== end.checksum) throw new WireError(CODES.SEQUENCE, "the tokens are not those that were sent");
     this.end = end;
     throwIfCut(end);
   }
+}
+
+/** [{ logprob, token (a prompt's only), top: [[token, logprob], …] }, …], or null. */
+function logprobsOf(said) {
+  if (!said) return null;
+  const column = (name, read) => {
+    const bytes = said.get(name) ?? Buffer.alloc(0);
+    return Array.from({ length: bytes.length / 4 }, (_, i) => bytes[read](4 * i));
+  };
+  const own = column("token_logprobs", "readFloatLE");
+  const topIds = column("top_ids", "readInt32LE"), top = column("top_logprobs", "readFloatLE");
+  const tokens = column("token_ids", "readInt32LE");
+  const width = own.length ? topIds.length / own.length : 0;
+  return own.map((logprob, i) => ({
+    ...(tokens.length ? { token: tokens[i] } : {}),
+    logprob,
+    top: Array.from({ length: width }, (_, k) => [topIds[i * width + k], top[i * width + k]]),
+  }));
 }
 
 function throwIfCut({ finish, count }) {
@@ -1353,7 +1381,8 @@ async function main([address, command, model, ...rest]) {
       const generation = client.generate(model, rest[0], JSON.parse(rest[1] ?? "{}"));
       for await (const delta of generation) print(delta);
       const { finish, count, usage } = generation.end;
-      print({ finish, count, usage, text: generation.text });
+      const { text, logprobs, promptLogprobs } = generation;
+      print({ finish, count, usage, text, ...(logprobs && { logprobs }), ...(promptLogprobs && { promptLogprobs }) });
     } else if (command === "embed") {
       for (const vector of await client.embed(model, rest)) print(Array.from(vector));
     } else if (command === "infer") {

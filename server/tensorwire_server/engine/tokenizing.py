@@ -114,6 +114,8 @@ class TextTokenizer:
         else:
             self._backend.enable_truncation(max_length=max_tokens)
 
+    renders_at_once = True
+
     @property
     def has_chat_template(self) -> bool:
         """Whether the model says how a conversation is written."""
@@ -124,6 +126,17 @@ class TextTokenizer:
         text = self._prefix + text
         ids: list[int] = self._backend.encode(text.lower() if self._lower_case else text).ids
         return ids
+
+    def encode_word(self, text: str) -> list[list[int]]:
+        """Return the ids of a text at the beginning and in the middle of a line, nothing added."""
+        starts = (text, " " + text.lstrip(" "))
+        found = [self._backend.encode(start, add_special_tokens=False).ids for start in starts]
+        return found[:1] if found[0] == found[1] else found
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of a prompt given as ids, without special tokens."""
+        text: str = self._backend.decode(list(ids), skip_special_tokens=True)
+        return text
 
     def render_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Return the ids of a conversation, ready for the assistant's turn.
