@@ -13,7 +13,7 @@ from tensorwire_server.engine.generator import Generator, RaggedModel
 from tensorwire_server.engine.loading import load
 from tensorwire_server.scheduling.work import Row, Sampling, StepPlan, StepResult
 
-from .driving import GREEDY, Request, compare, mixed_requests, references, run
+from .driving import GREEDY, Request, compare, mixed_requests, ragged_of, references, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ ALLOWED_EXCUSES = 0.001
 
 @cache
 def engine_of(family: str) -> Generator:
-    engine = load(models_zoo.tiny_model(family), device="cpu")
+    engine = load(models_zoo.tiny_model(family), device="cpu", backend="any")
     assert isinstance(engine, Generator)
     return engine
 
@@ -93,7 +93,7 @@ def swap_two_slots_once(engine: Generator, num_steps: int) -> None:
 def test_a_position_too_far_turns_the_comparison_red(family: str) -> None:
     requests, expected = requests_and_references(family, 8)
     engine = engine_of(family)
-    shifted = ShiftedPositions(engine._model._model, engine._model.cache)
+    shifted = ShiftedPositions(ragged_of(engine)._model, engine._model.cache)
     made = run(Generator(shifted, engine.tokenizer, engine.card), requests)
     assert len(compare(made.tokens, expected).wrong) >= 6
 
@@ -171,13 +171,13 @@ def row(number: int, ids: Sequence[int], start: int = 0, *, sample: bool = True)
 @pytest.fixture
 def fresh() -> Any:
     """An engine whose weights a test may break."""
-    return load(models_zoo.tiny_model("llama"), device="cpu")
+    return load(models_zoo.tiny_model("llama"), device="cpu", backend="any")
 
 
 def test_non_finite_logits_fail_their_row_alone_and_leave_no_trace(fresh: Generator) -> None:
     poison = 300
     with torch.inference_mode():
-        fresh._model._model.get_input_embeddings().weight[poison] = float("nan")
+        ragged_of(fresh)._model.get_input_embeddings().weight[poison] = float("nan")
     expected = fresh.step(StepPlan(rows=(row(1, [5, 6, 7]),), released=())).tokens[1]
     made = fresh.step(
         StepPlan(rows=(row(1, [5, 6, 7]), row(2, [5, poison, 7]), row(3, [5, 6, 7])), released=(1,))

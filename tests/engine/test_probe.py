@@ -13,6 +13,8 @@ from tensorwire_server.engine.errors import ModelLoadError
 from tensorwire_server.engine.generator import Generator, RaggedModel
 from tensorwire_server.engine.loading import load
 
+from .driving import ragged_of
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -101,18 +103,19 @@ class OffByOne(RaggedModel):
 
 @pytest.mark.parametrize("family", models_zoo.FAMILIES)
 def test_the_proof_notices_a_wrong_position(family: str) -> None:
-    engine = load(models_zoo.tiny_model(family), device="cpu")
+    engine = load(models_zoo.tiny_model(family), device="cpu", backend="any")
     assert isinstance(engine, Generator)
-    right, model = engine._model, engine._model._model
+    right = ragged_of(engine)
+    model = right._model
     probe.prove(right, model, vocab_size=models_zoo.VOCAB_SIZE)
     with pytest.raises(ModelLoadError, match="its logits differ"):
         probe.prove(OffByOne(model, right.cache), model, vocab_size=models_zoo.VOCAB_SIZE)
 
 
 def test_the_proof_notices_logits_that_are_not_numbers() -> None:
-    engine = load(models_zoo.tiny_model("llama"), device="cpu")
+    engine = load(models_zoo.tiny_model("llama"), device="cpu", backend="any")
     assert isinstance(engine, Generator)
-    model = engine._model._model
+    model = ragged_of(engine)._model
     with torch.inference_mode():
         model.lm_head.weight[5] = float("nan")
     with pytest.raises(ModelLoadError, match="its logits differ by nan"):
