@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from tensorwire_server.engine.attention import StepLayout
+from tensorwire_server.engine.attention import StepLayout, serving
 from tensorwire_server.engine.sampling import choose_tokens
 from tensorwire_server.scheduling.work import StepResult
 
@@ -61,7 +61,7 @@ class RaggedModel:
             The rows that asked for a sample, and their logits in that order: (R, V), float32.
         """
         device = self.cache.geometry.device
-        layout = StepLayout(self.cache, rows)
+        layout = self.lay_out(rows)
         ids: list[int] = []
         sampled: list[Row] = []
         last_tokens: list[int] = []
@@ -71,14 +71,18 @@ class RaggedModel:
                 sampled.append(row)
                 last_tokens.append(len(ids) - 1)
         positions = self.positions(layout.rows)
-        output = self._model(
-            input_ids=torch.tensor(ids, device=device)[None],
-            position_ids=torch.tensor(positions, device=device)[None],
-            use_cache=False,
-            logits_to_keep=torch.tensor(last_tokens, dtype=torch.long, device=device),
-            step=layout,
-        )
+        with serving(layout):
+            output = self._model(
+                input_ids=torch.tensor(ids, device=device)[None],
+                position_ids=torch.tensor(positions, device=device)[None],
+                use_cache=False,
+                logits_to_keep=torch.tensor(last_tokens, dtype=torch.long, device=device),
+            )
         return sampled, output.logits[0].float()
+
+    def lay_out(self, rows: Sequence[Row]) -> StepLayout:
+        """Return the rows in the order of the ragged row, with their places in the cache."""
+        return StepLayout(self.cache, rows)
 
     def positions(self, rows: Sequence[Row]) -> list[int]:
         """Return the position of each token of the ragged row in its own sequence."""

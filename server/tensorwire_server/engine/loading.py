@@ -16,7 +16,7 @@ import transformers
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tensorwire_server.engine import backends, probe
+from tensorwire_server.engine import backends, falcon, probe
 from tensorwire_server.engine.attention import ATTENTION_NAME
 from tensorwire_server.engine.backends import Backend, Quantization
 from tensorwire_server.engine.device import pick_device, pick_dtype
@@ -37,13 +37,19 @@ from tensorwire_server.scheduling.work import ModelCard
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import ModuleType
 
     from tensorwire_server.engine.backends import Choice
 
 log = logging.getLogger(__name__)
 
-# Their frequencies depend on the longest sequence of the forward pass, that is on the company.
+# Beyond a length, their frequencies depend on the longest sequence of the forward pass.
 _BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+# How transformers marks what leaves attention to its interface; who does so without the mark.
+_INTERFACE_FLAG = "_supports_attention_backend"
+_CALLS_INTERFACE_UNFLAGGED = frozenset({"BioGptForCausalLM", "StableLmForCausalLM"})
+# Who replaces the attention of classes that compute it themselves.
+_OWN_ATTENTION: dict[str, ModuleType] = {"FalconForCausalLM": falcon}
 # Where a model states no context at all.
 _DEFAULT_CONTEXT_TOKENS = 2048
 
@@ -98,9 +104,10 @@ def _load_generator(
     wrapper = load_wrapper(folder)
     tokenizer = TextTokenizer(wrapper)
     config = _read_config(folder)
-    _refuse_batch_dependent_rope(config)
-    context = _context(config.get_text_config(), wrapper, context_tokens)
-    steps, choice = _load_steps(folder, config, device, context, choice)
+    text_config = config.get_text_config()
+    context = _context(text_config, wrapper, context_tokens)
+    _refuse_batch_dependent_rope(text_config, context)
+    steps, choice = _load_steps(folder, config, device, context, choice, architecture)
     generation = _generation_config(folder, config)
     tasks = {"generate", "tokenize"} | ({"chat"} if tokenizer.has_chat_template else set())
     card = ModelCard(
@@ -123,7 +130,8 @@ def _check_architecture(architecture: str) -> None:
             f"its architecture {architecture} neither continues text nor is it a "
             "sentence-transformers folder (no modules.json)"
         )
-    if not getattr(getattr(transformers, architecture, None), "_supports_attention_backend", False):
+    own_attention = _OWN_ATTENTION.get(architecture)
+    if own_attention is None and not _calls_attention_interface(architecture):
         raise ModelLoadError(
             f"its architecture {architecture} has attention of its own, outside of "
             "transformers' attention interface, which is what this engine serves"
@@ -131,7 +139,12 @@ def _check_architecture(architecture: str) -> None:
 
 
 def _load_steps(
-    folder: Path, config: Any, device: torch.device, context: int, choice: Choice
+    folder: Path,
+    config: Any,
+    device: torch.device,
+    context: int,
+    choice: Choice,
+    architecture: str,
 ) -> tuple[Steps, Choice]:
     """Load the weights; return also what they run in, which may not be what was chosen."""
     if choice.backend is Backend.FUSED:
@@ -149,13 +162,28 @@ def _load_steps(
             choice = replace(choice, backend=Backend.ANY)
         else:
             return fused, choice
-    model = _load_weights(AutoModelForCausalLM, folder, device, attn_implementation=ATTENTION_NAME)
+    return _load_modules(folder, device, context, architecture), choice
+
+
+def _load_modules(
+    folder: Path, device: torch.device, context: int, architecture: str
+) -> RaggedModel:
+    own_attention = _OWN_ATTENTION.get(architecture)
+    reference = "eager" if own_attention is None else own_attention.REFERENCE
+    model = _load_weights(AutoModelForCausalLM, folder, device, attn_implementation=reference)
+    if own_attention is not None:
+        own_attention.adapt(model)
+    model.set_attn_implementation(ATTENTION_NAME)
     vocab_size = int(model.get_input_embeddings().num_embeddings)
-    num_layers = int(model.config.get_text_config().num_hidden_layers)
-    geometry = probe.inspect(model, num_layers=num_layers, vocab_size=vocab_size)
+    geometry = probe.inspect(
+        model,
+        num_layers=int(model.config.get_text_config().num_hidden_layers),
+        vocab_size=vocab_size,
+        context_tokens=context,
+    )
     ragged = RaggedModel(model, SlotCache(geometry, context_tokens=context))
-    probe.prove(ragged, model, vocab_size=vocab_size)
-    return ragged, choice
+    probe.prove(ragged, model, vocab_size=vocab_size, reference=reference)
+    return ragged
 
 
 def _load_encoder(
@@ -235,14 +263,24 @@ def _load_weights(
     return model.to(device).eval().requires_grad_(False)
 
 
-def _refuse_batch_dependent_rope(config: Any) -> None:
-    settings = getattr(config.get_text_config(), "rope_parameters", None) or {}
+def _calls_attention_interface(architecture: str) -> bool:
+    supported = getattr(getattr(transformers, architecture, None), _INTERFACE_FLAG, False)
+    return bool(supported) or architecture in _CALLS_INTERFACE_UNFLAGGED
+
+
+def _refuse_batch_dependent_rope(config: Any, context_tokens: int) -> None:
+    """Refuse frequencies that follow the longest sequence of a forward pass, unless none does."""
+    settings = getattr(config, "rope_parameters", None) or {}
     kinds = [settings, *(value for value in settings.values() if isinstance(value, dict))]
     for kind in kinds:
-        if kind.get("rope_type") in _BATCH_DEPENDENT_ROPE:
-            raise ModelLoadError(
-                f"its rope type {kind['rope_type']} depends on the batch, which is not supported"
-            )
+        name = kind.get("rope_type")
+        if name in _BATCH_DEPENDENT_ROPE:
+            limit = kind.get("original_max_position_embeddings", _stated_context(config))
+            if context_tokens > limit:
+                raise ModelLoadError(
+                    f"beyond {limit} tokens its rope type {name} depends on the batch, which is "
+                    f"not supported; it can be served with a context of at most {limit}"
+                )
 
 
 def _stated_context(config: Any) -> int:

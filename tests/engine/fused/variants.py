@@ -51,7 +51,11 @@ VARIANTS: dict[str, Callable[[], Any]] = {
     "llama-rope3": lambda: transformers.LlamaConfig(rope_parameters=_LLAMA3_ROPE, **_SIZES),
     "llama-yarn": lambda: transformers.LlamaConfig(rope_parameters=_YARN_ROPE, **_SIZES),
     "mistral": lambda: transformers.MistralConfig(sliding_window=None, **_SIZES),
+    "mistral-window": lambda: transformers.MistralConfig(sliding_window=24, **_SIZES),
     "qwen2": lambda: transformers.Qwen2Config(**_SIZES),
+    "qwen2-windows": lambda: transformers.Qwen2Config(
+        use_sliding_window=True, sliding_window=24, max_window_layers=1, **_SIZES
+    ),
     "qwen3": lambda: transformers.Qwen3Config(head_dim=24, **_SIZES),
     "granite": lambda: transformers.GraniteConfig(
         embedding_multiplier=1.5,

@@ -51,7 +51,7 @@ class Description:
     head_size: int
     norm_epsilon: float
     attention_scale: float
-    windows: tuple[int | None, ...]  # by layer: how many positions back a token sees
+    windows: tuple[int | None, ...]  # by layer: of how many positions a token sees the last
     embedding_scale: float
     residual_scale: float
     logits_scale: float
@@ -66,29 +66,28 @@ def describe(model: Any) -> Description:
     config = model.config
     if config.hidden_act != "silu":
         raise ModelLoadError(f"its activation {config.hidden_act} is not silu")
-    attentions = [layer.self_attn for layer in model.model.layers]
-    first = attentions[0]
+    first = model.model.layers[0].self_attn
     return Description(
         family=FAMILIES[type(model).__name__],
-        num_layers=len(attentions),
+        num_layers=len(model.model.layers),
         num_heads=int(config.num_attention_heads),
         num_kv_heads=int(config.num_key_value_heads),
         head_size=int(first.head_dim),
         norm_epsilon=float(config.rms_norm_eps),
         attention_scale=float(first.scaling),
-        windows=tuple(_window(attention, config) for attention in attentions),
+        windows=windows_of(model),
         embedding_scale=float(getattr(config, "embedding_multiplier", 1.0)),
         residual_scale=float(getattr(config, "residual_multiplier", 1.0)),
         logits_scale=1.0 / float(getattr(config, "logits_scaling", 1.0)),
     )
 
 
-def _window(attention: Any, config: Any) -> int | None:
-    # Qwen keeps it in each layer, Mistral has one for all.
-    if hasattr(attention, "sliding_window"):
-        window: int | None = attention.sliding_window
-    elif config.model_type == "mistral":
-        window = config.sliding_window
-    else:
-        window = None
-    return window
+def windows_of(model: Any) -> tuple[int | None, ...]:
+    """Return each layer's window; Qwen keeps it in the layer, Mistral has one for all."""
+    windows = []
+    for layer in model.model.layers:
+        holder = layer.self_attn if hasattr(layer.self_attn, "sliding_window") else None
+        if model.config.model_type == "mistral":
+            holder = model.config
+        windows.append(None if holder is None else holder.sliding_window)
+    return tuple(windows)

@@ -14,18 +14,18 @@ import torch
 import transformers
 
 from tensorwire_server.engine import probe
-from tensorwire_server.engine.errors import ModelLoadError
-from tensorwire_server.engine.fused.families import Description, QKNorm, describe
+from tensorwire_server.engine.fused.families import Description, QKNorm, describe, windows_of
 from tensorwire_server.engine.fused.linear import PlainLinear, linear_form
 from tensorwire_server.engine.fused.model import FusedModel, LayerWeights, ModelWeights
 from tensorwire_server.engine.fused.stored import StoredWeights
 from tensorwire_server.engine.generator import num_parameters
-from tensorwire_server.engine.kv_cache import KVGeometry, SlotCache
+from tensorwire_server.engine.kv_cache import SlotCache
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tensorwire_server.engine.fused.linear import Linear
+    from tensorwire_server.scheduling.work import Row
 
 # What 8 bits may do to the logits, relative to the largest. Measured: 0.01 to 0.06, most where
 # weights are random and layers few. What is above has lost its meaning.
@@ -48,15 +48,11 @@ def load_fused(
     stored = StoredWeights(folder)
     reference = streaming(config, stored, device, dtype)
     description = describe(reference)
-    # Until attention knows windows (`StepLayout.attend`).
-    if any(window is not None and window < context for window in description.windows):
-        raise ModelLoadError("its attention needs sliding_window")
-    geometry = KVGeometry(
+    geometry = probe.inspect(
+        reference,
         num_layers=description.num_layers,
-        num_heads=description.num_kv_heads,
-        head_size=description.head_size,
-        dtype=dtype,
-        device=device,
+        vocab_size=config.vocab_size,
+        context_tokens=context,
     )
     size = num_parameters(reference)
 
@@ -69,13 +65,33 @@ def load_fused(
         # 8 bits would hide a mistake, so the same steps are proven with the weights as stored.
         exact = _Reader(stored, description, reference, device, dtype, PlainLinear)
         unpacked = model_of(exact.read(lazily=True))
-        probe.prove(unpacked, reference, vocab_size=unpacked.vocab_size)
+        _prove(unpacked, reference)
         tolerance = _INT8_TOLERANCE
     form = linear_form(device, dtype, int8=int8)
     with torch.inference_mode():
         model = model_of(_Reader(stored, description, reference, device, dtype, form).read())
-    probe.prove(model, reference, vocab_size=model.vocab_size, tolerance=tolerance)
+    _prove(model, reference, tolerance)
     return model
+
+
+def _prove(model: FusedModel, reference: Any, tolerance: float | None = None) -> None:
+    narrowing = _Narrowing(model, reference)
+    probe.prove(narrowing, reference, vocab_size=model.vocab_size, tolerance=tolerance)
+    model.set_windows(windows_of(reference))
+
+
+class _Narrowing:
+    """A model whose windows are at any moment its reference's, which the proof makes small."""
+
+    def __init__(self, model: FusedModel, reference: Any) -> None:
+        self._model, self._reference = model, reference
+        self.cache = model.cache
+        self.vocab_size, self.num_parameters = model.vocab_size, model.num_parameters
+
+    def forward(self, rows: Sequence[Row]) -> tuple[list[Row], torch.Tensor]:
+        """See `Steps`."""
+        self._model.set_windows(windows_of(self._reference))
+        return self._model.forward(rows)
 
 
 def streaming(config: Any, stored: StoredWeights, device: torch.device, dtype: torch.dtype) -> Any:

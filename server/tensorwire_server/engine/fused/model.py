@@ -71,9 +71,12 @@ class FusedModel:
         self.num_parameters = num_parameters
         self._d = description
         self._weights = weights
-        # What attention is asked for beyond the usual, by layer.
+        self.set_windows(description.windows)
+
+    def set_windows(self, windows: Sequence[int | None]) -> None:
+        """Let the tokens of each layer see only the last positions; None: all."""
         self._extras: list[dict[str, Any]] = [
-            {} if window is None else {"sliding_window": window} for window in description.windows
+            {} if window is None else {"sliding_window": window} for window in windows
         ]
 
     def forward(self, rows: Sequence[Row]) -> tuple[list[Row], torch.Tensor]:
