@@ -203,13 +203,15 @@ class Server:
         )
         pool.replicas.append(replica)
         own = self.config.models.get(spec.name)
-        batching = self.config.batching
+        batching, workers = self.config.batching, self.config.workers
         worker = WorkerProcess(
             WorkerSpec(
                 model=spec.name,
                 source=spec.source,
-                device=self.config.workers.device,
-                threads=(own.threads if own else None) or self.config.workers.threads or threads,
+                device=workers.device,
+                threads=(own.threads if own else None) or workers.threads or threads,
+                backend=(own.backend if own else None) or workers.backend,
+                quantize=(own.quantize if own else None) or workers.quantize,
                 max_running=batching.max_running,
                 step_tokens=batching.step_tokens,
                 max_waiting=batching.max_waiting,

@@ -12,6 +12,7 @@ import models_zoo
 import torch
 import transformers
 from emissions import each
+from tensorwire_server.engine.generator import Generator, RaggedModel
 from tensorwire_server.scheduling.continuous import ContinuousScheduler
 from tensorwire_server.scheduling.pages import PagePool
 from tensorwire_server.scheduling.sequences import Sequence
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
 GREEDY = Sampling(temperature=0.0, top_k=None, top_p=1.0, seed=0)
 # Where the reference's own top two are closer than this, float32 cannot say which one is right.
 TIE = 1e-4
+
+
+def ragged_of(engine: Generator) -> RaggedModel:
+    """Return what runs an engine of the back end `any`."""
+    steps = engine._model
+    assert isinstance(steps, RaggedModel)
+    return steps
 
 
 @dataclass(frozen=True, kw_only=True)

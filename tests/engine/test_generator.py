@@ -14,7 +14,7 @@ from tensorwire_server.engine.generator import Generator, RaggedModel
 from tensorwire_server.engine.loading import load
 from tensorwire_server.scheduling.work import Row, Sampling, StepPlan, StepResult
 
-from .driving import GREEDY, Request, Run, compare, mixed_requests, references, run
+from .driving import GREEDY, Request, Run, compare, mixed_requests, ragged_of, references, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ ALLOWED_EXCUSES = 0.001
 
 @cache
 def engine_of(family: str) -> Generator:
-    engine = load(models_zoo.tiny_model(family), device="cpu")
+    engine = load(models_zoo.tiny_model(family), device="cpu", backend="any")
     assert isinstance(engine, Generator)
     return engine
 
@@ -117,9 +117,8 @@ def meddled(engine: Generator, meddle: Callable[[dict[str, Any]], None]) -> Gene
             layout.meddle = meddle
             return layout
 
-    return Generator(
-        Meddled(engine._model._model, engine._model.cache), engine.tokenizer, engine.card
-    )
+    right = ragged_of(engine)
+    return Generator(Meddled(right._model, right.cache), engine.tokenizer, engine.card)
 
 
 def forget_softcap(extra: dict[str, Any]) -> None:
@@ -198,7 +197,7 @@ def swap_two_slots_once(engine: Generator, num_steps: int) -> None:
 def test_a_position_too_far_turns_the_comparison_red(family: str) -> None:
     requests, expected = requests_and_references(family, 8)
     engine = engine_of(family)
-    shifted = ShiftedPositions(engine._model._model, engine._model.cache)
+    shifted = ShiftedPositions(ragged_of(engine)._model, engine._model.cache)
     made = run(Generator(shifted, engine.tokenizer, engine.card), requests)
     assert len(compare(made.tokens, expected).wrong) >= 6
 
@@ -276,7 +275,7 @@ def row(number: int, ids: Sequence[int], start: int = 0, *, sample: bool = True)
 @pytest.fixture
 def fresh() -> Any:
     """An engine whose weights a test may break."""
-    return load(models_zoo.tiny_model("llama"), device="cpu")
+    return load(models_zoo.tiny_model("llama"), device="cpu", backend="any")
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
@@ -284,10 +283,10 @@ def fresh() -> Any:
 def test_non_finite_logits_fail_their_row_alone_and_leave_no_trace(
     family: str, poison: float
 ) -> None:
-    engine: Any = load(models_zoo.tiny_model(family), device="cpu")
+    engine: Any = load(models_zoo.tiny_model(family), device="cpu", backend="any")
     good, bad = list(range(5, 45)), [*range(5, 44), 300]  # beyond the windows
     with torch.inference_mode():
-        engine._model._model.get_input_embeddings().weight[300] = poison
+        ragged_of(engine)._model.get_input_embeddings().weight[300] = poison
     alone = run(engine, [Request(prompt_ids=tuple(good), max_new_tokens=3)]).tokens[0]
     made = engine.step(StepPlan(rows=(row(1, good), row(2, bad), row(3, good)), released=()))
     assert made.failed == {2: "non-finite logits"}

@@ -19,6 +19,8 @@ from transformers.masking_utils import (
     sliding_window_causal_mask_function,
 )
 
+from .driving import ragged_of
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -142,7 +144,7 @@ class OffByOne(RaggedModel):
 
 
 def engine_of(family: str) -> Generator:
-    engine = load(models_zoo.tiny_model(family), device="cpu")
+    engine = load(models_zoo.tiny_model(family), device="cpu", backend="any")
     assert isinstance(engine, Generator)
     return engine
 
@@ -153,7 +155,7 @@ def prove(ragged: RaggedModel, model: Any, *, reference: str = "eager") -> None:
 
 @pytest.mark.parametrize("family", [f for f in models_zoo.EVERY_FAMILY if f != "falcon-alibi"])
 def test_the_proof_notices_a_wrong_position(family: str) -> None:
-    right = engine_of(family)._model
+    right = ragged_of(engine_of(family))
     prove(right, right._model)
     with pytest.raises(ModelLoadError, match="its logits differ"):
         prove(OffByOne(right._model, right.cache), right._model)
@@ -196,7 +198,7 @@ class DeafLayout(StepLayout):
     ],
 )
 def test_the_proof_notices_what_is_not_done(family: str, name: str, instead: Any) -> None:
-    right = engine_of(family)._model
+    right = ragged_of(engine_of(family))
     deaf = Deaf(right._model, right.cache)
     deaf.name, deaf.instead = name, instead
     reference = "sdpa" if family == "falcon-alibi" else "eager"
@@ -207,7 +209,7 @@ def test_the_proof_notices_what_is_not_done(family: str, name: str, instead: Any
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3"])
 def test_after_the_proof_windows_and_soft_caps_are_what_they_were(family: str) -> None:
-    model = engine_of(family)._model._model
+    model = ragged_of(engine_of(family))._model
     windows = {getattr(module, "sliding_window", None) for module in model.modules()}
     caps = {getattr(module, "attn_logit_softcapping", None) for module in model.modules()}
     assert windows <= {None, models_zoo.WINDOW_TOKENS}
@@ -237,9 +239,9 @@ def test_masks_that_are_neither_causal_nor_a_window_are_refused() -> None:
 
 
 def test_the_proof_notices_logits_that_are_not_numbers() -> None:
-    engine = load(models_zoo.tiny_model("llama"), device="cpu")
+    engine = load(models_zoo.tiny_model("llama"), device="cpu", backend="any")
     assert isinstance(engine, Generator)
-    model = engine._model._model
+    model = ragged_of(engine)._model
     with torch.inference_mode():
         model.lm_head.weight[5] = float("nan")
     with pytest.raises(ModelLoadError, match="its logits differ by nan"):

@@ -7,7 +7,7 @@ keeps them apart is their position ids and our attention (`attention.py`) over o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -23,12 +23,34 @@ if TYPE_CHECKING:
     from tensorwire_server.scheduling.work import ModelCard, Row, StepPlan
 
 
+class Steps(Protocol):
+    """What a back end is: rows in, logits out, over a cache of its own."""
+
+    cache: SlotCache
+    vocab_size: int
+    num_parameters: int
+
+    def forward(self, rows: Sequence[Row]) -> tuple[list[Row], torch.Tensor]:
+        """Run one forward pass.
+
+        Returns:
+            The rows that asked for a sample, and their logits in that order: (R, V), float32.
+        """
+
+
+def num_parameters(model: Any) -> int:
+    """Return how many numbers a model of transformers has learnt."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 class RaggedModel:
     """A causal model of transformers behind one call: rows in, logits of the sampled rows out."""
 
     def __init__(self, model: Any, cache: SlotCache) -> None:
         self._model = model
         self.cache = cache
+        self.vocab_size = int(model.get_input_embeddings().num_embeddings)
+        self.num_parameters = num_parameters(model)
 
     def forward(self, rows: Sequence[Row]) -> tuple[list[Row], torch.Tensor]:
         """Run one forward pass.
@@ -63,7 +85,7 @@ class RaggedModel:
 class Generator:
     """A text model that continues many sequences at once; implements `GenerateEngine`."""
 
-    def __init__(self, model: RaggedModel, tokenizer: TextTokenizer, card: ModelCard) -> None:
+    def __init__(self, model: Steps, tokenizer: TextTokenizer, card: ModelCard) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._card = card

@@ -29,7 +29,7 @@ from tensorwire_server.scheduling.work import Row, Sampling
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from tensorwire_server.engine.generator import RaggedModel
+    from tensorwire_server.engine.generator import Steps
 
 # What `StepLayout.attend` does for a layer that asks, and what it can tell by itself.
 _SERVED = frozenset({"sliding_window", "softcap", "s_aux", "key_bias", "attention_mask"})
@@ -123,7 +123,14 @@ def inspect(model: Any, *, num_layers: int, vocab_size: int, context_tokens: int
     )
 
 
-def prove(ragged: RaggedModel, model: Any, *, vocab_size: int, reference: str = "eager") -> None:
+def prove(
+    ragged: Steps,
+    model: Any,
+    *,
+    vocab_size: int,
+    reference: str = "eager",
+    tolerance: float | None = None,
+) -> None:
     """Compare the ragged path with the model alone; leaves the cache empty.
 
     Args:
@@ -131,10 +138,12 @@ def prove(ragged: RaggedModel, model: Any, *, vocab_size: int, reference: str = 
         model: of transformers, the one within.
         vocab_size: token ids to try are below this.
         reference: the attention of transformers that is right for this model.
+        tolerance: relative to the largest logit; None: what the model's number format errs.
 
     Raises:
         ModelLoadError: they differ.
     """
+    allowed = _TOLERANCE[model.dtype] if tolerance is None else tolerance
     prompts = [_token_ids(7, 0, vocab_size), _token_ids(5, 1, vocab_size)]
     with torch.inference_mode(), _sharpened(model):
         ours = _logits_of_last_two(ragged, prompts)
@@ -147,7 +156,7 @@ def prove(ragged: RaggedModel, model: Any, *, vocab_size: int, reference: str = 
             ]
     for mine, expected in zip(ours, theirs, strict=True):
         error = (mine - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
-        if not error <= _TOLERANCE[model.dtype]:  # written so that NaN is refused too
+        if not error <= allowed:  # written so that NaN is refused too
             raise ModelLoadError(
                 f"its logits differ by {error:.1e} from transformers' own in this engine"
             )
@@ -189,9 +198,7 @@ def _token_ids(count: int, salt: int, vocab_size: int) -> list[int]:
     return [(7 + salt + 7919 * (i + 1) * (salt + 3)) % vocab_size for i in range(count)]
 
 
-def _logits_of_last_two(
-    ragged: RaggedModel, prompts: Sequence[Sequence[int]]
-) -> list[torch.Tensor]:
+def _logits_of_last_two(ragged: Steps, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
     """Feed each prompt as a chunk, another chunk and one decode; return (2, V) per prompt."""
     found: list[list[torch.Tensor]] = [[] for _ in prompts]
     cuts = [0, 2, -1, None]
