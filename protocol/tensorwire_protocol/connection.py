@@ -632,6 +632,10 @@ class Connection:
         self.send(Shm(payload={"returned": loans}))
         self.on_output()
 
+    def note_waste(self) -> None:
+        """Count that bytes of a body have come for nothing; for `transfers`."""
+        self._note_fault(self._heard)
+
     def refuse_body(self, stream: int, error: TensorwireError) -> None:
         """End a stream whose body was not wanted after all; for `transfers`."""
         self.send(Failure.of(stream, error))

@@ -60,6 +60,13 @@ class Owner(Protocol):
     def return_loans(self, loans: list[Any]) -> None:
         """Tell the peer that some of its memory is not used here any more."""
 
+    def note_waste(self) -> None:
+        """Count that bytes have come for nothing.
+
+        Raises:
+            Flood: it was too often.
+        """
+
     def refuse_body(self, stream: int, error: TensorwireError) -> None:
         """End a stream whose body was not wanted after all."""
 
@@ -220,7 +227,7 @@ class Transfers:
             return  # nothing of it is still to come
         body = self._incoming.get(stream)
         if body is None:
-            body = IncomingBody(stream, (0,), now, allowed=None)
+            body = IncomingBody(stream, (WINDOW_BYTES,), now, allowed=None)
             self._open(body)
         body.discard()
 
@@ -240,6 +247,8 @@ class Transfers:
         body = self._incoming.get(stream)
         if body is None:
             raise SequenceError(f"DATA came on stream {stream}, where none is due")
+        if body.is_discarded and body.is_waste(num_bytes) and not is_last:
+            self._owner.note_waste()
         body.announce(segment, num_bytes, is_last=is_last)
         return body
 
