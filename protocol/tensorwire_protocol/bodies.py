@@ -123,6 +123,7 @@ class IncomingBody:
         self.head: Frame | None = None  # not decoded yet, for want of memory
         self.is_discarded = False
         self.reservation: Reservation | None = None
+        self.held_bytes = 0  # of memory that is counted elsewhere
         self.due_at: float | None = None  # when all of it must be here
         self._allowed = allowed
         self._late_bytes = 0  # of a discarded body, that may have been on their way
