@@ -15,7 +15,6 @@ directions pass one gate: `_admit` for what the peer sends, `send` for what this
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tensorwire_protocol.bodies import FEATURE_BODY, FEATURE_SHM
@@ -74,6 +73,7 @@ from tensorwire_protocol.messages import (
     Welcome,
 )
 from tensorwire_protocol.outbox import Outbox
+from tensorwire_protocol.receive_memory import Holding
 from tensorwire_protocol.roles import ACCEPTS, OPENERS, PEER, WORKER_ROLES, Role, State
 from tensorwire_protocol.streams import OpenStreams
 from tensorwire_protocol.transfers import Transfers
@@ -158,11 +158,13 @@ class Connection:
         self._features = tuple(features)
         self._accepts, self._may_send = ACCEPTS[role], ACCEPTS[PEER[role]]
         self._meta_bytes = self.limits.meta_bytes(is_from_opener=not self._is_opener)
+        holding = None if memory is None else Holding(memory, self)
+        self._holding = holding
         self._decoder = FrameDecoder(
             max_frame_bytes=self.limits.frame_bytes,
             max_segments=self.limits.segments,
             scratch=scratch,
-            hold=None if memory is None else partial(memory.hold, self),
+            hold=None if holding is None else holding.hold_frame,
         )
         self._outbox = Outbox()
         self._bodies, self._sharing = bodies, sharing
@@ -349,6 +351,7 @@ class Connection:
             self.limits,
             self._codec,
             self._bodies,
+            self._holding,
             self._sharing if FEATURE_SHM in self.peer_features else None,
             is_metered_in=self.role is Role.SERVER,
             is_metered_out=self.role is Role.CLIENT,
@@ -631,6 +634,10 @@ class Connection:
         """Tell the peer that some of its memory is not used here any more; for `transfers`."""
         self.send(Shm(payload={"returned": loans}))
         self.on_output()
+
+    def note_waste(self) -> None:
+        """Count that bytes of a body have come for nothing; for `transfers`."""
+        self._note_fault(self._heard)
 
     def refuse_body(self, stream: int, error: TensorwireError) -> None:
         """End a stream whose body was not wanted after all; for `transfers`."""
