@@ -218,6 +218,8 @@ def _sweep(plan: "Plan", text: str, marks: Any) -> dict[str, Any]:
     best: dict[str, Any] | None = None
     while (rate := search.next_rate()) is not None:
         result = _measure(plan.at_rate(rate), marks)
+        if not result["valid"]:  # once more: somebody else may only just have had our core
+            result = _measure(plan.at_rate(rate), marks)
         points.append(sweeps.point(rate, result))
         bench_view.print_point(points[-1])
         is_met = result["slo"]["met"] and result["valid"]
