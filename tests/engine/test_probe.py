@@ -94,6 +94,9 @@ WITHOUT_GROUPS = {key: value for key, value in SMALL.items() if key != "num_key_
         transformers.Cohere2Config(sliding_window=16, **SMALL),
         transformers.Olmo3Config(sliding_window=16, **SMALL),
         transformers.SmolLM3Config(**SMALL),
+        transformers.AfmoeConfig(
+            moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2, head_dim=16, **SMALL
+        ),
         transformers.Qwen3MoeConfig(
             moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2, **SMALL
         ),
