@@ -60,6 +60,23 @@ SMALL: dict[str, Any] = {
             "its masks hide other tokens than later ones and those before a window",
         ),
         (
+            transformers.LlamaConfig(**SMALL | {"sliding_window": 16}),
+            "transformers would forget all but the last 16 tokens of its layer 0, which asks its "
+            "attention for all tokens",
+        ),
+        (
+            transformers.DeepseekV4Config(
+                **SMALL,
+                head_dim=16,
+                q_lora_rank=16,
+                o_lora_rank=16,
+                moe_intermediate_size=24,
+                n_routed_experts=4,
+                num_experts_per_tok=2,
+            ),
+            "its layer 0 keeps more than keys and values",
+        ),
+        (
             transformers.MambaConfig(
                 vocab_size=512, hidden_size=32, num_hidden_layers=2, state_size=4
             ),
