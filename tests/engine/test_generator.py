@@ -339,3 +339,17 @@ def test_decodes_beside_a_prompt_that_holds_an_earlier_slot_stay_right(fresh: Ge
     )
     assert made.tokens[2] == alone
     assert fresh.step(StepPlan(rows=(row(3, [8], 5),), released=())).tokens[3] == alone
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("family", models_zoo.EVERY_FAMILY)
+def test_on_a_gpu_requests_joining_at_random_steps_equal_generate_on_a_cpu(family: str) -> None:
+    requests, expected = requests_and_references(family, 64)
+    engine = load(models_zoo.tiny_model(family), device="cuda")
+    assert isinstance(engine, Generator)
+    assert engine.kv_geometry.device.type == "cuda"
+    comparison = compare(run(engine, requests).tokens, expected)
+    assert comparison.wrong == {}
+    assert comparison.excused <= ALLOWED_EXCUSES * comparison.compared

@@ -89,7 +89,8 @@ def step_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: Any = module.layer_idx
     extra["attention_mask"] = attention_mask
-    return _STEP.get().attend(layer, query[0], key[0], value[0], scale, extra).unsqueeze(0), None
+    out_TND = _STEP.get().attend(layer, query[0], key[0], value[0], scale, extra)
+    return out_TND.contiguous()[None], None  # some modules take a view of it
 
 
 AttentionInterface.register(ATTENTION_NAME, step_attention)
