@@ -33,6 +33,28 @@ def _require(ok: bool, key: str, rule: str, value: object) -> None:
         raise ConfigError(f"{key} must be {rule}, got {value!r}")
 
 
+_SIZE = re.compile(r"([0-9]*\.?[0-9]+) *([KMGT]?)(i?B|)", re.IGNORECASE)
+_SIZE_RULE = "a number of bytes, or a size like 512MiB or 2GB"
+
+
+def parse_bytes(value: int | str | None, key: str) -> int | None:
+    """Return the bytes that `2GiB`, `500 MB` or a bare number mean; None for None.
+
+    Raises:
+        ConfigError: it is no size above 0; names the key.
+    """
+    if value is None:
+        return None
+    found = _SIZE.fullmatch(str(value).strip())
+    if found is None:
+        raise ConfigError(f"{key} must be {_SIZE_RULE}, got {value!r}")
+    number, prefix, unit = found.groups()
+    base = 1000 if unit.lower() == "b" and prefix else 1024
+    num_bytes = int(float(number) * base ** " KMGT".index(prefix.upper() or " "))
+    _require(num_bytes > 0, key, _SIZE_RULE, value)
+    return num_bytes
+
+
 def _require_seconds(value: float, key: str) -> None:
     _require(0 <= value < math.inf, key, "a number of seconds >= 0", value)  # false for NaN
 
@@ -155,11 +177,13 @@ class ModelConfig:
     source: str | None = None  # None: what the command line names
     workers: int | None = None
     threads: int | None = None
+    kv_memory: int | str | None = None  # as `workers.kv_memory`
 
     def __post_init__(self) -> None:
         for key in ("workers", "threads"):
             value = getattr(self, key)
             _require(value is None or value >= 1, f"{key} of a model", ">= 1", value)
+        parse_bytes(self.kv_memory, "kv_memory of a model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +194,8 @@ class WorkersConfig:
     device: str = "auto"  # auto, cpu, cuda
     threads: int | None = None  # per worker; None: cores / all workers
     remote: tuple[str, ...] = ()  # HOST:PORT of workers that run elsewhere
+    # Of each for keys and values, as bytes or "2GiB"; None: a share of what is free at its start.
+    kv_memory: int | str | None = None
 
     def __post_init__(self) -> None:
         _require(self.count >= 1, "workers.count", ">= 1", self.count)
@@ -180,6 +206,7 @@ class WorkersConfig:
             self.device,
         )
         _require(self.threads is None or self.threads >= 1, "workers.threads", ">= 1", self.threads)
+        parse_bytes(self.kv_memory, "workers.kv_memory")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,12 +219,16 @@ class BatchingConfig:
     max_items: int = 64  # of one batch of an encoder
     max_batch_tokens: int = 8192  # of one batch of an encoder
     max_wait_ms: float = 0.0  # the longest a lone request is held back
+    max_slowdown: float = 2.0  # of running texts by prompts that are read beside them
+    share_prefixes: bool = False  # computed prompts, between everybody who may log in
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            if f.name != "max_wait_ms":
+            if f.type == "int":
                 value = getattr(self, f.name)
                 _require(value >= 1, f"batching.{f.name}", ">= 1", value)
+        slowdown = self.max_slowdown
+        _require(slowdown >= 1, "batching.max_slowdown", ">= 1", slowdown)
         wait_ms = self.max_wait_ms
         _require(0 <= wait_ms < math.inf, "batching.max_wait_ms", ">= 0 and finite", wait_ms)
 
