@@ -443,6 +443,7 @@ const LAYOUTS = {
   SUBMIT: [
     req("op", isStr), key, req("attempt", (v) => isU32(v) && v >= 1), opt("model", isStr), tensorMap("inputs"),
     map("params"), opt("deadline_ms", isU32), priority, idsField("so_far", () => []),
+    opt("tenant", isStr, () => ""),
   ],
   STEP: [req("streams", isListOf(isU32)), req("attempts", isListOf(isU32)), ...COLUMNS],
   HEARTBEAT: [req("state", isStr), opt("steps", isU32, () => 0), map("load"), opt("card", isPlainMap), opt("detail", isStr)],

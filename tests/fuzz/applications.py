@@ -118,6 +118,7 @@ class Application:
                 inputs=inputs,
                 params=params,
                 so_far=list(range(rng.choice([0, 0, 4]))),
+                tenant=rng.choice(["", "a team"]),
             )
         )
 

@@ -340,7 +340,9 @@ def _end(frame: Frame, meta: Any, limits: Limits) -> End:
 
 
 def _submit(frame: Frame, meta: Any, limits: Limits) -> Submit:
-    op, key, attempt, model, inputs, params, deadline, priority, so_far = padded(meta, 3, 9)
+    op, key, attempt, model, inputs, params, deadline, priority, so_far, tenant = padded(
+        meta, 3, 10
+    )
     return Submit(
         stream=frame.stream,
         op=string(op, "op"),
@@ -352,6 +354,7 @@ def _submit(frame: Frame, meta: Any, limits: Limits) -> Submit:
         deadline_ms=optional_integer(deadline, "deadline_ms"),
         priority=integer(0 if priority is None else priority, "priority", -100, 100),
         so_far=unpacked_ids(so_far, "so_far"),
+        tenant=optional_string(tenant, "tenant") or "",
     )
 
 

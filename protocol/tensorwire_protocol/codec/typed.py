@@ -103,6 +103,7 @@ class _SubmitMeta(_Meta):
     deadline_ms: _U32 | None
     priority: _Priority
     so_far: bytes
+    tenant: str
 
 
 class _ResultMeta(_Meta):
@@ -210,6 +211,7 @@ def _submit(frame: Frame, limits: Limits) -> Submit:
         deadline_ms=read.deadline_ms,
         priority=read.priority,
         so_far=unpacked_ids(read.so_far, "so_far") if read.so_far else [],
+        tenant=read.tenant,
     )
 
 
@@ -381,6 +383,7 @@ def _write_submit(m: Submit, limits: Limits) -> list[Any]:
     so_far = pack_ids(m.so_far) if m.so_far else b""
     meta = [
         m.op, m.key, m.attempt, m.model, inputs, m.params, m.deadline_ms, m.priority, so_far,
+        m.tenant,
     ]  # fmt: skip
     return _frame(m, m.stream, meta, limits, segments)
 

@@ -87,6 +87,7 @@ class ContinuousScheduler:
         slowdown: by how much prompts may slow down steps that continue sequences.
         expected_share: of `max_new_tokens`, that answers are taken to use before there were any.
         saved_on_leaving: pages of a sequence that leaves which go to the prefix cache at most.
+        share_prefixes: between tenants.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class ContinuousScheduler:
         slowdown: float = 2.0,
         expected_share: float = 1.0,
         saved_on_leaving: int = 64,
+        share_prefixes: bool = False,
     ) -> None:
         if max_running < 1 or max_waiting < 1:
             raise ValueError(f"bounds must be at least 1, got {max_running} and {max_waiting}")
@@ -118,7 +120,9 @@ class ContinuousScheduler:
         self._earliest_deadline = math.inf  # no live deadline is earlier; spares a scan per step
         self._sequences: dict[int, Sequence] = {}  # waiting and running, by id
         self._running: dict[int, Sequence] = {}  # by id, in order of admission
-        self._prefixes = PrefixCache(pool, model, saved_on_leaving=saved_on_leaving)
+        self._prefixes = PrefixCache(
+            pool, model, saved_on_leaving=saved_on_leaving, share=share_prefixes
+        )
         self._pace = Pace(slowdown)
         self._forecast = Forecast(expected_share)
         self._short: list[Sequence] = []  # that have no page for their next token

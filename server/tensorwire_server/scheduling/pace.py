@@ -17,13 +17,13 @@ class Pace:
     """Learns from the time of steps; decides on the prompt tokens of the next one.
 
     Args:
-        slowdown: how many times as long as alone a step may take the sequences that are continued;
-            above 1.
+        slowdown: how many times as long as alone a step may take that continues sequences; with 1
+            prompts are read as slowly as they can be.
     """
 
     def __init__(self, slowdown: float) -> None:
-        if not slowdown > 1:
-            raise ValueError(f"slowdown must be above 1, got {slowdown}")
+        if not slowdown >= 1:
+            raise ValueError(f"slowdown must be at least 1, got {slowdown}")
         self._slowdown = slowdown
         self._decode_s = 0.0  # of a step without prompts
         self._token_s = 0.0  # that a token of a prompt adds

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tensorwire_server.scheduling.sequences import Sequence
     from tensorwire_server.scheduling.work import StepPlan
 
+_ROOTS_AT_MOST = 1024
 _HELD_BACK_AT_MOST = 4  # times; after that a sequence computes its prefix itself
 
 
@@ -38,7 +39,7 @@ class PrefixCounts:
 class PrefixCache:
     """Owns the cached pages of the pool, and what of them is still to be told to the engine."""
 
-    def __init__(self, pool: PagePool, model: str, *, saved_on_leaving: int) -> None:
+    def __init__(self, pool: PagePool, model: str, *, saved_on_leaving: int, share: bool) -> None:
         self.counts = PrefixCounts()
         self.saves: dict[int, Save] = {}  # by page; not told to the engine yet
         self.loads: dict[int, Load] = {}  # by sequence, whose first row is still to come
@@ -46,6 +47,7 @@ class PrefixCache:
         self._pool = pool
         self._model = model
         self._saved_on_leaving = saved_on_leaving
+        self._share = share  # between tenants
         self._roots: dict[str, bytes] = {}
         self._readers: dict[bytes, int] = {}  # page's name -> who computes it
         self._held_back: dict[bytes, dict[int, Sequence]] = {}
@@ -233,11 +235,12 @@ class PrefixCache:
         return most // self._pool.page_tokens
 
     def _name_pages(self, sequence: Sequence, num_tokens: int) -> None:
-        root = self._roots.get(sequence.tenant)
+        tenant = "" if self._share else sequence.tenant
+        root = self._roots.get(tenant)
         if root is None:
-            root = root_digest(self._model, sequence.tenant)
-            if len(self._roots) < 1024:
-                self._roots[sequence.tenant] = root
+            if len(self._roots) >= _ROOTS_AT_MOST:
+                self._roots.clear()
+            root = self._roots[tenant] = root_digest(self._model, tenant)
         extend_digests(sequence.digests, root, sequence.tokens, num_tokens, self._pool.page_tokens)
 
     def check_invariants(self) -> None:

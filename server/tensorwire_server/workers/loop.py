@@ -87,6 +87,7 @@ class GenerateLoop:
             model=spec.model,
             slowdown=spec.max_slowdown,
             saved_on_leaving=budget.saved_on_leaving,
+            share_prefixes=spec.share_prefixes,
         )
         self._post_outcome = post
         self._commands: SimpleQueue[list[Sequence | Leave]] = SimpleQueue()

@@ -186,6 +186,7 @@ def build_order(
         deadline=None if submit.deadline_ms is None else arrived_at + submit.deadline_ms / 1000,
         priority=submit.priority,
         arrived_at=arrived_at,
+        tenant=submit.tenant,
     )
 
 
