@@ -10,7 +10,6 @@ import models_zoo
 import pytest
 from tensorwire_protocol.errors import ErrorCode
 from tensorwire_protocol.messages import Failure
-from tensorwire_server.workers.intake import RENDERING_THREADS
 
 from .dispatching import Dispatcher, supervised
 
@@ -26,6 +25,7 @@ TEMPLATE = (
     "{% if m.content == 'grow' %}{{ 'x' * (messages | length * 10 ** 10) }}{% endif %}"
     "<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
 )
+BUSY_S = 90.0  # for some seconds of work, on a machine that others use
 FEW = {"max_new_tokens": 4}
 
 
@@ -46,8 +46,7 @@ def test_a_template_that_runs_away_costs_its_conversation_alone(hostile_model: P
         async with supervised(str(hostile_model)) as worker:
             link = await worker.ready()
             steady = link.submit("generate", {"prompt": "hello"}, params={"max_new_tokens": 200})
-            # One thread is left; these would take all of it.
-            loops = [chat(link, "loop") for _ in range(RENDERING_THREADS - 1)]
+            loops = [chat(link, "loop") for _ in range(2)]
             others = [
                 chat(link, "hello"),
                 chat(link, '{"answer": 42}', role="tool"),
@@ -56,9 +55,11 @@ def test_a_template_that_runs_away_costs_its_conversation_alone(hostile_model: P
             for answer in await link.answered(*others):
                 assert len(answer.tokens) == 4
             assert all(link.answers[loop].terminal is None for loop in loops)
-            for answer in await link.answered(*loops, chat(link, "grow")):
+            refused = [link.answers[number] for number in (*loops, chat(link, "grow"))]
+            await link.until(lambda: all(a.terminal is not None for a in refused), BUSY_S)
+            for answer in refused:
                 assert isinstance(answer.terminal, Failure)
-                assert answer.terminal.code is ErrorCode.BAD_PARAMS
+                assert answer.terminal.code == ErrorCode.BAD_PARAMS
                 assert "the model's chat template refuses these messages: it " in (
                     answer.terminal.message
                 )
