@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensorwire_server.scheduling.work import Row, Sampling, Shaping
@@ -54,7 +54,7 @@ def shaped(
     """
     before, after = LogitsProcessorList(), LogitsProcessorList()
     if shaping.bias:
-        before.append(SequenceBiasLogitsProcessor({(i,): value for i, value in shaping.bias}))
+        before.append(SequenceBiasLogitsProcessor([[[i], value] for i, value in shaping.bias]))
     before.append(RepetitionPenaltyLogitsProcessor(shaping.repetition_penalty))
     if shaping.bad_words:
         words = [list(word) for word in shaping.bad_words]
@@ -65,7 +65,7 @@ def shaped(
                 num_prompt_tokens, shaping.min_new_tokens, list(shaping.stop_ids), device="cpu"
             )
         )
-    ids = torch.tensor([list(history)])
+    ids: Any = torch.tensor([list(history)])
     scores = before(ids, logits_V[None].clone())
     counts = torch.bincount(ids[0, num_prompt_tokens:], minlength=len(logits_V))
     scores -= shaping.frequency_penalty * counts + shaping.presence_penalty * (counts > 0)
@@ -82,7 +82,8 @@ def distribution(logits_V: torch.Tensor, how: Sampling) -> torch.Tensor:
         warpers.append(TopPLogitsWarper(how.top_p))
     if how.min_p > 0:
         warpers.append(MinPLogitsWarper(how.min_p))
-    left: torch.Tensor = warpers(torch.zeros(1, 1, dtype=torch.long), logits_V[None])
+    no_ids: Any = torch.zeros(1, 1, dtype=torch.long)
+    left: torch.Tensor = warpers(no_ids, logits_V[None])
     probabilities: torch.Tensor = left.double().softmax(-1)[0]
     return probabilities
 

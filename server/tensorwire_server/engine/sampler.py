@@ -62,7 +62,7 @@ class Sampler:
 
         Args:
             rows: as `wanted_logits` gives them.
-            logits_RV: float32, one for each; changed in place.
+            logits_RV: float32, one for each, contiguous; changed in place.
         """
         if not rows:
             return StepResult(tokens={}, failed={})
@@ -77,8 +77,10 @@ class Sampler:
             if row.sample and (at + 1 == len(rows) or rows[at + 1] is not row)
         ]
         sampled = [rows[at] for at in last]
-        # A copy: what is reported is what the model gave.
-        result = self._sample(sampled, logits_RV[last], finite[last])
+        if len(last) == len(rows) and all(row.sampling.shaping is None for row in rows):
+            result = self._sample(sampled, logits_RV, finite)
+        else:  # a copy: what is reported is what the model gave
+            result = self._sample(sampled, logits_RV[last], finite[last])
         failed = dict(result.failed)
         for row, good in zip(rows, finite.tolist(), strict=True):
             if not good:

@@ -79,9 +79,10 @@ def _score_block(
     logits_RV: torch.Tensor, entries: Sequence[Entry], chosen: dict[int, int]
 ) -> Iterable[Scores]:
     device = logits_RV.device
-    rows = torch.tensor([entry.at for entry in entries], device=device)
+    rows = [entry.at for entry in entries]
     ids = [chosen[e.sequence_id] if e.token_id is None else e.token_id for e in entries]
-    logits_EV = logits_RV[rows]
+    is_slice = rows[-1] - rows[0] == len(rows) - 1
+    logits_EV = logits_RV[rows[0] : rows[-1] + 1] if is_slice else logits_RV[rows]
     whole_E1 = logits_EV.logsumexp(-1, keepdim=True)
     own_E = logits_EV.gather(1, torch.tensor(ids, device=device)[:, None]) - whole_E1
     best = logits_EV.topk(min(max(entry.num_top for entry in entries), logits_EV.shape[1]))
