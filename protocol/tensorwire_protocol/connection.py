@@ -15,11 +15,11 @@ directions pass one gate: `_admit` for what the peer sends, `send` for what this
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tensorwire_protocol.bodies import FEATURE_BODY, FEATURE_SHM
 from tensorwire_protocol.codec import PLAIN, encode
-from tensorwire_protocol.conduct import CancelPace, Conduct, is_fault
+from tensorwire_protocol.conduct import CancelPace, Conduct, Silence, is_fault
 from tensorwire_protocol.errors import (
     BadFraming,
     BadPreface,
@@ -29,7 +29,6 @@ from tensorwire_protocol.errors import (
     DeadlineExceeded,
     Executed,
     Flood,
-    PeerSilent,
     RequestCancelled,
     RequestRefused,
     SequenceError,
@@ -43,7 +42,6 @@ from tensorwire_protocol.fitting import Fitting
 from tensorwire_protocol.frames import (
     FIRST_OPTIONAL_KIND,
     HEADER,
-    MAX_BODY_BYTES,
     Flag,
     Frame,
     FrameDecoder,
@@ -74,7 +72,19 @@ from tensorwire_protocol.messages import (
 )
 from tensorwire_protocol.outbox import Outbox
 from tensorwire_protocol.receive_memory import Holding
-from tensorwire_protocol.roles import ACCEPTS, OPENERS, PEER, WORKER_ROLES, Role, State
+from tensorwire_protocol.roles import (
+    ACCEPTS,
+    ENDINGS,
+    NOT_BUILT,
+    OF_BODIES,
+    OPENERS,
+    OPENINGS,
+    PEER,
+    STREAMLESS,
+    WORKER_ROLES,
+    Role,
+    State,
+)
 from tensorwire_protocol.streams import OpenStreams
 from tensorwire_protocol.transfers import Transfers
 
@@ -96,18 +106,7 @@ FEATURE_RESUME = "resume"
 FEATURE_CREDIT = "credit"
 
 _BODY = int(Flag.BODY)  # an IntFlag's own `&` costs two microseconds
-_OPENINGS = frozenset({Kind.REQ, Kind.RESUME, Kind.SUBMIT})
-_TERMINAL = frozenset({Kind.RES, Kind.END, Kind.ERR})
-_BOUNDARIES = _OPENINGS | _TERMINAL
-_NOT_BUILT = frozenset({Kind.AUTH, Kind.LOAD})
-_OF_BODIES = frozenset({Kind.DATA, Kind.CREDIT, Kind.SHM})
-# These speak of the connection, so their stream is 0.
-_STREAMLESS = frozenset(
-    {
-        Kind.HELLO, Kind.WELCOME, Kind.AUTH, Kind.PING, Kind.PONG, Kind.GOAWAY, Kind.EVB,
-        Kind.STEP, Kind.HEARTBEAT, Kind.DRAIN, Kind.LOAD,
-    }
-)  # fmt: skip
+_BOUNDARIES = OPENINGS | ENDINGS
 
 
 class Connection:
@@ -171,7 +170,8 @@ class Connection:
         self._transfers: Transfers | None = None  # until both sides have said that they know bodies
         self.on_output: Callable[[], None] = _nothing
         self._heard = 0.0
-        self._pinged = self._ticked = 0.0
+        self._ticked = 0.0
+        self._silence = Silence(self.limits)
         self._conduct = Conduct(self.limits)
         self._cancel_pace: CancelPace | None = None
         self._handshake: Handshake | None = Handshake(
@@ -304,22 +304,22 @@ class Connection:
             if kind >= FIRST_OPTIONAL_KIND and self.state is State.OPEN:
                 return None
             raise UnknownKind(f"frames of kind {kind:#04x} are not accepted on this link (now)")
-        if frame.stream and kind in _STREAMLESS:
+        if frame.stream and kind in STREAMLESS:
             raise BadFraming(f"{Kind(kind).name} came on stream {frame.stream}; it belongs on 0")
-        if self.state is State.OPEN and kind in _OPENINGS:
+        if self.state is State.OPEN and kind in OPENINGS:
             return self._admit_opening(frame, now)
         if len(frame.meta) > self._meta_bytes:
             raise BadFraming(f"a meta has {len(frame.meta)} bytes, {self._meta_bytes} allowed")
         if self._handshake is not None:
             return self._admit_early(self._handshake, frame)
-        if kind in _NOT_BUILT or (kind in _OF_BODIES and not self._is_negotiated(kind)):
+        if kind in NOT_BUILT or (kind in OF_BODIES and not self._is_negotiated(kind)):
             raise UnknownKind(f"{Kind(kind).name} was not negotiated on this connection")
         if frame.flags:
             return self._admit_body(frame, now)
         if kind == Kind.DATA:
             return None  # more is to come
         message = decode_sound(frame, self.limits, self._codec)
-        if kind in _TERMINAL:
+        if kind in ENDINGS:
             return self._note_terminal(message)
         return self._note(message, now)
 
@@ -620,29 +620,9 @@ class Connection:
         """
         return self._outbox.take(budget)
 
-    # -- large bodies -------------------------------------------------------------------------
-
-    def allow_body(self, stream: int, num_bytes: int) -> None:
-        """Let the peer send so many bytes more of a body; for `transfers`."""
-        while num_bytes:
-            amount = min(num_bytes, MAX_BODY_BYTES)
-            self.send(Credit(stream=stream, amount=amount))
-            num_bytes -= amount
-        self.on_output()
-
-    def return_loans(self, loans: list[Any]) -> None:
-        """Tell the peer that some of its memory is not used here any more; for `transfers`."""
-        self.send(Shm(payload={"returned": loans}))
-        self.on_output()
-
     def note_waste(self) -> None:
         """Count that bytes of a body have come for nothing; for `transfers`."""
         self._note_fault(self._heard)
-
-    def refuse_body(self, stream: int, error: TensorwireError) -> None:
-        """End a stream whose body was not wanted after all; for `transfers`."""
-        self.send(Failure.of(stream, error))
-        self.on_output()
 
     # -- time ---------------------------------------------------------------------------------
 
@@ -660,23 +640,15 @@ class Connection:
             # A server's frame may wait in the kernel while no caller of its client reads.
             if self._decoder.is_mid_frame and not self._is_opener:
                 self._conduct.check_unfinished(self._decoder, now)
-            if FEATURE_PASSIVE not in self.peer_features or self._is_opener:
-                self._check_silence(now)
+            is_silence_told = FEATURE_PASSIVE not in self.peer_features or self._is_opener
+            if is_silence_told and self._silence.is_ping_due(now, now - self._heard):
+                self._outbox.add_urgent(encode(Ping(), self.limits))
         except ConnectionFailed as error:
             self.fail(error)
         if self._cancel_pace is not None and not self.is_closed:
             for cancel in self._cancel_pace.take(self.streams, now):
                 self._emit(cancel)
                 self._leave(cancel)
-
-    def _check_silence(self, now: float) -> None:
-        silent_s = now - self._heard
-        if silent_s >= self.limits.dead_after_s:
-            raise PeerSilent(f"nothing was heard for {silent_s:.0f} s")
-        ping_after_s = self.limits.ping_after_s
-        if silent_s >= ping_after_s and now - self._pinged >= ping_after_s:
-            self._pinged = now
-            self._outbox.add_urgent(encode(Ping(), self.limits))
 
 
 def _nothing() -> None:

@@ -30,16 +30,17 @@ from tensorwire_protocol.errors import (
 from tensorwire_protocol.frames import (
     DATA_BYTES,
     HEADER_BYTES,
+    MAX_BODY_BYTES,
     SEGMENT_KINDS,
     Flag,
     Frame,
     build_body,
 )
-from tensorwire_protocol.messages import Request, Shm, Submit
+from tensorwire_protocol.messages import Credit, Failure, Request, Shm, Submit
 from tensorwire_protocol.outbox import OutgoingBody, data_header
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tensorwire_protocol.bodies import Memory, Sharing
     from tensorwire_protocol.codec import Codec
@@ -55,11 +56,10 @@ _PATIENCE_S = 30.0  # for memory, and for a peer to take the next DATA frame
 class Owner(Protocol):
     """The connection, as its bodies need it."""
 
-    def allow_body(self, stream: int, num_bytes: int) -> None:
-        """Tell the peer that it may send so many bytes more."""
+    on_output: Callable[[], None]
 
-    def return_loans(self, loans: list[Any]) -> None:
-        """Tell the peer that some of its memory is not used here any more."""
+    def send(self, message: Message) -> None:
+        """Queue a message."""
 
     def note_waste(self) -> None:
         """Count that bytes have come for nothing.
@@ -67,9 +67,6 @@ class Owner(Protocol):
         Raises:
             Flood: it was too often.
         """
-
-    def refuse_body(self, stream: int, error: TensorwireError) -> None:
-        """End a stream whose body was not wanted after all."""
 
 
 class Transfers:
@@ -109,7 +106,7 @@ class Transfers:
         self._shared: Shm | None = None  # where the segments of the next body lie
         self._last_shared = 0  # the stream of the last body whose segments lay in shared memory
         if sharing is not None:
-            sharing.on_returns = owner.return_loans
+            sharing.on_returns = self._return_loans
         self._window_in = WINDOW_BYTES if is_metered_in else None
         self._window_out = WINDOW_BYTES if is_metered_out else None
         self._incoming: dict[int, IncomingBody] = {}
@@ -225,7 +222,18 @@ class Transfers:
         left = body.num_bytes - WINDOW_BYTES
         if self._window_in is not None and left > 0:
             body.allow(left)
-            self._owner.allow_body(body.stream, left)
+            self._allow(body.stream, left)
+
+    def _allow(self, stream: int, num_bytes: int) -> None:
+        while num_bytes:
+            amount = min(num_bytes, MAX_BODY_BYTES)
+            self._owner.send(Credit(stream=stream, amount=amount))
+            num_bytes -= amount
+        self._owner.on_output()
+
+    def _return_loans(self, loans: list[Any]) -> None:
+        self._owner.send(Shm(payload={"returned": loans}))
+        self._owner.on_output()
 
     def _decode(self, head: Frame, places: Sequence[memoryview]) -> Message:
         frame = replace(head, segments=list(places))
@@ -248,7 +256,7 @@ class Transfers:
         """Throw away what has come and still comes of a body."""
         shared, self._shared = self._shared, None
         if shared is not None:
-            self._owner.return_loans([shared.payload.get("loan")])
+            self._return_loans([shared.payload.get("loan")])
         if shared is not None or stream == self._last_shared:
             return  # nothing of it is still to come
         body = self._incoming.get(stream)
@@ -363,4 +371,5 @@ class Transfers:
 
     def _refuse(self, body: IncomingBody, error: TensorwireError) -> None:
         self._discard(body)
-        self._owner.refuse_body(body.stream, error)
+        self._owner.send(Failure.of(body.stream, error))
+        self._owner.on_output()
