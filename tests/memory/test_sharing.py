@@ -260,7 +260,7 @@ def test_a_lie_about_memory_is_refused(payload: dict[str, Any]) -> None:
         with pytest.raises(BadFraming):
             pair.gateway.borrow(payload, (100,))
         assert pair.gateway.num_borrowed == 0
-        pair.gateway.take_back([1, "x", None])  # which nobody has
+        pair.gateway.take_back([1, "x", None, [1], {}, 1.5])  # which nobody has
 
     run(test)
 
