@@ -260,7 +260,21 @@ def test_a_lie_about_memory_is_refused(payload: dict[str, Any]) -> None:
         with pytest.raises(BadFraming):
             pair.gateway.borrow(payload, (100,))
         assert pair.gateway.num_borrowed == 0
-        pair.gateway.take_back([1, "x", None, [1], {}, 1.5])  # which nobody has
+        pair.gateway.take_back([1, "x", None])  # which nobody has
+
+    run(test)
+
+
+def test_whatever_a_peer_says_it_returns_costs_no_more_than_the_loans_it_names() -> None:
+    async def test() -> None:
+        pair = Pair()
+        for stream in (1, 2):
+            pair.up.send(submit(stream, x=np.ones(10_000)))
+        assert pair.gateway.num_lent == 2
+        pair.down.send(Shm(payload={"returned": [[1], {}, None, "1", 2**63, 2]}))
+        pair.exchange()
+        assert pair.gateway.num_lent == 1
+        assert pair.up.error is None
 
     run(test)
 
