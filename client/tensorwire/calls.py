@@ -15,7 +15,14 @@ import numpy as np
 from tensorwire_protocol.errors import BadParams, BadTensor, InternalError
 from tensorwire_protocol.frames import DATA_BYTES
 from tensorwire_protocol.messages import Request, Resume
-from tensorwire_protocol.operations import milliseconds, write_ids, write_text, write_texts
+from tensorwire_protocol.operations import (
+    OPERATIONS,
+    check_param,
+    milliseconds,
+    write_ids,
+    write_text,
+    write_texts,
+)
 from tensorwire_protocol.tensors import RawTensor
 
 from tensorwire.keys import new_key
@@ -125,6 +132,11 @@ def _call(
             del params["wait"]
         if isinstance(params.get("stop"), str):
             params["stop"] = [params["stop"]]
+        for name in ("stop", "stop_ids"):
+            if params.get(name) == []:  # what a caller's own list may be
+                del params[name]
+        if "seed" in params:  # MessagePack has no word for what is much too large
+            check_param("seed", OPERATIONS["generate"].params["seed"], params["seed"])
     if timeout_s is not None:
         milliseconds(timeout_s)  # refuses what is no duration
     return Call(op, read, model, inputs, params, timeout_s, priority)
