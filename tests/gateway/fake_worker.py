@@ -130,7 +130,13 @@ class FakeWorker:
             for stream, tokens in made.items():
                 self.tokens[stream] += tokens
 
-    def end(self, stream: int, finish: Finish = Finish.STOP, **lies: int) -> None:
+    def end(
+        self,
+        stream: int,
+        finish: Finish = Finish.STOP,
+        extra: Mapping[str, Any] | None = None,
+        **lies: int,
+    ) -> None:
         """End a stream with what was sent; `lies` replace its count or checksum."""
         tokens = self.tokens.pop(stream)
         self.transport.send(
@@ -141,6 +147,7 @@ class FakeWorker:
                 checksum=lies.get("checksum", ids_checksum(tokens)),
                 usage={"prompt_tokens": 2, "completion_tokens": len(tokens)},
                 timings={"queued_ms": 0.5},
+                extra=extra or {},
             )
         )
 
