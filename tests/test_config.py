@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError, fields, is_dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from tensorwire_server.config import Config, ConfigError, load_config
+from tensorwire_server.config import Config, ConfigError, ModelConfig, load_config, parse_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,6 +83,14 @@ def test_models_have_settings_of_their_own(load: Load) -> None:
     assert (models["c"].source, models["c"].workers, models["c"].threads) == ("echo:", None, 3)
 
 
+def test_back_end_and_quantization_are_set_for_all_models_and_for_one(load: Load) -> None:
+    toml = '[workers]\nbackend = "any"\n[models.m]\nbackend = "fused"\nquantize = "int8"\n'
+    tree = load(toml)
+    assert (tree.workers.backend, tree.workers.quantize) == ("any", "none")
+    assert (tree.models["m"].backend, tree.models["m"].quantize) == ("fused", "int8")
+    assert (ModelConfig().backend, ModelConfig().quantize) == (None, None)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -99,6 +107,10 @@ def test_models_have_settings_of_their_own(load: Load) -> None:
         ("listen.drain_s=soon", "listen.drain_s must be float, got 'soon'"),
         ("listen.port.x=1", "listen.port must be int, got {'x': '1'}"),
         ("workers.device=gpu", "workers.device must be auto, cpu or cuda, got 'gpu'"),
+        ("workers.backend=best", "workers.backend must be auto, any or fused, got 'best'"),
+        ("workers.quantize=int4", "workers.quantize must be none or int8, got 'int4'"),
+        ("models.m.backend=x", "backend of a model must be auto, any or fused, got 'x'"),
+        ("models.m.quantize=x", "quantize of a model must be none or int8, got 'x'"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_rule(load: Load, setting: str, message: str) -> None:
@@ -168,6 +180,7 @@ LOWEST = {
     "batching.max_items": 1,
     "batching.max_batch_tokens": 1,
     "batching.max_wait_ms": 0,
+    "batching.max_slowdown": 1,
     "outcomes.resume_grace_s": 0,
     "outcomes.seconds": 0,
     "outcomes.keys": 0,
@@ -187,7 +200,31 @@ def test_a_number_may_be_as_low_as_its_rule_says_and_no_lower(
     with pytest.raises(ConfigError) as error:
         load(None, f"{key}={lowest - 1}")
     assert str(error.value).startswith(f"{key} must be ")
-    assert str(error.value).endswith(f"got {lowest - 1}") or "got -1.0" in str(error.value)
+    assert str(error.value).endswith(f"got {lowest - 1}") or str(error.value).endswith(
+        f"got {float(lowest - 1)}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [
+        ("4096", 4096), (4096, 4096), ("2GiB", 2 << 30), ("2gib", 2 << 30), ("2G", 2 << 30),
+        ("500 MB", 500_000_000), ("1.5KiB", 1536), ("1TB", 10**12), ("10B", 10), (None, None),
+    ],
+)  # fmt: skip
+def test_a_size_may_be_written_as_people_write_it(
+    text: str | int | None, num_bytes: int | None
+) -> None:
+    assert parse_bytes(text, "k") == num_bytes
+
+
+@pytest.mark.parametrize("text", ["", "many", "-1", "0", "0.1B", "1XB", "1 2", "inf", "1e9"])
+def test_what_is_no_size_is_refused_by_its_key(load: Load, text: str) -> None:
+    rule = "must be a number of bytes, or a size like 512MiB or 2GB, got"
+    with pytest.raises(ConfigError, match=f"workers.kv_memory {rule}"):
+        load(None, f"workers.kv_memory={text}")
+    with pytest.raises(ConfigError, match=f"kv_memory of a model {rule}"):
+        load(None, f"models.demo.kv_memory={text}")
 
 
 def test_every_number_has_a_tested_bound() -> None:

@@ -443,6 +443,7 @@ const LAYOUTS = {
   SUBMIT: [
     req("op", isStr), key, req("attempt", (v) => isU32(v) && v >= 1), opt("model", isStr), tensorMap("inputs"),
     map("params"), opt("deadline_ms", isU32), priority, idsField("so_far", () => []),
+    opt("tenant", isStr, () => ""),
   ],
   STEP: [req("streams", isListOf(isU32)), req("attempts", isListOf(isU32)), ...COLUMNS],
   HEARTBEAT: [req("state", isStr), opt("steps", isU32, () => 0), map("load"), opt("card", isPlainMap), opt("detail", isStr)],
@@ -551,7 +552,7 @@ const BODY_BYTES = 1 << 20, WINDOW_BYTES = 1 << 20, DATA_BYTES = 1 << 20;
 
 /** A message that is too large for a frame, on its way out: its head, and DATA as the server allows it. */
 class Outgoing {
-  constructor(stream, frame) {
+  constructor(stream, frame, peerFrameBytes) {
     const count = frame.readUInt16LE(6);
     const lengths = Array.from({ length: count }, (_, i) => Number(frame.readBigUInt64LE(HEADER_BYTES + 8 * i)));
     let at = HEADER_BYTES + 8 * count + frame.readUInt32LE(12);
@@ -564,6 +565,7 @@ class Outgoing {
       return frame.subarray(start, at);
     });
     this.left = lengths.reduce((sum, length) => sum + length, 0);
+    this.most = Math.min(DATA_BYTES, peerFrameBytes); // of one DATA frame
     Object.assign(this, { stream, size: this.left, segment: 0, at: 0, allowed: WINDOW_BYTES, isDone: false });
   }
 
@@ -574,7 +576,7 @@ class Outgoing {
         this.segment += 1;
         this.at = 0;
       }
-      const payload = this.segments[this.segment].subarray(this.at, this.at + Math.min(DATA_BYTES, this.allowed));
+      const payload = this.segments[this.segment].subarray(this.at, this.at + Math.min(this.most, this.allowed));
       this.at += payload.length;
       this.left -= payload.length;
       this.allowed -= payload.length;
@@ -782,10 +784,11 @@ export class Connection {
 
   send(message) {
     if (this.state === "CLOSED") throw this.error ?? new WireError(CODES.CONNECTION_LOST, "the connection is closed");
-    let frame = encode(message, this.limits);
+    const inlineBytes = Math.min(CLIENT_LIMITS.inline_bytes, this.peerLimits.inline_bytes);
+    let frame = encode(message, { ...this.peerLimits, inline_bytes: inlineBytes });
     const { frame_bytes: mostBody, client_meta_bytes: mostMeta, message_bytes: mostSegments } = this.peerLimits;
     const isLarge = message.kind === "REQ" && frame.length - HEADER_BYTES > Math.min(BODY_BYTES, mostBody);
-    const body = isLarge && this.receiver.features.has("body") ? new Outgoing(message.stream, frame) : null;
+    const body = isLarge && this.receiver.features.has("body") ? new Outgoing(message.stream, frame, mostBody) : null;
     if (body) {
       if (body.size > mostSegments) fail("TOO_LARGE", "the server does not accept so many bytes of tensors");
       frame = body.head;

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tensorwire_server.config import Config, ConfigError, WorkersConfig, load_config
+from tensorwire_server.config import (
+    Config,
+    ConfigError,
+    WorkersConfig,
+    load_config,
+    parse_bytes,
+)
 from tensorwire_server.gateway.auth import CredentialsError, add_credential
 from tensorwire_server.gateway.listener import ListenError
 from tensorwire_server.gateway.tls import TlsError
@@ -41,6 +47,19 @@ _Host = Annotated[str | None, typer.Option(help="Address to listen on (127.0.0.1
 _Port = Annotated[int | None, typer.Option(help="Port to listen on (8947); 0: any free one.")]
 _Workers = Annotated[int | None, typer.Option(help="Worker processes per model (1).")]
 _Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda (auto).")]
+_Backend = Annotated[
+    str | None, typer.Option(help="auto, any or fused: what runs the models (auto).")
+]
+_Quantize = Annotated[
+    str | None, typer.Option(help="none or int8: in which numbers products are computed (none).")
+]
+_KVMemory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Memory for each worker's keys and values, like 2GiB (half of what is free).",
+    ),
+]
 _Remote = Annotated[
     list[str] | None, typer.Option(metavar="HOST:PORT", help="A worker that runs elsewhere.")
 ]
@@ -66,6 +85,9 @@ def serve(
     port: _Port = None,
     workers: _Workers = None,
     device: _Device = None,
+    backend: _Backend = None,
+    quantize: _Quantize = None,
+    kv_memory: _KVMemory = None,
     remote: _Remote = None,
     auth_file: _AuthFile = None,
     tls_cert: _TlsCert = None,
@@ -79,6 +101,9 @@ def serve(
         "listen.port": port,
         "workers.count": workers,
         "workers.device": device,
+        "workers.backend": backend,
+        "workers.quantize": quantize,
+        "workers.kv_memory": kv_memory,
         "workers.remote": ",".join(remote) if remote else None,
         "auth.file": auth_file,
         "tls.cert": tls_cert,
@@ -166,6 +191,9 @@ def worker(
     ] = "127.0.0.1:8948",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="Compute threads (all cores).")] = None,
+    backend: Annotated[str, typer.Option(help="auto, any or fused.")] = "auto",
+    quantize: Annotated[str, typer.Option(help="none or int8.")] = "none",
+    kv_memory: _KVMemory = None,
 ) -> None:
     """Run one worker for a gateway elsewhere, which names it with `serve --remote`."""
     from tensorwire_server.models.spec import parse_spec
@@ -175,12 +203,23 @@ def worker(
     try:
         spec = parse_spec(model)
         parse_listen(listen)
-        WorkersConfig(device=device, threads=threads)  # the rules of `serve` hold here too
+        # The rules of `serve` hold here too.
+        WorkersConfig(
+            device=device, threads=threads, backend=backend, quantize=quantize, kv_memory=kv_memory
+        )
     except (SpecError, ConfigError, argparse.ArgumentTypeError) as error:
         _exit(str(error), WRONG_USAGE)
     if threads is None:
         threads = len(os.sched_getaffinity(0))
-    worker_spec = WorkerSpec(model=spec.name, source=spec.source, device=device, threads=threads)
+    worker_spec = WorkerSpec(
+        model=spec.name,
+        source=spec.source,
+        device=device,
+        threads=threads,
+        backend=backend,
+        quantize=quantize,
+        kv_bytes=parse_bytes(kv_memory, "--kv-memory"),
+    )
     # Threads are read from the environment when torch is loaded: a fresh process, as everywhere.
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     arguments = ["--spec", worker_spec.to_json(), "--listen", listen]

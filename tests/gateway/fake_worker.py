@@ -135,7 +135,7 @@ class FakeWorker:
         stream: int,
         finish: Finish = Finish.STOP,
         extra: Mapping[str, Any] | None = None,
-        **lies: int,
+        **lies: Any,
     ) -> None:
         """End a stream with what was sent; `lies` replace its count or checksum."""
         tokens = self.tokens.pop(stream)

@@ -25,11 +25,6 @@ def outcome(text: str = "") -> Outcome:
     return Outcome(b"f", None, b"", text, END)
 
 
-def numbered(number: int) -> Outcome:
-    """Outcomes that are told apart and are all as large."""
-    return Outcome(str(number).zfill(4).encode(), None, b"", "x", END)
-
-
 STEP = st.one_of(
     st.tuples(st.just("begin"), st.integers(0, 5)),
     st.tuples(st.just("forget"), st.integers(0, 5)),
@@ -42,7 +37,8 @@ STEP = st.one_of(
 def test_whatever_happens_a_name_has_one_meaning_and_the_bounds_hold(
     steps: list[tuple[str, int]], keys: int, records: int
 ) -> None:
-    config = OutcomesConfig(seconds=10, keys=keys, bytes=records * size_of(numbered(0)))
+    one = size_of(Outcome(bytes(4), None, b"", "x", END))
+    config = OutcomesConfig(seconds=10, keys=keys, bytes=records * one)
     table: Outcomes[object] = Outcomes(config)
     live: dict[tuple[str, bytes], object] = {}
     kept: list[tuple[float, tuple[str, bytes], Outcome]] = []
@@ -59,7 +55,7 @@ def test_whatever_happens_a_name_has_one_meaning_and_the_bounds_hold(
         elif what == "forget" and name in live:
             table.forget(name, live.pop(name))
         elif what == "keep" and name in live:
-            made = numbered(next(numbers))
+            made = Outcome(str(next(numbers)).zfill(4).encode(), None, b"", "x", END)
             table.keep(name, live.pop(name), made, now)
             kept = [*kept, (now + 10, name, made)]
         kept = [k for k in kept if k[0] > now]

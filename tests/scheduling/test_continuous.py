@@ -9,7 +9,6 @@ import pytest
 from emissions import Emission, each
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from tensorwire_server.scheduling.continuous import (
     ContinuousScheduler,
     NeverFits,
@@ -36,7 +35,9 @@ def sequence(
     deadline: float | None = None,
     priority: int = 0,
     arrived_at: float = 0.0,
+    tenant: str | None = None,
 ) -> Sequence:
+    """Make one that shares nothing with others, unless it is told a tenant."""
     return Sequence(
         id=number,
         prompt_ids=tuple(range(1, prompt + 1)),
@@ -47,6 +48,7 @@ def sequence(
         deadline=deadline,
         priority=priority,
         arrived_at=arrived_at,
+        tenant=str(number) if tenant is None else tenant,
     )
 
 
@@ -316,141 +318,6 @@ def test_counts_say_who_waits_who_runs_and_how_large_the_step_was() -> None:
 def test_a_budget_below_the_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="step_tokens"):
         scheduler(max_running=8, step_tokens=7)
-
-
-class AnyHistory(RuleBasedStateMachine):
-    """Arrivals, cancels, expiries, failures and lost plans in any order."""
-
-    @initialize(
-        num_pages=st.integers(4, 24), max_running=st.integers(1, 5), slack=st.integers(0, 6)
-    )
-    def start(self, num_pages: int, max_running: int, slack: int) -> None:
-        self.pool = PagePool(num_pages, PAGE_TOKENS)
-        self.step_tokens = max_running + slack
-        self.subject = ContinuousScheduler(
-            self.pool, max_running=max_running, step_tokens=self.step_tokens, max_waiting=6
-        )
-        self.now = 0.0
-        self.next_id = 0
-        self.live: dict[int, Sequence] = {}
-        self.ended: set[int] = set()
-        self.cache: dict[int, int] = {}  # what an engine holds: sequence id -> tokens
-
-    @rule(
-        prompt=st.integers(1, 20),
-        new=st.integers(1, 8),
-        so_far=st.integers(0, 3),
-        wait=st.none() | st.integers(1, 30),
-        priority=st.integers(0, 1),
-    )
-    def submit(self, prompt: int, new: int, so_far: int, wait: int | None, priority: int) -> None:
-        candidate = sequence(
-            self.next_id,
-            prompt=prompt,
-            so_far=tuple(range(60, 60 + so_far)),
-            max_new_tokens=new + so_far,
-            deadline=None if wait is None else self.now + wait,
-            priority=priority,
-            arrived_at=self.now,
-        )
-        is_full = self.subject.num_waiting == 6
-        never_fits = self.pool.pages_for(candidate.num_tokens_at_most) > self.pool.num_pages
-        refused: type[Exception] | None = None
-        try:
-            self.subject.submit(candidate)
-        except (WaitingFull, NeverFits) as refusal:
-            refused = type(refusal)
-        else:
-            self.live[self.next_id] = candidate
-        assert refused is (WaitingFull if is_full else NeverFits if never_fits else None)
-        self.next_id += 1
-
-    @rule(pick=st.integers(0, 100))
-    def cancel(self, pick: int) -> None:
-        if self.live:
-            number = sorted(self.live)[pick % len(self.live)]
-            assert self.subject.cancel(number)
-            self.end(number)
-
-    @rule()
-    def lose_a_plan(self) -> None:
-        self.plan()
-
-    @rule(token=st.sampled_from([50, 51, STOP]), fails=st.booleans(), cancels=st.booleans())
-    def step(self, token: int, fails: bool, cancels: bool) -> None:
-        plan = self.plan()
-        if plan is None:
-            return
-        self.run_engine(plan)
-        if cancels and plan.rows:
-            number = plan.rows[0].sequence_id
-            assert self.subject.cancel(number)
-            self.end(number)
-        failing = {plan.rows[-1].sequence_id: "broken"} if fails and plan.rows else {}
-        sampled = {row.sequence_id: token for row in plan.rows if row.sample}
-        tokens = {number: token for number, token in sampled.items() if number not in failing}
-        before = {number: live.num_new for number, live in self.live.items()}
-        for emission in each(self.subject.commit(plan, StepResult(tokens=tokens, failed=failing))):
-            assert emission.index == before[emission.sequence_id]
-            if emission.finish is not None:
-                self.end(emission.sequence_id)
-        for number in self.subject.take_failed():
-            self.end(number)
-
-    def plan(self) -> StepPlan | None:
-        self.now += 1.0
-        plan = self.subject.plan(self.now)
-        for number in self.subject.take_expired():
-            deadline = self.live[number].deadline
-            assert deadline is not None
-            assert deadline <= self.now
-            self.end(number)
-        return plan
-
-    def run_engine(self, plan: StepPlan) -> None:
-        for number in plan.released:
-            assert number in self.ended
-            self.cache.pop(number, None)
-        assert sum(len(row.token_ids) for row in plan.rows) <= self.step_tokens
-        for row in plan.rows:
-            assert row.start <= self.cache.get(row.sequence_id, 0), "a gap in the cache"
-            end = row.start + len(row.token_ids)
-            assert len(row.pages) == self.pool.pages_for(end)
-            assert row.token_ids == tuple(self.live[row.sequence_id].tokens[row.start : end])
-            self.cache[row.sequence_id] = end
-        decoding = {
-            number for number, live in self.live.items() if live.pages and live.num_to_feed == 1
-        }
-        assert decoding <= {row.sequence_id for row in plan.rows}, "a decode was left out"
-
-    def end(self, number: int) -> None:
-        del self.live[number]
-        self.ended.add(number)
-
-    @invariant()
-    def nothing_leaks(self) -> None:
-        if hasattr(self, "subject"):
-            self.subject.check_invariants()
-            assert self.subject.num_waiting + self.subject.num_running == len(self.live)
-
-    def teardown(self) -> None:
-        if not hasattr(self, "subject"):
-            return
-        for _ in range(2000):
-            plan = self.plan()
-            if plan is None:
-                break
-            self.run_engine(plan)
-            for emission in each(self.subject.commit(plan, answer(plan))):
-                if emission.finish is not None:
-                    self.end(emission.sequence_id)
-        assert not self.live, "some never finished"
-        assert not self.cache, "some were never released"
-        assert self.pool.used == 0
-
-
-TestAnyHistory = AnyHistory.TestCase
-TestAnyHistory.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
 @given(st.lists(st.tuples(st.integers(2, 12), st.integers(1, 5)), min_size=1, max_size=12))

@@ -201,6 +201,7 @@ class LiveRequest:
             deadline_ms=self._remaining_ms(),
             priority=request.priority,
             so_far=entry.tokens,
+            tenant=self.name[0],
         )
 
     def _remaining_ms(self) -> int | None:

@@ -70,6 +70,8 @@ class ModelCard:
 
     tasks: frozenset[str]  # of "generate", "chat", "embed", "infer", "tokenize"
     architecture: str
+    backend: str | None = None  # "any" or "fused"; None: an engine without torch
+    quantization: str | None = None  # "none" or "int8"
     parameters: int = 0
     context_tokens: int = 0  # prompt + new tokens of one sequence; 0: no text
     vocab_size: int = 0  # ids a client may send are 0 .. vocab_size - 1
@@ -114,11 +116,40 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Save:
+    """Copy positions `start` to `end` - 1 of a sequence into a page of the prefix cache.
+
+    A sequence that is not known any more was saved before: plans may be told twice.
+    """
+
+    page: int
+    sequence_id: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """Begin a sequence with pages of the prefix cache, from position 0 on."""
+
+    sequence_id: int
+    pages: tuple[int, ...]  # (n,)
+    token_ids: tuple[int, ...]  # (n * page_tokens,): what these pages stand for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:
-    """One forward pass over a ragged batch; no sequence stands in it twice."""
+    """One forward pass over a ragged batch; no sequence stands in it twice.
+
+    An engine handles the fields in this order: `dropped`, `saves`, `released`, `loads`, `rows`.
+    """
 
     rows: tuple[Row, ...]  # may be empty when there is only something to release
-    released: tuple[int, ...]  # sequence ids whose cache is free from now on; handled before rows
+    released: tuple[int, ...]  # sequence ids whose cache is free from now on
+    dropped: tuple[int, ...] = ()  # pages of the prefix cache that hold nothing from now on
+    saves: tuple[Save, ...] = ()
+    loads: tuple[Load, ...] = ()  # each for a sequence that has its first row here
+    started: tuple[int, ...] = ()  # sequences that have never run before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +223,10 @@ class GenerateEngine(Protocol):
     def tokenizer(self) -> Tokenizer: ...
 
     def step(self, plan: StepPlan) -> StepResult:
-        """Run one step. An exception here is the engine's failure, not a request's."""
+        """Run one step. An exception here is the engine's failure, not a request's.
+
+        What it saves lies behind the pages of the plan until they are dropped or saved again.
+        """
 
     def stats(self) -> Mapping[str, int]:
         """Return counters for `stats`, for example `kv_sequences` (0 when nothing runs)."""

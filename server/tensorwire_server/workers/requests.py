@@ -112,6 +112,7 @@ class Order:
     deadline: float | None  # monotonic s
     priority: int
     arrived_at: float  # monotonic s
+    tenant: str  # whose it is: prefixes are shared within it
 
     @property
     def finish(self) -> Finish | None:
@@ -136,6 +137,7 @@ class Order:
             deadline=self.deadline,
             priority=self.priority,
             arrived_at=self.arrived_at,
+            tenant=self.tenant,
         )
 
     def scoring_sequence(self, id: int) -> Sequence:
@@ -186,6 +188,7 @@ def build_order(
         deadline=None if submit.deadline_ms is None else arrived_at + submit.deadline_ms / 1000,
         priority=submit.priority,
         arrived_at=arrived_at,
+        tenant=submit.tenant,
     )
 
 

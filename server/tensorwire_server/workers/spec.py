@@ -16,12 +16,17 @@ class WorkerSpec:
     revision: str | None = None  # of a hub name
     context_tokens: int | None = None  # an upper bound, where the model could do more
     threads: int = 1
+    backend: str = "auto"  # auto, any, fused
+    quantize: str = "none"  # none, int8
 
     max_running: int = 64  # sequences in one step
     step_tokens: int = 2048  # decodes and prompt chunks of one step
     max_waiting: int = 2048  # requests beyond those that run
     page_tokens: int = 16
-    kv_bytes: int = 2 << 30  # of the cache for all running sequences
+    kv_bytes: int | None = None  # of the key/value cache; None: a share of what is free
+    kv_share: float = 1.0  # of what is free for caches on this machine
+    share_prefixes: bool = False  # between tenants
+    max_slowdown: float = 2.0  # of running sequences by prompts that are read beside them
 
     max_items: int = 64  # of one batch of embed and infer
     max_batch_tokens: int = 8192
