@@ -42,6 +42,7 @@ class Run:
     tokens: list[list[int]]
     largest_batch: int
     steps: int
+    stats: Mapping[str, float]  # of the scheduler, at the end
 
 
 def mixed_requests(count: int, seed: int, *, last_join: int = 40) -> list[Request]:
@@ -72,11 +73,16 @@ def run(
     step_tokens: int = 96,
     num_pages: int = 1024,
     stop_ids: frozenset[int] | None = None,
+    expected_share: float = 1.0,
 ) -> Run:
     """Continue all requests to their end."""
     pool = PagePool(num_pages, 16)
     scheduler = ContinuousScheduler(
-        pool, max_running=max_running, step_tokens=step_tokens, max_waiting=len(requests)
+        pool,
+        max_running=max_running,
+        step_tokens=step_tokens,
+        max_waiting=len(requests),
+        expected_share=expected_share,
     )
     stops = engine.card.eos_ids if stop_ids is None else stop_ids
     tokens: list[list[int]] = [[] for _ in requests]
@@ -112,7 +118,7 @@ def run(
     scheduler.check_invariants()
     assert pool.used == 0
     assert engine.stats()["kv_sequences"] == 0
-    return Run(tokens=tokens, largest_batch=largest, steps=step)
+    return Run(tokens=tokens, largest_batch=largest, steps=step, stats=scheduler.stats())
 
 
 @cache

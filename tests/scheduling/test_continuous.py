@@ -345,7 +345,7 @@ def test_a_priority_is_worth_30_seconds_of_arrival() -> None:
     assert order == [2, 1, 3]
 
 
-# -- prefixes ---------------------------------------------------------------------------------------
+# -- prefixes --------------------------------------------------------------------------------------
 
 
 def test_a_text_that_begins_like_one_before_begins_with_its_pages() -> None:
@@ -498,16 +498,17 @@ def test_what_was_used_longest_ago_goes_first_and_of_a_text_its_end() -> None:
     assert subject.stats()["page_evictions"] == 2
 
 
-# -- preemption -------------------------------------------------------------------------------------
+# -- preemption ------------------------------------------------------------------------------------
 
 
-def optimist(num_pages: int, **more: int) -> ContinuousScheduler:
+def optimist(num_pages: int) -> ContinuousScheduler:
     """Make one that admits whoever has room for a prompt."""
     return ContinuousScheduler(
         PagePool(num_pages, PAGE_TOKENS),
+        max_running=4,
+        step_tokens=16,
         max_waiting=16,
         expected_share=0.0,
-        **{"max_running": 4, "step_tokens": 16, **more},
     )
 
 
