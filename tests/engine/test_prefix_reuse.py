@@ -116,11 +116,11 @@ class Meddler:
 
     def step(self, plan: StepPlan) -> StepResult:
         store = self._engine._model.cache.store
-        for load in plan.loads:
-            others = sorted(store._held.difference(load.pages))
+        for loaded in plan.loads:
+            others = sorted(store._held.difference(loaded.pages))
             if others:
                 with torch.inference_mode():
-                    first, second = store.page(load.pages[0]), store.page(others[0])
+                    first, second = store.page(loaded.pages[0]), store.page(others[0])
                     kept = first.clone()
                     first.copy_(second)
                     second.copy_(kept)
