@@ -54,7 +54,8 @@ class Run:
     largest_batch: int
     steps: int
     cancelled: frozenset[int]
-    paths: Mapping[str, int]  # how often a path of the engine or the scheduler was taken
+    paths: Mapping[str, int]  # how often a path through the engine was taken
+    counts: Mapping[str, float]  # the scheduler's
 
 
 def mixed_requests(count: int, seed: int, *, last_join: int = 40) -> list[Request]:
@@ -77,6 +78,27 @@ def mixed_requests(count: int, seed: int, *, last_join: int = 40) -> list[Reques
     return requests
 
 
+def alike_requests(count: int, seed: int) -> list[Request]:
+    """Prompts of 41 to 80 tokens that begin alike in fours; the last of each four is a twin."""
+    rng = random.Random(seed)
+
+    def ids(length: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(3, models_zoo.VOCAB_SIZE) for _ in range(length))
+
+    beginnings = [ids(40) for _ in range(4)]
+    shapes = [(1, 60), (24, 50), (40, 64), (40, 64)]
+    requests: list[Request] = []
+    for i in range(count):
+        length, max_new_tokens = shapes[i % 4]
+        prompt_ids = beginnings[i // 4 % 4] + ids(length)
+        if i % 4 == 3:
+            prompt_ids = requests[-1].prompt_ids
+        requests.append(
+            Request(prompt_ids=prompt_ids, max_new_tokens=max_new_tokens, joins_at_step=i // 4 * 5)
+        )
+    return requests
+
+
 def run(
     engine: GenerateEngine,
     requests: list[Request],
@@ -84,13 +106,18 @@ def run(
     max_running: int = 64,
     step_tokens: int = 96,
     num_pages: int = 1024,
+    expected_share: float = 1.0,
     stop_ids: frozenset[int] | None = None,
     cancel_after: Mapping[int, int] | None = None,
 ) -> Run:
     """Continue all requests to their end, or until they have as many tokens as `cancel_after`."""
     pool = PagePool(num_pages, 16)
     scheduler = ContinuousScheduler(
-        pool, max_running=max_running, step_tokens=step_tokens, max_waiting=len(requests)
+        pool,
+        max_running=max_running,
+        step_tokens=step_tokens,
+        max_waiting=len(requests),
+        expected_share=expected_share,
     )
     stops = engine.card.eos_ids if stop_ids is None else stop_ids
     tokens: list[list[int]] = [[] for _ in requests]
@@ -140,6 +167,7 @@ def run(
         steps=step,
         cancelled=frozenset(cancelled),
         paths=paths,
+        counts=scheduler.stats(),
     )
 
 
