@@ -54,8 +54,8 @@ class Run:
     largest_batch: int
     steps: int
     cancelled: frozenset[int]
-    paths: Mapping[str, int]  # how often a path through the engine was taken
-    counts: Mapping[str, float]  # the scheduler's
+    paths: Mapping[str, int]  # how often a path of the engine or the scheduler was taken
+    stats: Mapping[str, float]  # of the scheduler, at the end
 
 
 def mixed_requests(count: int, seed: int, *, last_join: int = 40) -> list[Request]:
@@ -106,9 +106,9 @@ def run(
     max_running: int = 64,
     step_tokens: int = 96,
     num_pages: int = 1024,
-    expected_share: float = 1.0,
     stop_ids: frozenset[int] | None = None,
     cancel_after: Mapping[int, int] | None = None,
+    expected_share: float = 1.0,
 ) -> Run:
     """Continue all requests to their end, or until they have as many tokens as `cancel_after`."""
     pool = PagePool(num_pages, 16)
@@ -167,7 +167,7 @@ def run(
         steps=step,
         cancelled=frozenset(cancelled),
         paths=paths,
-        counts=scheduler.stats(),
+        stats=scheduler.stats(),
     )
 
 

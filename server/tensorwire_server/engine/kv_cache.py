@@ -192,6 +192,12 @@ class SlotCache:
         for sequence_id in plan.released:
             self.release(sequence_id)
         for load in plan.loads:
+            self.release(load.sequence_id)  # a plan that is told twice begins again
+        for sequence_id, num_tokens in plan.reading:
+            # Else it would move from class to class as it is read.
+            if sequence_id not in self._places:
+                self._take(sequence_id, num_tokens)
+        for load in plan.loads:
             self._load(load)
 
     def _save(self, save: Save) -> None:
@@ -201,7 +207,6 @@ class SlotCache:
 
     def _load(self, load: Load) -> None:
         page_tokens = len(load.token_ids) // len(load.pages)
-        self.release(load.sequence_id)  # a plan that is told twice begins again
         self.reserve(load.sequence_id, 0, len(load.token_ids))
         kv_L2HPD = self._rows(load.sequence_id)
         for i, page in enumerate(load.pages):
@@ -223,16 +228,12 @@ class SlotCache:
 
     def reserve(self, sequence_id: int, start: int, end: int) -> None:
         """Make room for positions 0 .. end - 1; the first `start` are kept."""
-        wanted = next(
-            (i for i, arena in enumerate(self.arenas) if arena.num_positions >= end), None
-        )
-        assert wanted is not None, f"{end} tokens exceed the model's context"
         held = self._places.get(sequence_id)
         assert start <= (self.length(sequence_id) if held else 0), "a gap in the cache"
         if held is None:
-            self._places[sequence_id] = (wanted, self.arenas[wanted].take_slot(sequence_id))
-        elif held[0] < wanted:
-            self._move(sequence_id, wanted)
+            self._take(sequence_id, end)
+        elif self.arenas[held[0]].num_positions < end:
+            self._move(sequence_id, self._class_of(end))
         arena, slot = self._places[sequence_id]
         self.arenas[arena].lengths[slot] = max(end, self.arenas[arena].lengths[slot])
 
@@ -261,6 +262,16 @@ class SlotCache:
             for slot in range(arena.kv_L2SHPD.shape[2]):
                 length = arena.lengths[slot] if slot < len(arena.lengths) else 0
                 assert not arena.kv_L2SHPD[:, :, slot, :, length:].any(), "stale keys or values"
+
+    def _class_of(self, num_tokens: int) -> int:
+        for index, arena in enumerate(self.arenas):
+            if arena.num_positions >= num_tokens:
+                return index
+        raise AssertionError(f"{num_tokens} tokens exceed the model's context")
+
+    def _take(self, sequence_id: int, num_tokens: int) -> None:
+        index = self._class_of(num_tokens)
+        self._places[sequence_id] = (index, self.arenas[index].take_slot(sequence_id))
 
     def _move(self, sequence_id: int, wanted: int) -> None:
         old_index, old_slot = self._places[sequence_id]

@@ -136,6 +136,7 @@ class ContinuousScheduler:
         self._num_decodes = 0  # the first ones of them
         self._loads: tuple[Load, ...] = ()  # for them
         self._started: tuple[int, ...] = ()  # of them
+        self._reading: tuple[tuple[int, int], ...] = ()  # of them, and how long they are
         self._rows_are_next = False  # they are the next plan's
         self._last_batch_size = 0
 
@@ -221,6 +222,7 @@ class ContinuousScheduler:
             saves=tuple(prefixes.saves.values()),
             loads=self._loads,
             started=self._started,
+            reading=self._reading,
         )
         self._outstanding = plan
         self._last_batch_size = len(rows)
@@ -274,7 +276,9 @@ class ContinuousScheduler:
             and not emissions.finishes
             and not self._short
         )
-        self._loads = self._started = ()
+        if self._rows_are_next:
+            self._num_decodes = len(plan.rows)
+        self._loads = self._started = self._reading = ()
         return emissions
 
     def fail(self, plan: StepPlan) -> list[int]:
@@ -439,6 +443,7 @@ class ContinuousScheduler:
         loads = self._prefixes.loads
         self._loads = tuple(loads[s.id] for s in self._in_step if s.id in loads) if loads else ()
         self._started = tuple(s.id for s in self._in_step if not s.has_run)
+        self._reading = tuple((s.id, len(s.tokens)) for s in self._in_step if s.is_reading)
 
     def _row(self, sequence: Sequence, num_tokens: int) -> Row:
         start, tokens = sequence.num_cached, sequence.tokens
@@ -466,7 +471,8 @@ class ContinuousScheduler:
         num_prompt_tokens = 0
         for row in plan.rows[self._num_decodes :]:
             num_prompt_tokens += len(row.token_ids)
-        if plan.rows and not (plan.loads or plan.saves):
+        # Copies are a part of what a prompt costs, but not of what others cost.
+        if plan.rows and not plan.loads and (num_prompt_tokens or not plan.saves):
             self._pace.note(self._num_decodes, num_prompt_tokens, took_s)
 
     def _note_read(self, sequence: Sequence, row: Row) -> None:

@@ -141,7 +141,8 @@ class Load:
 class StepPlan:
     """One forward pass over a ragged batch; no sequence stands in it twice.
 
-    An engine handles the fields in this order: `dropped`, `saves`, `released`, `loads`, `rows`.
+    An engine handles the fields in this order: `dropped`, `saves`, `released`, `reading`,
+    `loads`, `rows`.
     """
 
     rows: tuple[Row, ...]  # may be empty when there is only something to release
@@ -150,6 +151,9 @@ class StepPlan:
     saves: tuple[Save, ...] = ()
     loads: tuple[Load, ...] = ()  # each for a sequence that has its first row here
     started: tuple[int, ...] = ()  # sequences that have never run before
+    # Sequences that are read in more than this step, and how many tokens they will have then: where
+    # a cache lays them out in one piece, that is the size to begin with.
+    reading: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
