@@ -1,9 +1,10 @@
-"""Models with random weights and real shapes, made in a moment: speed does not ask what they say."""
+"""Models with random weights and real shapes: speed does not ask what they say."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -11,7 +12,15 @@ from tensorwire_server.engine.generator import Generator
 from tensorwire_server.engine.loading import load
 from tokenizers import Tokenizer, models
 
-_SHAPES = {
+_SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "vocab_size": 4096,
+    },
     "m1": {
         "hidden_size": 256,
         "intermediate_size": 704,
