@@ -11,7 +11,7 @@ MINUTES ?= 10
 SOAK_MINUTES ?= 10
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test check format setup bench bench-wire fuzz soak clean
+.PHONY: demo test check format setup bench bench-wire bench-engine fuzz soak clean
 
 demo: $(VENV)/.demo  ## start a server with two real models, talk to it, stop it
 	$(BIN)/tensorwire demo
@@ -51,6 +51,10 @@ bench: $(VENV)/.dev  ## the standing set of load tests; results in benchmarks/re
 bench-wire: $(VENV)/.demo $(PEERS)/.installed  ## our wire next to gRPC, FastAPI, mosec, bare sockets
 	PYTHONPATH=benchmarks $(BIN)/python -m wire.run \
 		--json $(PEERS)/result.json --plot $(PEERS)/result.png $(BENCH_ARGS)
+
+bench-engine: $(VENV)/.demo  ## text models through the server next to transformers, shapes M1 to M3
+	PYTHONPATH=benchmarks $(BIN)/python -m engine.run --bare \
+		--json .cache/bench-engine/result.json $(BENCH_ARGS)
 
 soak: $(VENV)/.demo  ## ten thousand idle connections, churn, hostile frames; SOAK_MINUTES=10
 	PYTHONPATH=benchmarks $(BIN)/python -m soak.idle --minutes $(SOAK_MINUTES)

@@ -1,12 +1,14 @@
 """The standing set: `tensorwire bench` on servers of its own, one result a row for the record.
 
-Each row is what one sentence in docs/benchmarking.md claims. A row that was INVALID is written too,
-as what it is.
+A row that was INVALID is written too, as what it is. Each result also says under `server` how much
+processor time the server's processes used for a request: what they had left.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -82,13 +84,43 @@ def _run(row: Row, duration: str) -> int:
     words = [word.format(log=log) for word in row.words]
     with serving(*row.models) as served:
         print(f"== {row.name}", flush=True)
+        before = _cpu_s(served.pid)
         ran = subprocess.run(
             [sys.executable, "-m", "tensorwire", "bench", "--address", served.address, *words,
              "--duration", duration, "--out", str(out)],
             check=False,
         )  # fmt: skip
+        used = {name: cpu_s - before[name] for name, cpu_s in _cpu_s(served.pid).items()}
+    _note_server(out, used)
     log.unlink(missing_ok=True)
     return ran.returncode
+
+
+def _cpu_s(gateway: int) -> dict[str, float]:
+    """Return the seconds of processor time of the gateway, and of each of its workers."""
+    children = Path(f"/proc/{gateway}/task/{gateway}/children").read_text().split()
+    names = {"gateway": gateway} | {f"worker {i}": int(pid) for i, pid in enumerate(children)}
+    return {name: _cpu_s_of(pid) for name, pid in names.items()}
+
+
+def _cpu_s_of(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _note_server(path: Path, used_s: dict[str, float]) -> None:
+    if not path.exists():
+        return
+    result = json.loads(path.read_text())
+    counts = [group["seconds"].get("ended", {}) for group in result["groups"].values()]
+    num_ended = sum(sum(seconds.values()) for seconds in counts)
+    result["server"] = {
+        f"{name} us per request": round(cpu_s / num_ended * 1e6, 1)
+        for name, cpu_s in used_s.items()
+        if num_ended
+    }
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(", ".join(f"{name}: {value}" for name, value in result["server"].items()), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError, fields, is_dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from tensorwire_server.config import Config, ConfigError, load_config, parse_bytes
+from tensorwire_server.config import Config, ConfigError, ModelConfig, load_config, parse_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,6 +83,14 @@ def test_models_have_settings_of_their_own(load: Load) -> None:
     assert (models["c"].source, models["c"].workers, models["c"].threads) == ("echo:", None, 3)
 
 
+def test_back_end_and_quantization_are_set_for_all_models_and_for_one(load: Load) -> None:
+    toml = '[workers]\nbackend = "any"\n[models.m]\nbackend = "fused"\nquantize = "int8"\n'
+    tree = load(toml)
+    assert (tree.workers.backend, tree.workers.quantize) == ("any", "none")
+    assert (tree.models["m"].backend, tree.models["m"].quantize) == ("fused", "int8")
+    assert (ModelConfig().backend, ModelConfig().quantize) == (None, None)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -99,6 +107,10 @@ def test_models_have_settings_of_their_own(load: Load) -> None:
         ("listen.drain_s=soon", "listen.drain_s must be float, got 'soon'"),
         ("listen.port.x=1", "listen.port must be int, got {'x': '1'}"),
         ("workers.device=gpu", "workers.device must be auto, cpu or cuda, got 'gpu'"),
+        ("workers.backend=best", "workers.backend must be auto, any or fused, got 'best'"),
+        ("workers.quantize=int4", "workers.quantize must be none or int8, got 'int4'"),
+        ("models.m.backend=x", "backend of a model must be auto, any or fused, got 'x'"),
+        ("models.m.quantize=x", "quantize of a model must be none or int8, got 'x'"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_rule(load: Load, setting: str, message: str) -> None:

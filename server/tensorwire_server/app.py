@@ -204,15 +204,17 @@ class Server:
         )
         pool.replicas.append(replica)
         own = self.config.models.get(spec.name)
-        batching = self.config.batching
-        kv_memory = (own.kv_memory if own else None) or self.config.workers.kv_memory
+        batching, workers = self.config.batching, self.config.workers
+        kv_memory = (own.kv_memory if own else None) or workers.kv_memory
         num_local = sum(self._num_replicas(spec.name) for spec in self._specs)
         worker = WorkerProcess(
             WorkerSpec(
                 model=spec.name,
                 source=spec.source,
-                device=self.config.workers.device,
-                threads=(own.threads if own else None) or self.config.workers.threads or threads,
+                device=workers.device,
+                threads=(own.threads if own else None) or workers.threads or threads,
+                backend=(own.backend if own else None) or workers.backend,
+                quantize=(own.quantize if own else None) or workers.quantize,
                 max_running=batching.max_running,
                 step_tokens=batching.step_tokens,
                 max_waiting=batching.max_waiting,

@@ -47,6 +47,12 @@ _Host = Annotated[str | None, typer.Option(help="Address to listen on (127.0.0.1
 _Port = Annotated[int | None, typer.Option(help="Port to listen on (8947); 0: any free one.")]
 _Workers = Annotated[int | None, typer.Option(help="Worker processes per model (1).")]
 _Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda (auto).")]
+_Backend = Annotated[
+    str | None, typer.Option(help="auto, any or fused: what runs the models (auto).")
+]
+_Quantize = Annotated[
+    str | None, typer.Option(help="none or int8: in which numbers products are computed (none).")
+]
 _KVMemory = Annotated[
     str | None,
     typer.Option(
@@ -79,6 +85,8 @@ def serve(
     port: _Port = None,
     workers: _Workers = None,
     device: _Device = None,
+    backend: _Backend = None,
+    quantize: _Quantize = None,
     kv_memory: _KVMemory = None,
     remote: _Remote = None,
     auth_file: _AuthFile = None,
@@ -93,6 +101,8 @@ def serve(
         "listen.port": port,
         "workers.count": workers,
         "workers.device": device,
+        "workers.backend": backend,
+        "workers.quantize": quantize,
         "workers.kv_memory": kv_memory,
         "workers.remote": ",".join(remote) if remote else None,
         "auth.file": auth_file,
@@ -181,6 +191,8 @@ def worker(
     ] = "127.0.0.1:8948",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="Compute threads (all cores).")] = None,
+    backend: Annotated[str, typer.Option(help="auto, any or fused.")] = "auto",
+    quantize: Annotated[str, typer.Option(help="none or int8.")] = "none",
     kv_memory: _KVMemory = None,
 ) -> None:
     """Run one worker for a gateway elsewhere, which names it with `serve --remote`."""
@@ -192,7 +204,9 @@ def worker(
         spec = parse_spec(model)
         parse_listen(listen)
         # The rules of `serve` hold here too.
-        WorkersConfig(device=device, threads=threads, kv_memory=kv_memory)
+        WorkersConfig(
+            device=device, threads=threads, backend=backend, quantize=quantize, kv_memory=kv_memory
+        )
     except (SpecError, ConfigError, argparse.ArgumentTypeError) as error:
         _exit(str(error), WRONG_USAGE)
     if threads is None:
@@ -202,6 +216,8 @@ def worker(
         source=spec.source,
         device=device,
         threads=threads,
+        backend=backend,
+        quantize=quantize,
         kv_bytes=parse_bytes(kv_memory, "--kv-memory"),
     )
     # Threads are read from the environment when torch is loaded: a fresh process, as everywhere.

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 ENV_PREFIX = "TENSORWIRE_SERVER__"
 DEFAULT_PORT = 8947
+BACKENDS = ("auto", "any", "fused")
+QUANTIZATIONS = ("none", "int8")
 _WRONG_TYPE = re.compile(r"Expected `(.+)`, got `.+` - at `\$\.([\w.]+)`")
 
 
@@ -31,6 +33,11 @@ class ConfigError(ValueError):
 def _require(ok: bool, key: str, rule: str, value: object) -> None:
     if not ok:
         raise ConfigError(f"{key} must be {rule}, got {value!r}")
+
+
+def _require_one_of(value: str | None, key: str, allowed: tuple[str, ...]) -> None:
+    rule = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
+    _require(value is None or value in allowed, key, rule, value)
 
 
 _SIZE = re.compile(r"([0-9]*\.?[0-9]+) *([KMGT]?)(i?B|)", re.IGNORECASE)
@@ -177,12 +184,16 @@ class ModelConfig:
     source: str | None = None  # None: what the command line names
     workers: int | None = None
     threads: int | None = None
+    backend: str | None = None
+    quantize: str | None = None
     kv_memory: int | str | None = None  # as `workers.kv_memory`
 
     def __post_init__(self) -> None:
         for key in ("workers", "threads"):
             value = getattr(self, key)
             _require(value is None or value >= 1, f"{key} of a model", ">= 1", value)
+        _require_one_of(self.backend, "backend of a model", BACKENDS)
+        _require_one_of(self.quantize, "quantize of a model", QUANTIZATIONS)
         parse_bytes(self.kv_memory, "kv_memory of a model")
 
 
@@ -192,6 +203,8 @@ class WorkersConfig:
 
     count: int = 1  # replicas of each model
     device: str = "auto"  # auto, cpu, cuda
+    backend: str = "auto"  # auto, any, fused: what runs the models
+    quantize: str = "none"  # none, int8: in which numbers products are computed
     threads: int | None = None  # per worker; None: cores / all workers
     remote: tuple[str, ...] = ()  # HOST:PORT of workers that run elsewhere
     # Of each for keys and values, as bytes or "2GiB"; None: a share of what is free at its start.
@@ -199,12 +212,9 @@ class WorkersConfig:
 
     def __post_init__(self) -> None:
         _require(self.count >= 1, "workers.count", ">= 1", self.count)
-        _require(
-            self.device in ("auto", "cpu", "cuda"),
-            "workers.device",
-            "auto, cpu or cuda",
-            self.device,
-        )
+        _require_one_of(self.device, "workers.device", ("auto", "cpu", "cuda"))
+        _require_one_of(self.backend, "workers.backend", BACKENDS)
+        _require_one_of(self.quantize, "workers.quantize", QUANTIZATIONS)
         _require(self.threads is None or self.threads >= 1, "workers.threads", ">= 1", self.threads)
         parse_bytes(self.kv_memory, "workers.kv_memory")
 

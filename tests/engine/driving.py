@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -11,18 +12,28 @@ import models_zoo
 import torch
 import transformers
 from emissions import each
+from tensorwire_server.engine.generator import Generator, RaggedModel
 from tensorwire_server.scheduling.continuous import ContinuousScheduler
 from tensorwire_server.scheduling.pages import PagePool
 from tensorwire_server.scheduling.sequences import Sequence
 from tensorwire_server.scheduling.work import GenerateEngine, Sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
+
+    from tensorwire_server.scheduling.work import StepPlan
 
 GREEDY = Sampling(temperature=0.0, top_k=None, top_p=1.0, seed=0)
 # Where the reference's own top two are closer than this, float32 cannot say which one is right.
 TIE = 1e-4
+
+
+def ragged_of(engine: Generator) -> RaggedModel:
+    """Return what runs an engine of the back end `any`."""
+    steps = engine._model
+    assert isinstance(steps, RaggedModel)
+    return steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +54,8 @@ class Run:
     largest_batch: int
     steps: int
     stats: Mapping[str, float]  # of the scheduler, at the end
+    cancelled: frozenset[int]
+    paths: Mapping[str, int]  # how often a path of the engine or the scheduler was taken
 
 
 def mixed_requests(count: int, seed: int, *, last_join: int = 40) -> list[Request]:
@@ -74,8 +87,9 @@ def run(
     num_pages: int = 1024,
     stop_ids: frozenset[int] | None = None,
     expected_share: float = 1.0,
+    cancel_after: Mapping[int, int] | None = None,
 ) -> Run:
-    """Continue all requests to their end."""
+    """Continue all requests to their end, or until they have as many tokens as `cancel_after`."""
     pool = PagePool(num_pages, 16)
     scheduler = ContinuousScheduler(
         pool,
@@ -88,6 +102,8 @@ def run(
     tokens: list[list[int]] = [[] for _ in requests]
     waiting = sorted(range(len(requests)), key=lambda i: requests[i].joins_at_step)
     finished, step, largest = 0, 0, 0
+    cancels, cancelled = dict(cancel_after or {}), set()
+    paths: Counter[str] = Counter()
     while finished < len(requests):
         while waiting and requests[waiting[0]].joins_at_step <= step:
             number = waiting.pop(0)
@@ -107,10 +123,16 @@ def run(
         if plan is None:
             continue
         largest = max(largest, len(plan.rows))
+        paths.update(_paths(plan))
         for emission in each(scheduler.commit(plan, engine.step(plan))):
             assert emission.index == len(tokens[emission.sequence_id])
             tokens[emission.sequence_id].append(emission.token_id)
             finished += emission.finish is not None
+        for number in [n for n, limit in cancels.items() if len(tokens[n]) >= limit]:
+            del cancels[number]
+            if scheduler.cancel(number):
+                cancelled.add(number)
+                finished += 1
         assert not scheduler.take_failed()
     plan = scheduler.plan(float(step))
     if plan is not None:
@@ -118,7 +140,31 @@ def run(
     scheduler.check_invariants()
     assert pool.used == 0
     assert engine.stats()["kv_sequences"] == 0
-    return Run(tokens=tokens, largest_batch=largest, steps=step, stats=scheduler.stats())
+    return Run(
+        tokens=tokens,
+        largest_batch=largest,
+        steps=step,
+        cancelled=frozenset(cancelled),
+        paths=paths,
+        stats=scheduler.stats(),
+    )
+
+
+def _paths(plan: StepPlan) -> Iterator[str]:
+    """Yield what a step does beyond the plainest, before its rows are moved on."""
+    lengths = [len(row.token_ids) for row in plan.rows]
+    if 1 in lengths and max(lengths) > 1:
+        yield "decodes beside a prompt"
+    for row in plan.rows:
+        end = row.start + len(row.token_ids)
+        if not row.sample:
+            yield "part of a prompt"
+        if row.start and len(row.token_ids) > 1:
+            yield "rest of a prompt"
+        if any(row.start <= size < end for size in (128, 256)) and row.start:
+            yield "grown into a larger slot"
+    if plan.released and plan.rows:
+        yield "a slot given back beside others"
 
 
 @cache

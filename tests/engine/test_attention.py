@@ -2,19 +2,57 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensorwire_server.engine.attention import StepLayout, step_attention
+from tensorwire_server.engine import attention, weighing
+from tensorwire_server.engine.attention import Span, StepLayout, serving, step_attention
 from tensorwire_server.engine.kv_cache import KVGeometry, SlotCache
 from tensorwire_server.scheduling.work import Row, Sampling
 
-NUM_LAYERS, NUM_KEY_HEADS, GROUPS, HEAD_SIZE = 2, 2, 3, 4
+NUM_KEY_HEADS, GROUPS, HEAD_SIZE = 2, 3, 4
+NUM_HEADS = NUM_KEY_HEADS * GROUPS
 CONTEXT_TOKENS = 300
 GREEDY = Sampling(temperature=0.0, top_k=None, top_p=1.0, seed=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """What a layer asks of its attention; all heads and sizes are the cache's unless said."""
+
+    window: int | None = None
+    softcap: float | None = None
+    sinks: bool = False
+    bias: bool = False
+    num_key_heads: int = NUM_KEY_HEADS
+    head_size: int = HEAD_SIZE
+    value_size: int = HEAD_SIZE
+
+    def extra(self) -> dict[str, Any]:
+        return {
+            "sliding_window": self.window,
+            "softcap": self.softcap,
+            "s_aux": SINKS_N[: GROUPS * self.num_key_heads] if self.sinks else None,
+            "key_bias": BIAS_NP[: GROUPS * self.num_key_heads] if self.bias else None,
+        }
+
+
+SINKS_N = torch.linspace(-1, 3, NUM_HEADS)
+BIAS_NP = torch.randn(NUM_HEADS, CONTEXT_TOKENS, generator=torch.Generator().manual_seed(3))
+LAYERS = (
+    Layer(),
+    Layer(window=7),
+    Layer(window=40, softcap=0.8),
+    Layer(sinks=True),
+    Layer(bias=True),
+    Layer(num_key_heads=1, head_size=3, value_size=2),
+    Layer(window=1, softcap=0.8, sinks=True, bias=True, num_key_heads=1),
+)
+SCALE = 0.6
 
 
 class Histories:
@@ -24,33 +62,43 @@ class Histories:
         generator = torch.Generator().manual_seed(seed)
 
         def values(heads: int) -> torch.Tensor:
-            shape = (6, NUM_LAYERS, heads, CONTEXT_TOKENS, HEAD_SIZE)
+            shape = (6, len(LAYERS), heads, CONTEXT_TOKENS, HEAD_SIZE)
             return torch.randn(shape, generator=generator)
 
-        self.q, self.k, self.v = (
-            values(NUM_KEY_HEADS * GROUPS),
-            values(NUM_KEY_HEADS),
-            values(NUM_KEY_HEADS),
-        )
+        self._q, self._k, self._v = values(NUM_HEADS), values(NUM_KEY_HEADS), values(NUM_KEY_HEADS)
+
+    def of(self, number: Any, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return one sequence's, or several sequences', in one layer."""
+        shape = LAYERS[layer]
+        q = self._q[number, layer, ..., : GROUPS * shape.num_key_heads, :, : shape.head_size]
+        k = self._k[number, layer, ..., : shape.num_key_heads, :, : shape.head_size]
+        v = self._v[number, layer, ..., : shape.num_key_heads, :, : shape.value_size]
+        return q, k, v
 
     def expected(self, number: int, layer: int, position: int) -> torch.Tensor:
-        """Return (heads, size) for one token: softmax over its own past, head by head."""
-        heads = []
-        for head in range(NUM_KEY_HEADS * GROUPS):
-            keys = self.k[number, layer, head // GROUPS, : position + 1]
-            values = self.v[number, layer, head // GROUPS, : position + 1]
-            scores = keys @ self.q[number, layer, head, position] * HEAD_SIZE**-0.5
-            heads.append(scores.softmax(0) @ values)
-        return torch.stack(heads)
+        """Return (heads, size) for one token: attention over its own past, written down plainly."""
+        wants = LAYERS[layer]
+        q, k, v = self.of(number, layer)
+        first = 0 if wants.window is None else max(0, position + 1 - wants.window)
+        seen = slice(first, position + 1)
+        k, v = (states[:, seen].repeat_interleave(GROUPS, 0) for states in (k, v))
+        scores = (k @ q[:, position, :, None])[..., 0] * SCALE
+        if wants.softcap is not None:
+            scores = wants.softcap * torch.tanh(scores / wants.softcap)
+        if wants.bias:
+            scores = scores + BIAS_NP[: len(q), seen]
+        weights = scores.exp()
+        whole = weights.sum(1) + (SINKS_N[: len(q)].exp() if wants.sinks else 0)
+        return (weights[:, None] @ v)[:, 0] / whole[:, None]
 
 
-def new_cache() -> SlotCache:
+def new_cache(dtype: torch.dtype = torch.float32, device: str = "cpu") -> SlotCache:
     geometry = KVGeometry(
-        num_layers=NUM_LAYERS,
+        num_layers=len(LAYERS),
         num_heads=NUM_KEY_HEADS,
         head_size=HEAD_SIZE,
-        dtype=torch.float32,
-        device=torch.device("cpu"),
+        dtype=dtype,
+        device=torch.device(device),
     )
     return SlotCache(geometry, context_tokens=CONTEXT_TOKENS)
 
@@ -66,21 +114,30 @@ def row(number: int, start: int, count: int) -> Row:
     )
 
 
-def check_step(cache: SlotCache, histories: Histories, rows: list[Row]) -> None:
+def check_step(
+    cache: SlotCache, histories: Histories, rows: list[Row], *, atol: float = 1e-5
+) -> StepLayout:
+    like: Any = {"dtype": cache.geometry.dtype, "device": cache.geometry.device}
     layout = StepLayout(cache, rows)
     assert sorted(r.sequence_id for r in layout.rows) == sorted(r.sequence_id for r in rows)
     assert layout.num_tokens == sum(len(r.token_ids) for r in rows)
     places = [(r.sequence_id, r.start + i) for r in layout.rows for i in range(len(r.token_ids))]
     numbers = torch.tensor([number for number, _ in places])
     positions = torch.tensor([position for _, position in places])
-    for layer in range(NUM_LAYERS):
+    tokens = torch.arange(len(places))
+    for layer, wants in enumerate(LAYERS):
         q, k, v = (
-            states[numbers, layer, :, positions].transpose(0, 1)
-            for states in (histories.q, histories.k, histories.v)
+            states[tokens, :, positions].transpose(0, 1).to(**like)
+            for states in histories.of(numbers, layer)
         )
-        out = layout.attend(layer, q, k, v, HEAD_SIZE**-0.5, {})
+        extra = wants.extra()
+        for name in ("s_aux", "key_bias"):
+            extra[name] = None if extra[name] is None else extra[name].to(**like)
+        out = layout.attend(layer, q, k, v, SCALE, extra)
+        assert (out.dtype, out.device) == (q.dtype, q.device)
         expected = torch.stack([histories.expected(n, layer, p) for n, p in places])
-        torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(out.float().cpu(), expected, rtol=0, atol=atol)
+    return layout
 
 
 @settings(max_examples=25, deadline=None)
@@ -111,11 +168,72 @@ def test_any_sequence_of_steps_equals_plain_attention(
         cache.check_invariants()
 
 
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+            ],
+        ),
+    ],
+)
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+def test_other_number_formats_and_devices_agree(
+    device: str, dtype: torch.dtype, atol: float
+) -> None:
+    cache, histories = new_cache(dtype, device), Histories(7)  # bfloat16 has 8 bits
+    check_step(cache, histories, [row(0, 0, 50), row(1, 0, 9)], atol=atol)
+    check_step(cache, histories, [row(0, 50, 1), row(1, 9, 3), row(2, 0, 1)], atol=atol)
+
+
 def test_decodes_of_one_length_need_no_mask() -> None:
     cache, histories = new_cache(), Histories(0)
-    check_step(cache, histories, [row(0, 0, 5), row(1, 0, 5)])
-    layout = StepLayout(cache, [row(0, 5, 1), row(1, 5, 1)])
-    assert [share.mask for share in layout._shares] == [None]
+    check_step(cache, histories, [row(0, 0, 50), row(1, 0, 50)])
+    layout = check_step(cache, histories, [row(0, 50, 1), row(1, 50, 1)])
+    (share,) = layout._shares
+    assert share.decode_spans == {
+        None: Span(low=0, high=51, mask=None),
+        7: Span(low=44, high=51, mask=None),
+        40: Span(low=11, high=51, mask=None),
+        1: Span(low=50, high=51, mask=None),
+    }
+
+
+def test_keys_before_a_window_are_not_read() -> None:
+    cache, histories = new_cache(), Histories(2)
+    check_step(cache, histories, [row(0, 0, 60), row(1, 0, 52)])
+    with torch.inference_mode():
+        cache.arenas[0].kv_L2SHPD[1, :, :, :, :40] = float("nan")
+    layout = check_step(cache, histories, [row(0, 60, 1), row(1, 52, 9)])
+    (share,) = layout._shares
+    assert share.decode_spans[7] == Span(low=54, high=61, mask=None)
+    assert share.chunk_spans[0, 7, True].low == 46
+
+
+def test_decodes_whose_windows_lie_far_apart_are_read_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention, "_LONE_CALL_POSITIONS", 8)  # as if sequences were long
+    cache, histories = new_cache(), Histories(4)
+    lengths = [10, 60, 30, 90]
+    check_step(cache, histories, [row(i, 0, length) for i, length in enumerate(lengths)])
+    # Sequence 1 reads a chunk, so that the slots that decode are no dense prefix either.
+    rows = [row(i, length, 2 if i == 1 else 1) for i, length in enumerate(lengths)]
+    (share,) = check_step(cache, histories, rows)._shares
+    assert share.decode_spans[7] is None
+    assert share.decode_spans[None] is not None
+
+
+def test_a_window_that_no_sequence_has_passed_costs_nothing() -> None:
+    cache, histories = new_cache(), Histories(5)
+    layout = check_step(cache, histories, [row(0, 0, 30), row(1, 0, 20)])
+    layout = check_step(cache, histories, [row(0, 30, 1), row(1, 20, 1)])
+    (share,) = layout._shares
+    assert set(share.decode_spans) == {None, 7, 1}
 
 
 def test_sequences_of_different_size_classes_share_a_step() -> None:
@@ -125,23 +243,38 @@ def test_sequences_of_different_size_classes_share_a_step() -> None:
     check_step(cache, histories, [row(0, 128, 1), row(2, 261, 1), row(1, 128, 3)])
 
 
-def test_transformers_finds_the_step_among_the_arguments() -> None:
-    class Echo:
-        def attend(self, layer: int, q: torch.Tensor, *rest: object) -> torch.Tensor:
-            assert layer == 4
-            assert rest[2] == 0.5
-            assert rest[3] == {"attention_mask": None, "softcap": 30.0}
-            return q.transpose(0, 1)
+def test_long_chunks_with_written_out_scores_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weighing, "_SCORES_AT_ONCE", 1000)
+    check_step(new_cache(), Histories(6), [row(0, 0, 90), row(1, 0, 5), row(2, 0, 1)])
 
+
+class Echo:
+    """An attention step that answers its queries, and keeps what else it was told."""
+
+    def attend(
+        self, layer: int, q: torch.Tensor, k: object, v: object, scale: float, extra: dict[str, Any]
+    ) -> torch.Tensor:
+        self.told = layer, scale, extra
+        return q.transpose(0, 1)
+
+
+def test_transformers_finds_the_step_it_serves() -> None:
     module = torch.nn.Module()
     module.layer_idx = 4  # type: ignore[assignment]
     q, k = torch.randn(1, 6, 3, 4), torch.randn(1, 2, 3, 4)
-    out, weights = step_attention(module, q, k, k, None, step=Echo(), softcap=30.0)
+    step = Echo()
+    with serving(step):
+        out, weights = step_attention(module, q, k, k, None, softcap=30.0)
     assert weights is None
+    assert step.told == (4, 0.5, {"attention_mask": None, "softcap": 30.0})
     torch.testing.assert_close(out, q.transpose(1, 2))
 
 
-def test_without_a_step_the_call_is_refused() -> None:
-    without: Any = step_attention
-    with pytest.raises(TypeError, match="step"):
-        without(torch.nn.Module(), *[torch.zeros(1, 1, 1, 1)] * 3, None)
+def test_outside_of_a_step_the_call_is_refused() -> None:
+    module = torch.nn.Module()
+    module.layer_idx = 0  # type: ignore[assignment]
+    state = torch.zeros(1, 1, 1, 1)
+    with serving(Echo()):
+        pass
+    with pytest.raises(LookupError):
+        step_attention(module, state, state, state, None)

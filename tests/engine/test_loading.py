@@ -141,8 +141,17 @@ def config(**changes: Any) -> Callable[[Path], None]:
         (config(intermediate_size=48), "has shape [64, 96], its config.json says [64, 48]"),
         (config(model_type="unheard-of"), "unheard-of"),
         (
-            config(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}),
-            "rope type dynamic depends on the batch",
+            config(
+                rope_parameters={
+                    "rope_type": "longrope",
+                    "rope_theta": 10000.0,
+                    "short_factor": [1.0] * 8,
+                    "long_factor": [2.0] * 8,
+                    "original_max_position_embeddings": 100,
+                }
+            ),
+            "beyond 100 tokens its rope type longrope depends on the batch, which is not "
+            "supported; it can be served with a context of at most 100",
         ),
     ],
 )

@@ -1,6 +1,8 @@
 """A small HTTP server in OpenAI's style; the model's name says what happens.
 
 plain      as many words as asked for, one a chunk, then usage and [DONE]
+terse      the last chunk says why it ends and holds the usage; no [DONE]
+thinking   what it thinks comes as reasoning_content
 double     two tokens in each chunk: usage says so
 busy       503
 cut        the connection is closed after two chunks
@@ -99,7 +101,8 @@ class FakeOpenAi:
                 return False
             piece: dict[str, Any] = {"text": f"w{i} "}
             if path.endswith("/chat/completions"):
-                piece = {"delta": {"content": f"w{i} "}}
+                name = "reasoning_content" if model == "thinking" else "content"
+                piece = {"delta": {name: f"w{i} "}}
             _event(writer, {"choices": [piece]})
             i += 1
             try:
@@ -110,8 +113,11 @@ class FakeOpenAi:
             await asyncio.sleep(_PAUSE_S)
         made = count * (2 if model == "double" else 1)
         usage = {"prompt_tokens": 7, "completion_tokens": made}
-        _event(writer, {"choices": [], "usage": usage})
-        _chunk(writer, b"data: [DONE]\n\n")
+        if model == "terse":
+            _event(writer, {"choices": [{"text": "", "finish_reason": "length"}], "usage": usage})
+        else:
+            _event(writer, {"choices": [], "usage": usage})
+            _chunk(writer, b"data: [DONE]\n\n")
         _chunk(writer, b"")
         return True
 

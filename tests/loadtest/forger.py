@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
+    Forge = Callable[[list[int]], list[int]]
+
 _HEADER = struct.Struct("<IBBHII")
 
 
@@ -39,6 +41,12 @@ def swap(ids: list[int]) -> list[int]:
     return [*ids[:at], ids[at + 1], ids[at], *ids[at + 2 :]]
 
 
+def for_the_first(num_streams: int, forge: Forge) -> Forge:
+    """Return what forges so many streams, and no other."""
+    left = iter(range(num_streams))
+    return lambda ids: ids if next(left, None) is None else forge(ids)
+
+
 class Forger:
     """Stands between clients and a server, on a port of its own.
 
@@ -47,19 +55,22 @@ class Forger:
         forge: what becomes of a stream's tokens.
         drops_end: no END is passed on.
         is_clumsy: END keeps the count and checksum of the true tokens.
+        disguises: the oracle goes by another architecture's name.
     """
 
     def __init__(
         self,
         server: str,
-        forge: Callable[[list[int]], list[int]] = list,
+        forge: Forge = list,
         *,
         drops_end: bool = False,
         is_clumsy: bool = False,
+        disguises: bool = False,
     ) -> None:
         host, _, port = server.rpartition(":")
         self._server = (host, int(port))
         self._forge, self._drops_end, self._is_clumsy = forge, drops_end, is_clumsy
+        self._disguises = disguises
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self._sockets: list[socket.socket] = []
@@ -100,7 +111,7 @@ class Forger:
                 elif kind == Kind.END:
                     self._end(client, stream, msgpack.unpackb(body), held.pop(stream, ([], [])))
                 else:
-                    client.sendall(head + body)
+                    client.sendall(head + (_disguised(body) if self._disguises else body))
 
     def _end(
         self, client: socket.socket, stream: int, end: list[Any], held: tuple[list[int], list[str]]
@@ -113,6 +124,10 @@ class Forger:
         if not self._is_clumsy:
             end[1:3] = [len(forged), ids_checksum(forged)]
         _send(client, Kind.END, stream, end)
+
+
+def _disguised(body: bytes) -> bytes:
+    return body.replace(b"architecture\xa6oracle", b"architecture\xa6oddity")
 
 
 def _hold(held: dict[int, tuple[list[int], list[str]]], kind: int, stream: int, meta: Any) -> None:

@@ -9,6 +9,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+from tensorwire.cli.app import run
 
 from .conftest import number
 
@@ -111,17 +112,20 @@ def test_a_missed_objective_is_exit_code_1_unless_the_run_was_invalid(bench: Ben
     assert number(ran.result, "good") == 0
 
 
-def test_errors_are_counted_by_their_code(bench: Bench) -> None:
+def test_errors_are_counted_by_their_code_and_a_run_without_an_answer_is_no_success(
+    bench: Bench,
+) -> None:
     ran = bench("--task", "generate:nobody", "--arrivals", "constant:50", "--json", *SHORT)
     planned = number(ran.result, "planned")
     assert ran.result["groups"]["load"]["errors"] == {"UNKNOWN_MODEL": planned}
     assert number(ran.result, "ok") == 0
+    assert ran.exit_code in {1, 3}
 
 
 def test_the_table_says_what_is_excluded_and_how_the_tool_itself_did(bench: Bench) -> None:
     ran = bench("--task", "generate:oracle", *SHORT)
     assert "warm-up of 0.2 s excluded; latency counts from the planned send" in ran.out
-    for word in ("ttft", "itl", "e2e", "dispatch lag", "p99.9", "own process 0:"):
+    for word in ("ttft", "itl", "e2e", "sent late", "server's ms", "p99.9", "own process 0:"):
         assert word in ran.out
 
 
@@ -153,15 +157,33 @@ def test_a_sweep_finds_a_rate(bench: Bench) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [("--arrivals", "often"), ("--task", "sing:oracle"), ("--duration", "0s"), ("--slo", "x=1"),
-     ("--cancel", "share=2"), ("--kind", "carrier-pigeon"), ("--processes", "0"),
-     ("--prompts", "/nowhere"), ("--sweep", "1-2"), ("compare", "/nowhere", "/nowhere")],
+    [("--arrivals", "often"), ("--arrivals", "poisson"), ("--arrivals", "closed:2.5"),
+     ("--task", "sing:oracle"), ("--task", "infer:echo[4]x"), ("--task", "infer:echo[99999x9999]"),
+     ("--prompt", "1.5"), ("--output", "9-3"), ("--prefix", "share=10%"), ("--seed", "-1"),
+     ("--duration", "0s"), ("--timeout", "0s"), ("--slo", "x=1"), ("--slo", "ttft_p99"),
+     ("--cancel", "share=2"), ("--cancel", "after=3"), ("--cancel", "share=10%,after=0"),
+     ("--deadline", "share=1%,of=0s"), ("--at", "30s"), ("--at", "30s", "--json"),
+     ("--at", "99s", "true"), ("--kind", "carrier-pigeon"), ("--processes", "0"),
+     ("--prompts", "/nowhere"), ("--out", "/no/where"), ("--html", "/no/where"),
+     ("--log", "/no/where"), ("--sweep", "1-2")],
+    ids=" ".join,
 )  # fmt: skip
-def test_what_makes_no_sense_is_one_sentence(bench: Bench, words: tuple[str, ...]) -> None:
-    ran = bench(*words)
-    assert ran.exit_code in {1, 2}
-    (line,) = ran.err.splitlines()
+def test_what_makes_no_sense_is_one_sentence_and_nothing_is_sent(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    # In this process, for the time that a new one takes: nothing is started before all is checked.
+    assert run(["bench", "--address", "127.0.0.1:1", *words]) in {1, 2}
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
+    assert "no server answers" not in line
+
+
+def test_a_result_that_is_none_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.json").write_text('{"format": 99}')
+    assert run(["bench", "compare", str(tmp_path / "a.json"), "/nowhere"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/a.json is no result")
 
 
 def test_a_server_that_is_not_there_is_one_sentence(bench: Bench) -> None:

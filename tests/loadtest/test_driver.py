@@ -144,3 +144,25 @@ def test_a_closed_loop_has_as_many_open_as_users_and_ends_on_time() -> None:
         return late, most, indexes
 
     assert run_virtually(main()) == (0, 3, list(range(60)))
+
+
+@pytest.mark.parametrize("is_open_loop", [True, False])
+def test_a_fault_of_the_tool_ends_the_run_and_is_not_hidden(is_open_loop: bool) -> None:
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+
+        async def perform(index: int, planned_at: float) -> None:
+            await asyncio.sleep(1)
+            if index == 2:
+                raise MemoryError("of ours")
+
+        drive = (
+            drive_open(range(1, 999), perform, start=0, clock=loop.time, sleep=asyncio.sleep)
+            if is_open_loop
+            else drive_closed(1, perform, until=999.0, clock=loop.time)
+        )
+        with pytest.raises(MemoryError, match="of ours"):
+            await drive
+        return loop.time()
+
+    assert run_virtually(main()) < 10

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from tensorwire.loadtest.measures import NUM_WINDOWS, Measures, Span
 from tensorwire.loadtest.outcomes import CANCELLED, Outcome
@@ -80,6 +81,37 @@ def test_failures_cancels_and_faults_are_counted_apart() -> None:
     }  # fmt: skip
     assert {name: group.counts[name] for name in expected} == expected
     assert group.errors == {"BUSY": 1, "CONNECTION_LOST": 1}
+
+
+def test_a_wrong_answer_counts_in_the_warm_up_too() -> None:
+    measures = Measures(SPAN)
+    measures.take(outcome(1.0, faults=Faults(lost=1), has_end=False))
+    counts = measures.groups["load"].counts
+    assert (counts["wrong_streams"], counts["lost"], counts["without_end"]) == (1, 1, 1)
+    assert counts["planned"] == 0
+
+
+def test_many_are_counted_as_one_by_one_would_be() -> None:
+    random = np.random.default_rng(0)
+    at_once, alone = Measures(SPAN), [Measures(SPAN) for _ in range(300)]
+    for i, one in enumerate(alone):
+        times = np.sort(random.uniform(100, 128, random.integers(0, 5)))
+        made = outcome(random.uniform(0, 26), took=random.exponential(2.0), late=0.01 * (i % 3))
+        made.times, made.counts = times.tolist(), random.integers(1, 4, len(times)).tolist()
+        made.status, made.tokens_in = ("ok", "ok", CANCELLED, "BUSY")[i % 4], i
+        made.server_ms = {"total_ms": float(i)} if i % 2 else {}
+        at_once.take(made)
+        one.take(made)
+    added = Measures(SPAN)
+    for one in alone:
+        added.add(one)
+    whole, sum_of_parts = at_once.groups["load"], added.groups["load"]
+    assert +whole.counts == +sum_of_parts.counts
+    assert whole.errors == sum_of_parts.errors
+    assert whole.seconds == sum_of_parts.seconds
+    assert whole.windows.keys() == sum_of_parts.windows.keys() > {"ttft", "itl", "server.total"}
+    for metric in whole.windows:
+        assert (whole.whole(metric).counts() == sum_of_parts.whole(metric).counts()).all()
 
 
 def test_throughput_counts_what_ended_in_the_measured_time() -> None:

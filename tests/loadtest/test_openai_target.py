@@ -75,6 +75,17 @@ def test_chat_and_embeddings_have_their_own_places(fake: FakeOpenAi) -> None:
     assert embed_value == {"model": "plain", "input": "hello"}
 
 
+def test_a_reason_ends_a_stream_as_well_as_done_does(fake: FakeOpenAi) -> None:
+    outcomes = performed(fake, ask("terse"), ask("terse"))
+    assert [(o.status, o.has_end, o.tokens_out) for o in outcomes] == [("ok", True, 5)] * 2
+    assert fake.num_connections == 1
+
+
+def test_what_a_model_thinks_is_counted(fake: FakeOpenAi) -> None:
+    (outcome,) = performed(fake, ask("thinking", "chat"))
+    assert (outcome.status, outcome.tokens_out) == ("ok", 5)
+
+
 def test_the_servers_own_count_of_tokens_is_believed(fake: FakeOpenAi) -> None:
     (outcome,) = performed(fake, ask("double"))
     assert outcome.tokens_out == 10

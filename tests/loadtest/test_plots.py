@@ -29,7 +29,9 @@ def test_a_plot_is_well_formed_whatever_the_texts_are() -> None:
     nasty = '<script>alert("1")</script>&'
     series = [Series(label=nasty, points=[(0, 1), (1, 2)]), Series(label="b", points=[])]
     axes = linear_axis(nasty, [1]), linear_axis(nasty, [2])
-    svg = ElementTree.fromstring(plot(nasty, series, *axes, marks=[(0.5, nasty)], shaded_to=0.2))
+    svg = ElementTree.fromstring(
+        plot(nasty, series, *axes, marks=[(0.5, nasty)], shaded=[(0, 0.2)])
+    )
     assert not svg.findall(".//script")
     (line,) = svg.findall("polyline")
     assert len(line.attrib["points"].split()) >= 2

@@ -64,7 +64,21 @@ def test_a_run_has_its_distributions_and_its_timeline() -> None:
 
 
 def test_a_sweep_shows_the_first_token_and_the_goodput_against_the_rate() -> None:
-    assert titles(render([swept()]))[-2:] == ["TTFT against rate", "Goodput against rate"]
+    assert titles(render([swept()]))[:2] == ["TTFT against rate", "Goodput against rate"]
+
+
+def test_a_distribution_is_drawn_in_steps() -> None:
+    histogram = Histogram()
+    histogram.record([0.001] * 9 + [1.0])
+    metric = {"percentiles_ms": dict.fromkeys(("p50", "p99"), 1.0), "hdr": histogram.encode()}
+    made = result()
+    made["groups"]["load"]["metrics"] = {"e2e": metric}
+    (line,) = re.findall(r'points="([^"]*)"', render([made]).partition("Timeline")[0])
+    places = [tuple(map(float, point.split(","))) for point in line.split()]
+    # Level up to the ninth of ten, straight up, and no further: ten values have no p99.
+    assert [x for x, _ in places[:2]] == [pytest.approx(x, abs=0.1) for x in (64.0, 212.8)]
+    assert {x for x, _ in places[1:]} == {places[1][0]}
+    assert places[0][1] == places[1][1] > places[2][1]
 
 
 def test_several_runs_share_their_distributions() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from .conftest import number
-from .forger import Forger, lose, repeat, swap
+from .forger import Forger, for_the_first, lose, repeat, swap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,3 +67,14 @@ def test_streams_without_their_end_are_found(bench: Bench, oracle_server: Runnin
     load = ran.result["groups"]["load"]
     assert load["faults"]["without_end"] == 10
     assert number(ran.result, "ok") == 0
+
+
+def test_a_model_without_a_rule_is_asked_again_alone(
+    bench: Bench, oracle_server: RunningServer
+) -> None:
+    with Forger(oracle_server.address, for_the_first(4, lose), disguises=True) as forger:
+        ran = bench(*STREAMS, address=forger.address)
+    assert ran.exit_code in FOUND
+    faults = ran.result["groups"]["load"]["faults"]
+    assert ran.result["tally"]["rechecked"] == 10
+    assert faults["wrong_streams"] == faults["lost"] == 4

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tensorwire_protocol.errors import BadParams, TensorwireError, UnknownOperation
 from tensorwire_protocol.messages import Finish, Submit
-from tensorwire_server.scheduling.sequences import Sequence
 from tensorwire_server.scheduling.work import ModelCard
 from tensorwire_server.workers.oracle import ByteTokenizer
-from tensorwire_server.workers.requests import build_sequence, check_operation, read_prompt
+from tensorwire_server.workers.requests import Order, build_order, check_operation, read_prompt
+
+if TYPE_CHECKING:
+    from tensorwire_server.scheduling.sequences import Sequence
 
 CARD = ModelCard(
     tasks=frozenset({"generate", "tokenize"}),
@@ -23,16 +25,19 @@ CARD = ModelCard(
 )
 
 
-def build(num_prompt: int = 10, **fields: Any) -> Sequence | Finish:
+def order(
+    num_prompt: int = 10, card: ModelCard = CARD, bad_words: Any = (), **fields: Any
+) -> Order:
     fields = {"key": b"k" * 16, **fields}
     submit = Submit(stream=1, op="generate", attempt=1, **fields)
-    return build_sequence(submit, [1] * num_prompt, id=5, card=CARD, model="m", arrived_at=100.0)
+    prompt = [1] * num_prompt
+    return build_order(submit, prompt, card=card, model="m", arrived_at=100.0, bad_words=bad_words)
 
 
 def sequence(num_prompt: int = 10, **fields: Any) -> Sequence:
-    built = build(num_prompt, **fields)
-    assert isinstance(built, Sequence)
-    return built
+    made = order(num_prompt, **fields)
+    assert made.finish is None
+    return made.sequence(5)
 
 
 def test_unset_options_come_from_the_card() -> None:
@@ -83,14 +88,14 @@ def test_what_does_not_fit_is_refused_with_the_numbers(
     num_prompt: int, params: dict[str, int], sentence: str
 ) -> None:
     with pytest.raises(BadParams) as raised:
-        build(num_prompt, params=params)
+        order(num_prompt, params=params)
     assert str(raised.value) == sentence
 
 
 def test_ids_outside_the_vocabulary_are_refused() -> None:
     submit = Submit(stream=1, op="generate", key=bytes(16), attempt=1)
     with pytest.raises(BadParams, match=r"token id 300 is outside the vocabulary.*0 to 299"):
-        build_sequence(submit, [299, 300], id=1, card=CARD, model="m", arrived_at=0.0)
+        build_order(submit, [299, 300], card=CARD, model="m", arrived_at=0.0)
 
 
 def test_an_operation_the_model_lacks_is_refused_with_what_it_has() -> None:
@@ -107,7 +112,7 @@ def test_an_operation_the_model_lacks_is_refused_with_what_it_has() -> None:
     ],
 )
 def test_tokens_so_far_may_already_be_all(fields: dict[str, Any], expected: Finish) -> None:
-    assert build(**fields) is expected
+    assert order(**fields).finish is expected
 
 
 def test_tokens_so_far_are_kept() -> None:
@@ -134,8 +139,4 @@ def test_an_empty_text_is_no_prompt_but_can_be_tokenized() -> None:
 
 
 def test_a_card_without_defaults_is_greedy() -> None:
-    submit = Submit(stream=1, op="generate", key=bytes(16), attempt=1)
-    bare = replace(CARD, defaults={})
-    built = build_sequence(submit, [1], id=1, card=bare, model="m", arrived_at=0.0)
-    assert isinstance(built, Sequence)
-    assert built.sampling.temperature == 0.0
+    assert order(card=replace(CARD, defaults={})).sampling.temperature == 0.0

@@ -9,7 +9,8 @@ from tensorwire.cli import options, output
 # The columns of `models`, where the server says something under these names.
 _COLUMNS = (
     "name", "state", "detail", "tasks", "ready_replicas", "replicas", "architecture",
-    "parameters", "context_tokens", "embedding_size", "kv_bytes", "kv_tokens",
+    "backend", "quantization", "parameters", "context_tokens", "embedding_size",
+    "kv_bytes", "kv_tokens",
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import typer
 from tensorwire.cli import output
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from tensorwire.loadtest.comparing import Row
     from tensorwire.loadtest.plan import Plan
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 _PERCENTILES = ("p50", "p90", "p99", "p99.9")
 _METRICS = ("ttft", "itl", "e2e", "lag")
-_SHOWN = {"lag": "dispatch lag"}
+_SERVER = "server."
+_SHOWN = {"lag": "sent late", "rechecked": "streams asked for again, alone"}
 
 
 @contextlib.contextmanager
@@ -85,22 +86,34 @@ def _print_group(name: str, group: dict[str, Any]) -> None:
     for code, count in group["errors"].items():
         typer.echo(f"  error {code}: {count}")
     metrics = group["metrics"]
-    names = [m for m in _METRICS if m in metrics] + [m for m in metrics if m.startswith("server.")]
-    rows = [_metric_row(metric, metrics[metric]) for metric in names]
-    output.print_table(["ms", "count", "mean", *_PERCENTILES, "max"], rows)
+    own = {_SHOWN.get(m, m): metrics[m] for m in _METRICS if m in metrics}
+    _print_metrics("ms", own, with_intervals=True)
+    told = {m.removeprefix(_SERVER): metrics[m] for m in metrics if m.startswith(_SERVER)}
+    _print_metrics("server's ms", told, with_intervals=False)
 
 
-def _metric_row(name: str, metric: dict[str, Any]) -> list[Any]:
-    cells = [_with_interval(metric, percentile) for percentile in _PERCENTILES]
-    title = _SHOWN.get(name, name)
-    return [title, metric["count"], f"{metric['mean_ms']:.4g}", *cells, f"{metric['max_ms']:.4g}"]
+def _print_metrics(title: str, metrics: Mapping[str, Any], *, with_intervals: bool) -> None:
+    """Print a row for each metric and, below, where 95 % of other runs would lie."""
+    rows: list[list[Any]] = []
+    for name, metric in metrics.items():
+        values = [_short(metric["percentiles_ms"][percentile]) for percentile in _PERCENTILES]
+        rows.append([name, metric["count"], *values, _short(metric["max_ms"])])
+        intervals = [metric["intervals_ms"][percentile] for percentile in _PERCENTILES]
+        if with_intervals and any(intervals):
+            rows.append(["", "", *("-".join(map(_shorter, i)) if i else "" for i in intervals), ""])
+    if rows:
+        output.print_table([title, "count", *_PERCENTILES, "max"], rows)
 
 
-def _with_interval(metric: dict[str, Any], percentile: str) -> str:
-    value, interval = metric["percentiles_ms"][percentile], metric["intervals_ms"][percentile]
-    if value is None:
-        return "-"
-    return f"{value:.4g}" + (f" ({interval[0]:.4g}-{interval[1]:.4g})" if interval else "")
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _shorter(value: float) -> str:
+    # All columns must fit the 80 characters of a plain terminal.
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.2g}" if value >= 0.1 else f"{round(value, 3):g}"
 
 
 def _remarks(result: dict[str, Any]) -> Iterator[str]:
@@ -108,9 +121,10 @@ def _remarks(result: dict[str, Any]) -> Iterator[str]:
     yield f"warm-up of {plan['warmup_s']:g} s excluded; latency counts from the planned send"
     again = {name: count for name, count in result["tally"].items() if count}
     if again:
-        yield ", ".join(f"{count} {name}" for name, count in again.items())
+        yield ", ".join(f"{count} {_SHOWN.get(name, name)}" for name, count in again.items())
     for mark in result["marks"]:
-        yield f"at {mark['began_s']:.1f} s: {mark['command']} (exit code {mark['exit_code']})"
+        command = " ".join(mark["command"].split())
+        yield f"at {mark['began_s']:.1f} s: {command} (exit code {mark['exit_code']})"
     if plan["verify"]:
         for name, group in result["groups"].items():
             found = [f"{count} {what.replace('_', ' ')}" for what, count in group["faults"].items()]
@@ -148,8 +162,12 @@ def print_point(point: dict[str, Any]) -> None:
     )
 
 
-def print_comparison(rows: Sequence[Row], results: Sequence[dict[str, Any]]) -> None:
+def print_comparison(
+    rows: Sequence[Row], results: Sequence[dict[str, Any]], differing: Sequence[str]
+) -> None:
     """Print two results side by side."""
+    for what in differing:
+        typer.echo(f"not the same load: {what}")
     output.print_table(
         ["", "A", "B", "B/A", ""],
         [[row.name, f"{row.first:.5g}", f"{row.second:.5g}", row.ratio_text, row.verdict]

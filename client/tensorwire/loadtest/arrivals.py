@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tensorwire_protocol.errors import BadParams
 
-from tensorwire.loadtest.units import parse_named, parse_number
+from tensorwire.loadtest.units import parse_count, parse_named, parse_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -115,7 +115,7 @@ def _ramp(rest: str) -> Arrivals:
 
 
 _KINDS: dict[str, Callable[[str], Arrivals]] = {
-    "closed": lambda rest: Closed(users=int(parse_number(rest))),
+    "closed": lambda rest: Closed(users=parse_count(rest)),
     "constant": lambda rest: Steady(rate_per_s=parse_number(rest), cv=0),
     "poisson": lambda rest: Steady(rate_per_s=parse_number(rest), cv=1),
     "bursts": _bursts,
@@ -130,6 +130,6 @@ def parse_arrivals(text: str) -> Arrivals:
         BadParams: it is none of them.
     """
     kind, _, rest = text.partition(":")
-    if kind not in _KINDS:
+    if kind not in _KINDS or not rest:
         raise BadParams(f"{text!r} says no arrivals: write {_HOW}")
     return _KINDS[kind](rest)

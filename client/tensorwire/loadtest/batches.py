@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tensorwire.loadtest.measures import Group, Span
     from tensorwire.loadtest.outcomes import Outcome
     from tensorwire.loadtest.slo import Slo
+    from tensorwire.loadtest.verifying import Faults
 
     Floats = NDArray[np.float64]
     Ints = NDArray[np.int64]
@@ -64,7 +65,11 @@ def count_batch(group: Group, outcomes: Sequence[Outcome], span: Span, slo: Slo)
     _count_in_time(group, span, ended_R, ok_R, tokens_in_R, pieces)
     measured_R = span.are_measured(planned_R)
     _count_requests(group, outcomes, slo, measured_R, tokens_in_R, pieces)
-    _count_faults(group, outcomes)
+    # A wrong answer is one whenever it came: the warm-up is not spared.
+    group.counts["without_end"] += sum([not outcome.has_end for outcome in outcomes])
+    for outcome in outcomes:
+        if outcome.faults is not NO_FAULTS:
+            count_faults(group, outcome.faults)
 
     chosen_R = measured_R & ok_R
     if not chosen_R.any():
@@ -130,14 +135,12 @@ def _count_requests(
     )
 
 
-def _count_faults(group: Group, outcomes: Sequence[Outcome]) -> None:
-    # A wrong answer is one whenever it came: the warm-up is not spared.
-    group.counts["without_end"] += sum([not outcome.has_end for outcome in outcomes])
-    for outcome in outcomes:
-        if outcome.faults is not NO_FAULTS and outcome.faults.total:
-            group.counts["wrong_streams"] += 1
-            for name in FAULTS:
-                group.counts[name] += getattr(outcome.faults, name)
+def count_faults(group: Group, faults: Faults) -> None:
+    """Count what is wrong with one stream."""
+    if faults.total:
+        group.counts["wrong_streams"] += 1
+        for name in FAULTS:
+            group.counts[name] += getattr(faults, name)
 
 
 def _measure_streams(group: Group, pieces: _Pieces, planned_R: Floats, window_R: Ints) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _METRICS = ("ttft", "itl", "e2e")
 _RATES = ("requests_per_s", "goodput_per_s", "tokens_out_per_s")
 _FORMAT = 1
+_PLACES = ("address", "log")  # of a plan: they say where, not what
 # Two counts of arrivals differ by chance by about the root of their sum; twice that is rare.
 _SIGMAS = 2.0
 
@@ -66,9 +67,13 @@ def read_result(path: str) -> dict[str, Any]:
         result = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise BadParams(f"cannot read {path}: {error}") from error
-    if not isinstance(result, dict) or result.get("format") != _FORMAT:
-        raise BadParams(f"{path} is no result of `tensorwire bench` (format {_FORMAT})")
-    return result
+    if (
+        isinstance(result, dict)
+        and result.get("format") == _FORMAT
+        and {"groups", "plan"} <= result.keys()
+    ):
+        return result
+    raise BadParams(f"{path} is no result of `tensorwire bench` (format {_FORMAT})")
 
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Row]:
@@ -78,6 +83,17 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Row]:
         if name in second["groups"]:
             rows += _compare_groups(name, first["groups"][name], second["groups"][name])
     return rows
+
+
+def differing_plans(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Return in words what the two runs were asked to do differently."""
+    plans = first["plan"], second["plan"]
+    names = [name for name in plans[0] if name not in _PLACES]
+    return [
+        f"{name}: {plans[0][name]} in A, {plans[1].get(name)} in B"
+        for name in names
+        if plans[0][name] != plans[1].get(name)
+    ]
 
 
 def _compare_groups(

@@ -45,7 +45,7 @@ async def drive_open(
 
     Args:
         offsets: planned times in seconds after `start`, rising.
-        perform: sends a request and waits for its end; it must not raise.
+        perform: sends a request and waits for its end; whatever it raises ends the run.
         start: on `clock`.
         clock: monotonic seconds.
         sleep: waits so many seconds of that clock.
@@ -58,6 +58,13 @@ async def drive_open(
         How many were cancelled in the end.
     """
     is_open: set[asyncio.Task[None]] = set()
+    failed: list[asyncio.Task[None]] = []
+
+    def on_done(task: asyncio.Task[None]) -> None:
+        is_open.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            failed.append(task)
+
     num_at_once = 0
     for index, offset in itertools.islice(enumerate(offsets), share.number, None, share.of):
         planned = start + offset
@@ -73,8 +80,10 @@ async def drive_open(
             continue
         task = asyncio.ensure_future(perform(index, planned))
         is_open.add(task)
-        task.add_done_callback(is_open.discard)
-    return await _drain(is_open, drain_s)
+        task.add_done_callback(on_done)
+        if failed:
+            break
+    return await _drain(is_open.union(failed), drain_s)
 
 
 async def drive_closed(
@@ -102,15 +111,22 @@ async def drive_closed(
     mine = range(share.number, users, share.of)
     tasks = {asyncio.ensure_future(use()) for _ in mine}
     if tasks:
-        await asyncio.wait(tasks, timeout=max(until - clock(), 0))
+        timeout_s = max(until - clock(), 0)
+        await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
     return await _drain(tasks, drain_s)
 
 
 async def _drain(tasks: set[asyncio.Task[None]], drain_s: float) -> int:
+    """Wait for what is open, then cancel it; raise what any of it raised: a fault of ours."""
     if not tasks:
         return 0
-    _, late = await asyncio.wait(tuple(tasks), timeout=drain_s)
+    done, late = await asyncio.wait(
+        tuple(tasks), timeout=drain_s, return_when=asyncio.FIRST_EXCEPTION
+    )
+    broken = any(task.exception() is not None for task in done if not task.cancelled())
     for task in late:
         task.cancel()
     await asyncio.gather(*late, return_exceptions=True)
+    if broken:
+        await asyncio.gather(*done)
     return len(late)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tensorwire_protocol.errors import BadParams
 
-from tensorwire.loadtest.units import parse_named, parse_number
+from tensorwire.loadtest.units import parse_count, parse_named, parse_number
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,7 +65,7 @@ def parse_lengths(text: str) -> Lengths:
         if "median" not in named:
             raise BadParams(f"{text!r} has no median=…")
         median = parse_number(named["median"])
-        most = int(parse_number(named["max"])) if "max" in named else int(16 * median)
+        most = parse_count(named["max"]) if "max" in named else int(16 * median)
         return LogNormal(median=median, sigma=parse_number(named.get("sigma", "1")), most=most)
     low, _, high = text.partition("-")
-    return Uniform(low=int(parse_number(low)), high=int(parse_number(high or low)))
+    return Uniform(low=parse_count(low), high=parse_count(high or low))

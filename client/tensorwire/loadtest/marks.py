@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tensorwire_protocol.errors import BadParams
+
 from tensorwire.loadtest.units import parse_seconds
 
 if TYPE_CHECKING:
@@ -40,14 +42,27 @@ class MarkDone:
         }
 
 
-def parse_marks(pairs: Sequence[tuple[str, str]]) -> tuple[Mark, ...]:
+def parse_marks(texts: Sequence[str], before_s: float) -> tuple[Mark, ...]:
     """Return the marks of `--at 30s 'CMD'`, the earliest first.
 
+    Args:
+        texts: each with the time, a space, and the command.
+        before_s: the end of the run.
+
     Raises:
-        BadParams: a time is none.
+        BadParams: a time is none, or too late, or there is no command.
     """
-    marks = [Mark(at_s=parse_seconds(at), command=command) for at, command in pairs]
-    return tuple(sorted(marks, key=lambda mark: mark.at_s))
+    return tuple(sorted((_mark(text, before_s) for text in texts), key=lambda mark: mark.at_s))
+
+
+def _mark(text: str, before_s: float) -> Mark:
+    time_text, _, command = text.partition(" ")
+    if not command or command.startswith("--"):
+        raise BadParams(f"a time and a command are needed, as in 30s 'CMD', not {text!r}")
+    at_s = parse_seconds(time_text)
+    if at_s >= before_s:
+        raise BadParams(f"{time_text} is not before the end of the run, at {before_s:g} s")
+    return Mark(at_s=at_s, command=command)
 
 
 async def run_marks(marks: Sequence[Mark], start: float, done: list[MarkDone]) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tensorwire.loadtest.batches import count_batch
+from tensorwire.loadtest.batches import count_batch, count_faults
 from tensorwire.loadtest.histograms import Histogram, merged
 from tensorwire.loadtest.slo import Slo
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tensorwire.loadtest.outcomes import Outcome
+    from tensorwire.loadtest.verifying import Faults
 
 NUM_WINDOWS = 10
 # So much is counted at once, in pieces of streams: the loop stands still for under a millisecond.
@@ -142,6 +143,10 @@ class Measures:
         """Note a request that was due and was not sent, because too many were open."""
         if self.span.is_measured(moment):
             self._groups[group].counts.update(("planned", "unsent"))
+
+    def take_faults(self, group: str, faults: Faults) -> None:
+        """Count what was found wrong with one stream, once it was measured."""
+        count_faults(self._groups[group], faults)
 
     def add(self, other: Measures) -> None:
         """Add what another process measured."""

@@ -18,9 +18,10 @@ from tensorwire.loadtest.outcomes import CANCELLED
 from tensorwire.loadtest.workloads import STREAMED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from tensorwire.loadtest.outcomes import Outcome
+    from tensorwire.loadtest.verifying import Faults
     from tensorwire.loadtest.workloads import Ask
 
 _DONE = b"[DONE]"
@@ -40,6 +41,10 @@ class OpenAiTarget:
         """Make the first connections."""
         opening = (HttpConnection.open(self._base, self._token) for _ in range(self._num_first))
         self._idle += await asyncio.gather(*opening)
+
+    async def recheck(self) -> Sequence[tuple[str, Faults]]:
+        """Return nothing: there is no reference."""
+        return ()
 
     async def close(self) -> None:
         """End the connections."""
@@ -110,22 +115,25 @@ async def _read_stream(connection: HttpConnection, outcome: Outcome) -> None:
             continue
         chunk = json.loads(data)
         _note_usage(outcome, chunk.get("usage"))
-        choices = chunk.get("choices") or ()
-        if choices and _text_of(choices[0]):
+        choice = (chunk.get("choices") or [{}])[0]
+        # `transformers serve` says the reason and closes the stream without [DONE].
+        outcome.has_end = outcome.has_end or bool(choice.get("finish_reason"))
+        if _text_of(choice):
             times.append(now)
             counts.append(1)
             if ask.cancel_after is not None and len(times) >= ask.cancel_after:
                 outcome.status, outcome.has_end = CANCELLED, True
                 return
     if not outcome.has_end:
-        _note_error(outcome, "CONNECTION_LOST", "the stream stopped without [DONE]")
+        _note_error(outcome, "CONNECTION_LOST", "the stream stopped without a reason or [DONE]")
 
 
 def _text_of(choice: Mapping[str, Any]) -> str | None:
-    if "delta" in choice:
-        text: str | None = choice["delta"].get("content")
-        return text
-    return choice.get("text")
+    if "delta" not in choice:
+        return choice.get("text")
+    delta = choice["delta"]  # what a model thinks has taken time, too
+    text: str | None = delta.get("content") or delta.get("reasoning_content")
+    return text or delta.get("reasoning")
 
 
 def _note_usage(outcome: Outcome, usage: Mapping[str, int] | None) -> None:

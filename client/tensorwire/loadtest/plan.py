@@ -11,7 +11,7 @@ from tensorwire_protocol.errors import BadParams
 from tensorwire.loadtest.arrivals import Arrivals, Steady, parse_arrivals
 from tensorwire.loadtest.lengths import Uniform, parse_lengths
 from tensorwire.loadtest.slo import Slo, parse_slo
-from tensorwire.loadtest.units import parse_named, parse_number, parse_seconds, parse_share
+from tensorwire.loadtest.units import naming, parse_count, parse_named, parse_seconds, parse_share
 from tensorwire.loadtest.workloads import (
     BYSTANDER,
     STREAMED,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 KINDS = ("tensorwire", "openai")
 MAX_PROCESSES = 64
+MAX_SEED = 2**62  # the server's bound leaves as much again for the requests' own seeds
 _OPENAI_TASKS = (*STREAMED, "embed")
 
 
@@ -68,6 +69,10 @@ class Plan:
             raise BadParams("connections and attempts must be at least 1")
         if not self.duration_s > 0 or not self.warmup_s >= 0:
             raise BadParams("a run needs a duration above 0 and a warm-up of at least 0 seconds")
+        if not self.timeout_s > 0:
+            raise BadParams("a request needs a timeout above 0 seconds")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise BadParams(f"a seed is a whole number from 0 to {MAX_SEED}, not {self.seed}")
 
     def check(self) -> None:
         """Parse everything once.
@@ -77,6 +82,7 @@ class Plan:
         """
         self.parsed_arrivals()
         self.parsed_slo()
+        self.bystander()
         spec = self.workload()
         if self.kind == "openai":
             tasks = {task.task for task in spec.tasks}
@@ -87,60 +93,81 @@ class Plan:
 
     def parsed_arrivals(self) -> Arrivals:
         """Return when requests are sent."""
-        return parse_arrivals(self.arrivals)
+        with naming("--arrivals"):
+            return parse_arrivals(self.arrivals)
 
     def parsed_slo(self) -> Slo:
         """Return what a run must keep."""
-        return parse_slo(self.slo)
+        with naming("--slo"):
+            return parse_slo(self.slo)
 
     def workload(self) -> WorkloadSpec:
         """Return what is asked."""
-        prompts: tuple[str, ...] = ()
-        if self.prompts is not None:
-            try:
-                prompts = read_prompts(Path(self.prompts).read_text().splitlines())
-            except (OSError, UnicodeDecodeError) as error:
-                raise BadParams(f"cannot read the prompts in {self.prompts}: {error}") from error
+        with naming("--prompt"):
+            prompt_chars = parse_lengths(self.prompt_chars)
+        with naming("--output"):
+            output_tokens = parse_lengths(self.output_tokens)
         return WorkloadSpec(
-            tasks=tuple(map(parse_task, self.tasks)),
-            prompt_chars=parse_lengths(self.prompt_chars),
-            output_tokens=parse_lengths(self.output_tokens),
+            tasks=self._parsed_tasks(),
+            prompt_chars=prompt_chars,
+            output_tokens=output_tokens,
             prefixes=self._prefixes(),
-            prompts=prompts,
+            prompts=self._read_prompts(),
             trouble=self.trouble(),
             timeout_s=self.timeout_s,
             seed=self.seed,
         )
 
+    def _parsed_tasks(self) -> tuple[Task, ...]:
+        with naming("--task"):
+            return tuple(map(parse_task, self.tasks))
+
+    def _read_prompts(self) -> tuple[str, ...]:
+        if self.prompts is None:
+            return ()
+        try:
+            return read_prompts(Path(self.prompts).read_text().splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadParams(f"cannot read the prompts in {self.prompts}: {error}") from error
+
     def _prefixes(self) -> Prefixes:
-        named = parse_named(self.prefix, ("share", "chars", "families"))
-        return Prefixes(
-            share=parse_share(named.get("share", "0")),
-            chars=int(parse_number(named.get("chars", "0"))),
-            families=int(parse_number(named.get("families", "1"))),
-        )
+        with naming("--prefix"):
+            named = _shared(self.prefix, ("chars", "families"))
+            return Prefixes(
+                share=_share(named),
+                chars=parse_count(named.get("chars", "0")),
+                families=parse_count(named.get("families", "1")),
+            )
 
     def trouble(self) -> Trouble:
         """Return what goes wrong on purpose."""
-        cancel = parse_named(self.cancel, ("share", "after"))
-        slow = parse_named(self.slow, ("share", "for"))
-        cut = parse_named(self.cut, ("share",))
-        deadline = parse_named(self.deadline, ("share", "of"))
+        with naming("--cancel"):
+            cancel = _shared(self.cancel, ("after",))
+            cancel_share = _share(cancel)
+            cancel_after = parse_count(cancel.get("after", "1"), least=1)
+        with naming("--slow"):
+            slow = _shared(self.slow, ("for",))
+            slow_share, slow_s = _share(slow), parse_seconds(slow.get("for", "1s"))
+        with naming("--cut"):
+            cut_share = _share(_shared(self.cut, ()))
+        with naming("--deadline"):
+            deadline = _shared(self.deadline, ("of",))
+            deadline_share, deadline_s = _share(deadline), parse_seconds(deadline.get("of", "1s"))
         return Trouble(
-            cancel_share=parse_share(cancel.get("share", "0")),
-            cancel_after=int(parse_number(cancel.get("after", "1"))),
-            slow_share=parse_share(slow.get("share", "0")),
-            slow_s=parse_seconds(slow.get("for", "1s")),
-            cut_share=parse_share(cut.get("share", "0")),
-            deadline_share=parse_share(deadline.get("share", "0")),
-            deadline_s=parse_seconds(deadline.get("of", "1s")),
+            cancel_share=cancel_share,
+            cancel_after=cancel_after,
+            slow_share=slow_share,
+            slow_s=slow_s,
+            cut_share=cut_share,
+            deadline_share=deadline_share,
+            deadline_s=deadline_s,
         )
 
     def bystander(self) -> tuple[Steady, WorkloadSpec] | None:
         """Return what somebody asks who only wants little, now and then."""
         if not self.bystander_per_s:
             return None
-        first = parse_task(self.tasks[0])
+        first = self._parsed_tasks()[0]
         spec = WorkloadSpec(
             tasks=(Task(task=first.task, model=first.model, shape=first.shape),),
             prompt_chars=Uniform(low=8, high=8),
@@ -171,3 +198,15 @@ class Plan:
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
         """Return the plan of `to_json`."""
         return cls(**{**data, "tasks": tuple(data["tasks"])})
+
+
+def _shared(text: str, others: tuple[str, ...]) -> dict[str, str]:
+    """Return what `share=10%,after=5` says; nothing at all may be said, but not without a share."""
+    named = parse_named(text, ("share", *others))
+    if named and "share" not in named:
+        raise BadParams(f"{text!r} has no share=…")
+    return named
+
+
+def _share(named: Mapping[str, str]) -> float:
+    return parse_share(named.get("share", "0"))

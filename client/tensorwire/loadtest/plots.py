@@ -16,7 +16,8 @@ _PLOT_WIDTH, _PLOT_HEIGHT = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 # Okabe and Ito's, which colour-blind people tell apart; the dashes are for paper.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 _DASHES = ("", "6 3", "2 3", "8 3 2 3")
-_MAX_POINTS = 600  # of a line: more would not be seen
+_MAX_POINTS = 1200  # of a line: more would not be seen
+_LEGEND_ROW, _LEGEND_CHAR, _LEGEND_KEY = 16, 6.5, 44
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +78,7 @@ def plot(
     y: Axis,
     *,
     marks: Sequence[tuple[float, str]] = (),
-    shaded_to: float | None = None,
+    shaded: Sequence[tuple[float, float]] = (),
 ) -> str:
     """Return an SVG element of class `plot`.
 
@@ -86,23 +87,24 @@ def plot(
         series: lines, each with a colour of its own.
         x, y: the axes.
         marks: vertical lines with a text, at places on `x`.
-        shaded_to: what lies before this place on `x` is shaded.
+        shaded: what lies between these places on `x` is shaded.
     """
+    legend, above = _legend(series)
     parts = [
         f'<svg class="plot" role="img" aria-label="{escape(name)}" '
-        f'viewBox="0 0 {_WIDTH} {_HEIGHT}">'
+        f'viewBox="0 {-above} {_WIDTH} {_HEIGHT + above}">'
     ]
-    if shaded_to:
-        width = x.at(shaded_to) * _PLOT_WIDTH
+    for first, last in shaded:
+        left = _LEFT + x.at(first) * _PLOT_WIDTH
+        width = (x.at(last) - x.at(first)) * _PLOT_WIDTH
         parts.append(
-            f'<rect class="shade" x="{_LEFT}" y="{_TOP}" width="{width:.1f}" '
+            f'<rect class="shade" x="{left:.1f}" y="{_TOP}" width="{width:.1f}" '
             f'height="{_PLOT_HEIGHT}"/>'
         )
     parts += _grid(x, y)
     parts += [_line(i, one, x, y) for i, one in enumerate(series) if one.points]
     parts += [_mark(i, place, text, x) for i, (place, text) in enumerate(marks)]
-    parts += _legend(series)
-    return "".join([*parts, "</svg>"])
+    return "".join([*parts, *legend, "</svg>"])
 
 
 def _grid(x: Axis, y: Axis) -> Iterable[str]:
@@ -147,15 +149,29 @@ def _mark(number: int, place: float, text: str, x: Axis) -> str:
     return f'<path class="mark" d="M{at:.1f} {_TOP}v{_PLOT_HEIGHT}"/>' + _text(at + 4, height, text)
 
 
-def _legend(series: Sequence[Series]) -> Iterable[str]:
+def _legend(series: Sequence[Series]) -> tuple[list[str], int]:
+    """Return the legend, and how much room it takes above the plot: no line is behind it."""
     if len(series) < 2:
-        return
+        return [], 0
+    parts: list[str] = []
+    place, row = float(_LEFT), 0
     for i, one in enumerate(series):
-        height = _TOP + 14 + 15 * i
-        right = _LEFT + _PLOT_WIDTH - 8
-        colour = COLOURS[i % len(COLOURS)]
-        yield f'<path class="key" stroke="{colour}" d="M{right - 18} {height - 4}h18"/>'
-        yield _text(right - 24, height, one.label, "end")
+        width = _LEGEND_KEY + _LEGEND_CHAR * len(one.label)
+        if place > _LEFT and place + width > _WIDTH:
+            place, row = float(_LEFT), row + 1
+        height = _LEGEND_ROW * row
+        parts.append(_key(i, place, height - 4) + _text(place + 24, height, one.label))
+        place += width
+    above = _LEGEND_ROW * (row + 1)
+    return [f'<g transform="translate(0 {_LEGEND_ROW - above - 4})">', *parts, "</g>"], above
+
+
+def _key(number: int, place: float, height: float) -> str:
+    return (
+        f'<path class="key" stroke="{COLOURS[number % len(COLOURS)]}" '
+        f'stroke-dasharray="{_DASHES[number // len(COLOURS) % len(_DASHES)]}" '
+        f'd="M{place:.1f} {height}h18"/>'
+    )
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start") -> str:

@@ -20,6 +20,7 @@ _METRICS = (
 )
 _PERCENTILES = ("p50", "p90", "p99", "p99.9")
 _MAX_MARK_CHARS = 40
+_ALONE = "this run"
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
   color: #222; background: #fff; }
@@ -43,9 +44,9 @@ def render(results: Sequence[Result]) -> str:
         "<h1>Load test</h1>",
         *_verdicts(names, results),
         _summary(names, results),
+        *_sweeps(names, results),
         *_distributions(names, results),
         *(_timeline(name, result) for name, result in zip(names, results, strict=True)),
-        *_sweeps(names, results),
         *(_facts(name, result) for name, result in zip(names, results, strict=True)),
     ]
     # The policy makes the browser refuse whatever would leave the page.
@@ -59,7 +60,7 @@ def render(results: Sequence[Result]) -> str:
 
 def _names(results: Sequence[Result]) -> list[str]:
     if len(results) == 1:
-        return ["this run"]
+        return [_ALONE]
     return [chr(ord("A") + i) for i in range(len(results))]
 
 
@@ -133,11 +134,26 @@ def _curves(
 ) -> Iterator[tuple[str, list[tuple[float, float]]]]:
     for group, measured in result["groups"].items():
         if metric in measured["metrics"]:
-            shares = Histogram(measured["metrics"][metric]["hdr"]).cumulative()
-            # A step of the curve: so many are quicker than this one, and this one takes so long.
-            below = [0.0, *(share for _, share in shares[:-1])]
-            points = [(1 / (1 - b), s * 1000) for b, (s, _) in zip(below, shares, strict=True)]
-            yield f"{name}, {group}", points
+            yield _label(name, group), _steps(Histogram(measured["metrics"][metric]["hdr"]))
+
+
+def _label(name: str, group: str) -> str:
+    return group if name == _ALONE else f"{name}, {group}"
+
+
+def _steps(histogram: Histogram) -> list[tuple[float, float]]:
+    """Return a curve that is at a duration from the share below it to the share up to it.
+
+    The slowest of n values stands at 1 - 1/n: what is beyond, they cannot say.
+    """
+    last = float(histogram.count)
+    points: list[tuple[float, float]] = []
+    below = 0.0
+    for seconds, share in histogram.cumulative():
+        up_to = min(1 / (1 - share), last) if share < 1 else last
+        points += (1 / (1 - below), seconds * 1000), (max(up_to, 1 / (1 - below)), seconds * 1000)
+        below = share
+    return points
 
 
 def _timeline(name: str, result: Result) -> str:
@@ -146,7 +162,9 @@ def _timeline(name: str, result: Result) -> str:
         (mark["began_s"], mark["command"][:_MAX_MARK_CHARS]) for mark in result.get("marks", ())
     ]
     last = max([0, *(int(s) for g in result["groups"].values() for s in g["seconds"]["ended"])])
-    x = linear_axis("seconds since the start (shaded: warm-up)", [last + 1])
+    end_s = plan["warmup_s"] + plan["duration_s"]
+    x = linear_axis("seconds since the start (shaded: not measured)", [last + 1])
+    shaded = [(0.0, plan["warmup_s"]), (end_s, x.high)]
 
     def over_time(what: str, group: Mapping[str, Any]) -> list[tuple[float, float]]:
         counts = group["seconds"].get(what, {})
@@ -156,6 +174,7 @@ def _timeline(name: str, result: Result) -> str:
         Series(label=f"{group} {what}", points=over_time(what, measured))
         for group, measured in result["groups"].items()
         for what in ("ended", "failed")
+        if what == "ended" or measured["seconds"].get(what) or group == "load"
     ]
     parts = [f"<h2>Timeline of {escape(name)}</h2>"]
     tokens = [
@@ -166,7 +185,7 @@ def _timeline(name: str, result: Result) -> str:
     for title, series in (("requests/s", requests), ("tokens/s", tokens)):
         if series:
             y = linear_axis(title, [y for one in series for _, y in one.points])
-            shown = plot(title, series, x, y, marks=marks, shaded_to=plan["warmup_s"])
+            shown = plot(title, series, x, y, marks=marks, shaded=shaded)
             parts.append(shown)
     return "".join(parts)
 

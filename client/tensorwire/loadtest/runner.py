@@ -56,12 +56,18 @@ class Runner:
             drives.append(self._drive_bystander())
         unfinished = sum(await asyncio.gather(*drives))
         await watching
+        rechecked = await self._target.recheck()
+        for group, faults in rechecked:
+            self.measures.take_faults(group, faults)
         if self._log is not None:
             self._log.close()
         return {
             "groups": self.measures.to_json(),
             "own": self.own.to_json(),
-            "tally": dict(Counter(self._target.tally()) + Counter(unfinished=unfinished)),
+            "tally": dict(
+                Counter(self._target.tally())
+                + Counter(unfinished=unfinished, rechecked=len(rechecked))
+            ),
         }
 
     async def _drive_load(self) -> int:

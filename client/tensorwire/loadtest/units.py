@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from tensorwire_protocol.errors import BadParams
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "": 1.0}
 _DURATION = re.compile(r"([0-9]*\.?[0-9]+)(us|ms|s|m|)")
@@ -53,6 +58,27 @@ def parse_number(text: str) -> float:
     if not (math.isfinite(number) and number >= 0):
         raise BadParams(f"{text!r} is not a number of at least 0")
     return number
+
+
+def parse_count(text: str, *, least: int = 0) -> int:
+    """Return a whole number of at least `least`.
+
+    Raises:
+        BadParams: it is none.
+    """
+    number = text.strip()
+    if not (number.isascii() and number.isdigit() and int(number) >= least):
+        raise BadParams(f"{text!r} is not a whole number of at least {least}")
+    return int(number)
+
+
+@contextmanager
+def naming(option: str) -> Iterator[None]:
+    """Say in what is wrong which option it was."""
+    try:
+        yield
+    except BadParams as error:
+        raise BadParams(f"{option}: {error.message}") from error
 
 
 def parse_named(text: str, known: tuple[str, ...]) -> dict[str, str]:

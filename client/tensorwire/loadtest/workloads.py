@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ import numpy as np
 from tensorwire_protocol.errors import BadParams
 
 from tensorwire.loadtest.lengths import Lengths, Uniform
-from tensorwire.loadtest.units import parse_number
+from tensorwire.loadtest.units import parse_count, parse_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,6 +26,11 @@ _BLOCK = 1024  # requests drawn together
 _POOL_CHARS = 1 << 16
 _PROMPT_CHARS = Uniform(low=64, high=64)
 _OUTPUT_TOKENS = Uniform(low=32, high=32)
+_TASK = re.compile(
+    r"(?P<task>[^:]+):(?P<model>[^\[\]*]+)(\[(?P<dims>[0-9x]+)\])?(\*(?P<weight>.+))?"
+)
+_HOW = "task of a model: write generate:MODEL, embed:MODEL*2 or infer:MODEL[64x64]"
+_MAX_ARRAY_BYTES = 1 << 30
 _LETTERS = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz ", np.uint8)
 
 
@@ -59,6 +66,8 @@ class Task:
             raise BadParams(f"{self.task!r} is no task: it must be one of {', '.join(TASKS)}")
         if not self.weight > 0:
             raise BadParams(f"the weight of {self.task} must be above 0, not {self.weight:g}")
+        if (size := 4 * math.prod(self.shape)) > _MAX_ARRAY_BYTES:
+            raise BadParams(f"an array of {size} bytes is too large: at most {_MAX_ARRAY_BYTES}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +77,10 @@ class Prefixes:
     share: float = 0.0
     chars: int = 0
     families: int = 1
+
+    def __post_init__(self) -> None:
+        if self.share and not (self.chars and self.families):
+            raise BadParams("a share of prefixes needs chars=… and families=… of at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +98,8 @@ class Trouble:
     def __post_init__(self) -> None:
         if self.total > 1:
             raise BadParams(f"the shares of trouble are {self.total:.0%} together, at most 100%")
+        if not self.deadline_s > 0:
+            raise BadParams("--deadline: a deadline must be above 0 seconds")
 
     @property
     def total(self) -> float:
@@ -227,15 +242,14 @@ def parse_task(text: str) -> Task:
     Raises:
         BadParams: it is no task.
     """
-    what, _, weight = text.partition("*")
-    task, _, model = what.partition(":")
-    model, _, dims = model.partition("[")
-    if not model:
-        raise BadParams(f"{text!r} names no model: write generate:MODEL or embed:MODEL*2")
+    found = _TASK.fullmatch(text)
+    if found is None:
+        raise BadParams(f"{text!r} is no {_HOW}")
     options: dict[str, Any] = {}
-    if dims:
-        options["shape"] = tuple(int(parse_number(dim)) for dim in dims.rstrip("]").split("x"))
-    return Task(task=task, model=model, weight=parse_number(weight or "1"), **options)
+    if found["dims"] is not None:
+        options["shape"] = tuple(map(parse_count, found["dims"].split("x")))
+    weight = parse_number(found["weight"] or "1")
+    return Task(task=found["task"], model=found["model"], weight=weight, **options)
 
 
 def read_prompts(lines: Iterable[str]) -> tuple[str, ...]:

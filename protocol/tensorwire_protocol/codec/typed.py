@@ -19,8 +19,9 @@ from msgspec.msgpack import Decoder, Encoder, Ext
 
 from tensorwire_protocol.codec.checks import U32_MAX, plain_map
 from tensorwire_protocol.codec.choice import Codec
-from tensorwire_protocol.codec.decode import FINISH, columns, decode, unpack, unpacked_ids
+from tensorwire_protocol.codec.decode import FINISH, columns, decode, unpacked_ids
 from tensorwire_protocol.codec.encode import encode
+from tensorwire_protocol.codec.unpack import unpack
 from tensorwire_protocol.errors import BadMeta, BadTensor
 from tensorwire_protocol.frames import HEADER, build_segmented_frame
 from tensorwire_protocol.limits import WORKER_LINK

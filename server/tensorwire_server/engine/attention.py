@@ -1,8 +1,14 @@
 """Attention over the slot cache, called by transformers' own modules on one ragged row.
 
-transformers looks an attention function up by name; ours finds the step it serves in the keyword
-argument `step`, which the modules hand down untouched. A name without a mask function makes
-transformers build no mask.
+transformers looks an attention function up by name; ours finds the step it serves in a context
+variable, because some modules (StableLM's) do not hand their arguments down. A name without a mask
+function makes transformers build no mask: what a token may see follows from the step and from the
+layer's window.
+
+A step (`StepLayout`) cuts the ragged row into shares, one for each arena of the cache; a share is
+its decodes, which are one call, and its prompt chunks, one call each. What of the cache a call
+reads, and what each query may not see of that, is a `Span`: one for each window among the layers,
+worked out when the first such layer asks.
 
 Dimensions: T tokens of the step, N query heads, H key heads, G = N / H, B slots of one call,
 P positions, D head size.
@@ -10,20 +16,26 @@ P positions, D head size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
+from tensorwire_server.engine.weighing import Terms, collect
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from tensorwire_server.engine.kv_cache import SlotCache
     from tensorwire_server.scheduling.work import Row
 
 ATTENTION_NAME = "tensorwire"
+# A decode of its own costs about as much as this many positions of a slot too many.
+_LONE_CALL_POSITIONS = 256
 
 
 class AttentionStep(Protocol):
@@ -38,7 +50,29 @@ class AttentionStep(Protocol):
         scale: float,
         extra: dict[str, Any],
     ) -> torch.Tensor:
-        """Return (T, N, D): what each token of the ragged row collects from its own sequence."""
+        """Return (T, N, D): what each token of the ragged row collects from its own sequence.
+
+        Args:
+            layer: index of the layer.
+            q_NTD: queries.
+            k_HTD: keys; query head n reads key head n // (N / H).
+            v_HTD: values.
+            scale: of the scores.
+            extra: what else the layer asks for; `sliding_window`, and the fields of `Terms`.
+        """
+
+
+_STEP: ContextVar[AttentionStep] = ContextVar("step")
+
+
+@contextmanager
+def serving(step: AttentionStep) -> Iterator[None]:
+    """Have the attention calls of the forward pass inside answered by this step."""
+    token = _STEP.set(step)
+    try:
+        yield
+    finally:
+        _STEP.reset(token)
 
 
 def step_attention(
@@ -49,18 +83,28 @@ def step_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    *,
-    step: AttentionStep,
     **extra: Any,
 ) -> tuple[torch.Tensor, None]:
     """The function transformers calls; (1, heads, T, D) each, (1, T, N, D) back."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: Any = module.layer_idx
     extra["attention_mask"] = attention_mask
-    return step.attend(layer, query[0], key[0], value[0], scale, extra).unsqueeze(0), None
+    out_TND = _STEP.get().attend(layer, query[0], key[0], value[0], scale, extra)
+    return out_TND.contiguous()[None], None  # some modules take a view of it
 
 
 AttentionInterface.register(ATTENTION_NAME, step_attention)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """The positions a call reads."""
+
+    low: int
+    high: int
+    # Added to the scores, -inf hides: (B, 1, 1, P) of decodes, (T, P) of a chunk.
+    # None: decodes see all of the span, a chunk sees it causally from position 0.
+    mask: torch.Tensor | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +116,6 @@ class PromptChunk:
     slot: int
     start: int  # positions already in the cache
     end: int
-    mask: torch.Tensor | None  # (tokens, end); None: plain causal from position 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,15 +127,17 @@ class ArenaShare:
     last: int
     # (T x H) rows of the arena's (S x H x P, D) view that this step's keys and values go to.
     write_index: torch.Tensor
-    num_decodes: int  # the first tokens of the share
+    lengths: tuple[int, ...]  # of the decodes, which are the share's first tokens
+    slots: tuple[int, ...]  # of the decodes
     num_slots: int  # slots 0 .. num_slots - 1 cover all decodes
-    num_positions: int  # the longest decode's length
     # Where slots 0 .. num_slots - 1 are not exactly the decodes: which token a slot stands for,
     # and which slot a token reads its answer from.
     token_of_slot: torch.Tensor | None
     slot_of_token: torch.Tensor | None
-    mask: torch.Tensor | None  # (B, 1, 1, P); None: all of one length
     chunks: tuple[PromptChunk, ...]
+    # By window. The decodes' is None where each of them is better off with a call of its own.
+    decode_spans: dict[int | None, Span | None] = field(default_factory=dict)
+    chunk_spans: dict[tuple[int, int | None, bool], Span] = field(default_factory=dict)
 
 
 class StepLayout:
@@ -110,6 +155,9 @@ class StepLayout:
 
         self.rows = sorted(rows, key=order)
         self._cache = cache
+        geometry = cache.geometry
+        self._place_shape = geometry.num_heads, geometry.head_size, geometry.head_size
+        self._longest = max((row.start + len(row.token_ids) for row in rows), default=0)
         self._shares: list[ArenaShare] = []
         first = 0
         for index in range(len(cache.arenas)):
@@ -131,7 +179,14 @@ class StepLayout:
         extra: dict[str, Any],
     ) -> torch.Tensor:
         """Write this step's keys and values, then answer each token; see `AttentionStep`."""
-        num_heads = k_HTD.shape[0]
+        (num_heads, _, key_size), value_size = k_HTD.shape, v_HTD.shape[2]
+        terms = Terms.of_call(scale, num_heads, extra)
+        window: int | None = extra.get("sliding_window")
+        if window is not None and window >= self._longest:
+            window = None
+        is_smaller = (num_heads, key_size, value_size) != self._place_shape
+        if is_smaller:
+            q_NTD, k_HTD, v_HTD = self._widen(q_NTD, k_HTD, v_HTD)
         q_TND = q_NTD.transpose(0, 1)
         q_THGD = q_TND.reshape(len(q_TND), num_heads, -1, q_TND.shape[-1])
         k_THD, v_THD = k_HTD.transpose(0, 1), v_HTD.transpose(0, 1)
@@ -141,13 +196,28 @@ class StepLayout:
             tokens = slice(share.first, share.last)
             _write(k_SHPD, share.write_index, k_THD[tokens])
             _write(v_SHPD, share.write_index, v_THD[tokens])
-            if share.num_decodes:
-                q = q_THGD[share.first : share.first + share.num_decodes]
-                parts.append(_decode(q, k_SHPD, v_SHPD, share, scale))
-            for chunk in share.chunks:
-                parts.append(_read(q_THGD, k_SHPD, v_SHPD, chunk, scale))
+            if is_smaller:
+                k_SHPD, v_SHPD = k_SHPD[:, :num_heads], v_SHPD[:, :num_heads]
+            if share.slots:
+                q = q_THGD[share.first : share.first + len(share.slots)]
+                parts.append(_decode(q, k_SHPD, v_SHPD, share, window, terms))
+            for number in range(len(share.chunks)):
+                parts.append(_read(q_THGD, k_SHPD, v_SHPD, share, number, window, terms))
         out_THGD = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if is_smaller:
+            out_THGD = out_THGD[..., :value_size]
         return out_THGD.flatten(1, 2)
+
+    def _widen(self, *states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Bring a layer that is smaller than the cache's places up to their size, with zeros.
+
+        Queries and keys score the same, and what values collect is cut off again. Heads that the
+        layer lacks are written, but never read.
+        """
+        geometry = self._cache.geometry
+        q, *kv = (F.pad(state, (0, geometry.head_size - state.shape[2])) for state in states)
+        missing = geometry.num_heads - kv[0].shape[0]
+        return q, *(F.pad(state, (0, 0, 0, 0, 0, missing)) for state in kv)
 
 
 def _share(
@@ -161,14 +231,17 @@ def _share(
     last = first
     for row, slot in zip(rows, slots, strict=True):
         num_tokens, base = len(row.token_ids), slot * num_heads * num_positions
-        writes.extend(range(base + row.start, base + row.start + num_tokens))
+        end = row.start + num_tokens
+        writes.extend(range(base + row.start, base + end))
         if num_tokens == 1:
             num_decodes += 1
         else:
-            chunks.append(_chunk(row, slot, last, device))
+            place = slice(last, last + num_tokens)
+            chunks.append(
+                PromptChunk(first=place.start, last=place.stop, slot=slot, start=row.start, end=end)
+            )
         last += num_tokens
-    lengths = [row.start + 1 for row in rows[:num_decodes]]
-    decode_slots = slots[:num_decodes]
+    decode_slots = tuple(slots[:num_decodes])
     num_slots = max(decode_slots, default=-1) + 1
     dense = num_slots == num_decodes
     heads = torch.arange(num_heads, device=device) * num_positions
@@ -178,25 +251,12 @@ def _share(
         first=first,
         last=last,
         write_index=write_index.flatten(),
-        num_decodes=num_decodes,
+        lengths=tuple(row.start + 1 for row in rows[:num_decodes]),
+        slots=decode_slots,
         num_slots=num_slots,
-        num_positions=max(lengths, default=0),
         token_of_slot=None if dense else _token_of_slot(decode_slots, num_slots, device),
         slot_of_token=None if dense else torch.tensor(decode_slots, device=device),
-        mask=_decode_mask(cache, decode_slots, lengths, num_slots),
         chunks=tuple(chunks),
-    )
-
-
-def _chunk(row: Row, slot: int, first: int, device: torch.device) -> PromptChunk:
-    num_tokens = len(row.token_ids)
-    end = row.start + num_tokens
-    mask = None
-    if row.start:
-        seen = torch.ones(num_tokens, end, dtype=torch.bool, device=device)
-        mask = seen.tril(diagonal=row.start)
-    return PromptChunk(
-        first=first, last=first + num_tokens, slot=slot, start=row.start, end=end, mask=mask
     )
 
 
@@ -205,21 +265,6 @@ def _token_of_slot(slots: Sequence[int], num_slots: int, device: torch.device) -
     for token, slot in enumerate(slots):
         tokens[slot] = token
     return torch.tensor(tokens, device=device)
-
-
-def _decode_mask(
-    cache: SlotCache, slots: Sequence[int], lengths: Sequence[int], num_slots: int
-) -> torch.Tensor | None:
-    if not slots or (min(lengths) == max(lengths) and num_slots == len(slots)):
-        return None
-    geometry = cache.geometry
-    visible = [1] * num_slots  # at least one key each: a softmax over nothing is NaN
-    for slot, length in zip(slots, lengths, strict=True):
-        visible[slot] = length
-    positions = torch.arange(max(lengths), device=geometry.device)
-    hidden = positions >= torch.tensor(visible, device=geometry.device)[:, None]
-    mask = torch.zeros(hidden.shape, dtype=geometry.dtype, device=geometry.device)
-    return mask.masked_fill_(hidden, float("-inf"))[:, None, None]
 
 
 def _write(cache_SHPD: torch.Tensor, index: torch.Tensor, new_THD: torch.Tensor) -> None:
@@ -232,33 +277,120 @@ def _decode(
     k_SHPD: torch.Tensor,
     v_SHPD: torch.Tensor,
     share: ArenaShare,
-    scale: float,
+    window: int | None,
+    terms: Terms,
 ) -> torch.Tensor:
     """One call for all decodes: the heads of a group are query rows, keys are never expanded."""
+    if window not in share.decode_spans:
+        share.decode_spans[window] = _decode_span(share, window, q_BHGD)
+    span = share.decode_spans[window]
+    if span is None:
+        return _decode_one_by_one(q_BHGD, k_SHPD, v_SHPD, share, window, terms)
     if share.token_of_slot is not None:
         q_BHGD = q_BHGD[share.token_of_slot]
-    k = k_SHPD[: share.num_slots, :, : share.num_positions]
-    v = v_SHPD[: share.num_slots, :, : share.num_positions]
-    mask = share.mask
-    if mask is not None:
-        mask = mask.expand(*q_BHGD.shape[:3], share.num_positions)
-    out = F.scaled_dot_product_attention(q_BHGD, k, v, attn_mask=mask, scale=scale)
+    k = k_SHPD[: share.num_slots, :, span.low : span.high]
+    v = v_SHPD[: share.num_slots, :, span.low : span.high]
+    bias_HGP = terms.bias_of(span.low, span.high)
+    out = collect(q_BHGD, k, v, terms, mask=span.mask, bias=bias_HGP, sinks=terms.sinks_HG1)
     return out if share.slot_of_token is None else out[share.slot_of_token]
+
+
+def _decode_one_by_one(
+    q_BHGD: torch.Tensor,
+    k_SHPD: torch.Tensor,
+    v_SHPD: torch.Tensor,
+    share: ArenaShare,
+    window: int | None,
+    terms: Terms,
+) -> torch.Tensor:
+    parts = []
+    for token, (slot, high) in enumerate(zip(share.slots, share.lengths, strict=True)):
+        low = _first_visible(high, window)
+        k, v = k_SHPD[slot, None, :, low:high], v_SHPD[slot, None, :, low:high]
+        q, bias_HGP = q_BHGD[token, None], terms.bias_of(low, high)
+        parts.append(collect(q, k, v, terms, mask=None, bias=bias_HGP, sinks=terms.sinks_HG1))
+    return torch.cat(parts)
+
+
+def _first_visible(length: int, window: int | None) -> int:
+    """Return the first position that the last of `length` tokens sees: itself and those before."""
+    return 0 if window is None else max(0, length - window)
+
+
+def _decode_span(share: ArenaShare, window: int | None, like: torch.Tensor) -> Span | None:
+    lengths = share.lengths
+    lows = [_first_visible(length, window) for length in lengths]
+    low, high = min(lows), max(lengths)
+    needed = sum(lengths) - sum(lows)
+    if window is not None:
+        # Sequences of different length have their windows apart; what lies between is nobody's.
+        wasted = share.num_slots * (high - low) - needed
+        if wasted > _LONE_CALL_POSITIONS * len(lengths):
+            return None
+    if needed == share.num_slots * (high - low):
+        return Span(low=low, high=high, mask=None)
+    # A slot that does not decode sees one key all the same: a softmax over nothing is NaN.
+    begins, ends = [low] * share.num_slots, [low + 1] * share.num_slots
+    for slot, begin, end in zip(share.slots, lows, lengths, strict=True):
+        begins[slot], ends[slot] = begin, end
+    positions = torch.arange(low, high, device=like.device)
+    hidden = positions >= torch.tensor(ends, device=like.device)[:, None]
+    if window is not None:
+        hidden |= positions < torch.tensor(begins, device=like.device)[:, None]
+    return Span(low=low, high=high, mask=_additive(hidden, like)[:, None, None])
 
 
 def _read(
     q_THGD: torch.Tensor,
     k_SHPD: torch.Tensor,
     v_SHPD: torch.Tensor,
-    chunk: PromptChunk,
-    scale: float,
+    share: ArenaShare,
+    number: int,
+    window: int | None,
+    terms: Terms,
 ) -> torch.Tensor:
     """One sequence's chunk: its key heads are the batch, the heads of a group share them."""
+    chunk = share.chunks[number]
+    key = number, window, terms.is_plain
+    if key not in share.chunk_spans:
+        share.chunk_spans[key] = _chunk_span(chunk, window, terms, q_THGD)
+    span = share.chunk_spans[key]
     q_HGTD = q_THGD[chunk.first : chunk.last].permute(1, 2, 0, 3)
     num_groups = q_HGTD.shape[1]
-    k = k_SHPD[chunk.slot, :, None, : chunk.end].expand(-1, num_groups, -1, -1)
-    v = v_SHPD[chunk.slot, :, None, : chunk.end].expand(-1, num_groups, -1, -1)
-    out = F.scaled_dot_product_attention(
-        q_HGTD, k, v, attn_mask=chunk.mask, is_causal=chunk.mask is None, scale=scale
-    )
-    return out.permute(2, 0, 1, 3)
+    k = k_SHPD[chunk.slot, :, None, span.low : span.high].expand(-1, num_groups, -1, -1)
+    v = v_SHPD[chunk.slot, :, None, span.low : span.high].expand(-1, num_groups, -1, -1)
+    if terms.is_plain:
+        out = F.scaled_dot_product_attention(
+            q_HGTD, k, v, attn_mask=span.mask, is_causal=span.mask is None, scale=terms.scale
+        )
+        return out.permute(2, 0, 1, 3)
+    assert span.mask is not None
+    bias, sinks = terms.bias_of(span.low, span.high), terms.sinks_HG1
+    bias = None if bias is None else bias[:, :, None]
+    sinks = None if sinks is None else sinks[..., None]
+    step = terms.queries_at_once(q_HGTD, span.high - span.low)
+    parts = []
+    for begin in range(0, q_HGTD.shape[2], step):
+        queries = slice(begin, begin + step)
+        q, mask = q_HGTD[:, :, queries], span.mask[queries]
+        parts.append(collect(q, k, v, terms, mask=mask, bias=bias, sinks=sinks))
+    return torch.cat(parts, dim=2).permute(2, 0, 1, 3)
+
+
+def _chunk_span(chunk: PromptChunk, window: int | None, terms: Terms, like: torch.Tensor) -> Span:
+    if window is not None and chunk.end <= window:
+        window = None
+    low = _first_visible(chunk.start + 1, window)
+    if window is None and chunk.start == 0 and terms.is_plain:
+        return Span(low=0, high=chunk.end, mask=None)
+    positions = torch.arange(low, chunk.end, device=like.device)
+    own = positions[chunk.start - low :, None]
+    hidden = positions > own
+    if window is not None:
+        hidden |= positions <= own - window
+    return Span(low=low, high=chunk.end, mask=_additive(hidden, like))
+
+
+def _additive(hidden: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    mask = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device)
+    return mask.masked_fill_(hidden, float("-inf"))

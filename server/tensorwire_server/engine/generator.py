@@ -7,12 +7,12 @@ keeps them apart is their position ids and our attention (`attention.py`) over o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from tensorwire_server.engine.attention import StepLayout
-from tensorwire_server.engine.sampling import choose_tokens
+from tensorwire_server.engine.attention import StepLayout, serving
+from tensorwire_server.engine.sampler import Sampler, wanted_logits
 from tensorwire_server.scheduling.work import StepResult
 
 if TYPE_CHECKING:
@@ -22,7 +22,25 @@ if TYPE_CHECKING:
     from tensorwire_server.engine.tokenizing import TextTokenizer
     from tensorwire_server.scheduling.work import ModelCard, Row, StepPlan
 
-NOT_FINITE = "non-finite logits"
+
+class Steps(Protocol):
+    """What a back end is: rows in, logits out, over a cache of its own."""
+
+    cache: SlotCache
+    vocab_size: int
+    num_parameters: int
+
+    def forward(self, rows: Sequence[Row]) -> tuple[list[Row], torch.Tensor]:
+        """Run one forward pass.
+
+        Returns:
+            The rows that asked for a sample, and their logits in that order: (R, V), float32.
+        """
+
+
+def num_parameters(model: Any) -> int:
+    """Return how many numbers a model of transformers has learnt."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 class RaggedModel:
@@ -31,32 +49,33 @@ class RaggedModel:
     def __init__(self, model: Any, cache: SlotCache) -> None:
         self._model = model
         self.cache = cache
+        self.vocab_size = int(model.get_input_embeddings().num_embeddings)
+        self.num_parameters = num_parameters(model)
 
     def forward(self, rows: Sequence[Row]) -> tuple[list[Row], torch.Tensor]:
         """Run one forward pass.
 
         Returns:
-            The rows that asked for a sample, and their logits in that order: (R, V), float32.
+            The rows whose logits are wanted (`wanted_logits`), and these in that order: (R, V),
+            float32.
         """
         device = self.cache.geometry.device
-        layout = StepLayout(self.cache, rows)
-        ids: list[int] = []
-        sampled: list[Row] = []
-        last_tokens: list[int] = []
-        for row in layout.rows:
-            ids.extend(row.token_ids)
-            if row.sample:
-                sampled.append(row)
-                last_tokens.append(len(ids) - 1)
+        layout = self.lay_out(rows)
+        ids = [token_id for row in layout.rows for token_id in row.token_ids]
+        wanted, places = wanted_logits(layout.rows)
         positions = self.positions(layout.rows)
-        output = self._model(
-            input_ids=torch.tensor(ids, device=device)[None],
-            position_ids=torch.tensor(positions, device=device)[None],
-            use_cache=False,
-            logits_to_keep=torch.tensor(last_tokens, dtype=torch.long, device=device),
-            step=layout,
-        )
-        return sampled, output.logits[0].float()
+        with serving(layout):
+            output = self._model(
+                input_ids=torch.tensor(ids, device=device)[None],
+                position_ids=torch.tensor(positions, device=device)[None],
+                use_cache=False,
+                logits_to_keep=torch.tensor(places, dtype=torch.long, device=device),
+            )
+        return wanted, output.logits[0].float()
+
+    def lay_out(self, rows: Sequence[Row]) -> StepLayout:
+        """Return the rows in the order of the ragged row, with their places in the cache."""
+        return StepLayout(self.cache, rows)
 
     def positions(self, rows: Sequence[Row]) -> list[int]:
         """Return the position of each token of the ragged row in its own sequence."""
@@ -66,10 +85,11 @@ class RaggedModel:
 class Generator:
     """A text model that continues many sequences at once; implements `GenerateEngine`."""
 
-    def __init__(self, model: RaggedModel, tokenizer: TextTokenizer, card: ModelCard) -> None:
+    def __init__(self, model: Steps, tokenizer: TextTokenizer, card: ModelCard) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._card = card
+        self._sampler = Sampler()
 
     @property
     def card(self) -> ModelCard:
@@ -90,21 +110,12 @@ class Generator:
         """Run one step. An exception here is the engine's failure, not a request's."""
         with torch.inference_mode():
             self._model.cache.prepare(plan)
+            for sequence_id in plan.released:
+                self._sampler.release(sequence_id)
             if not plan.rows:
                 return StepResult(tokens={}, failed={})
             rows, logits_RV = self._model.forward(plan.rows)
-            samplings = [row.sampling for row in rows]
-            chosen = choose_tokens(
-                logits_RV, samplings, [row.start + len(row.token_ids) for row in rows]
-            )
-        tokens: dict[int, int] = {}
-        failed: dict[int, str] = {}
-        for row, token in zip(rows, chosen, strict=True):
-            if token is None:
-                failed[row.sequence_id] = NOT_FINITE
-            else:
-                tokens[row.sequence_id] = token
-        return StepResult(tokens=tokens, failed=failed)
+            return self._sampler.run(rows, logits_RV)
 
     def stats(self) -> Mapping[str, int]:
         """Return what the cache says of itself."""

@@ -6,7 +6,9 @@ model (`auto_map`, pickled weights). For a local folder nothing touches the netw
 
 from __future__ import annotations
 
+import logging
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,8 +16,9 @@ import transformers
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tensorwire_server.engine import probe
+from tensorwire_server.engine import backends, falcon, probe
 from tensorwire_server.engine.attention import ATTENTION_NAME
+from tensorwire_server.engine.backends import Backend, Quantization
 from tensorwire_server.engine.device import pick_device, pick_dtype
 from tensorwire_server.engine.encoder import Encoder
 from tensorwire_server.engine.errors import ModelLoadError as ModelLoadError
@@ -26,16 +29,27 @@ from tensorwire_server.engine.folder import (
     first_line,
     read_sentence_folder,
 )
-from tensorwire_server.engine.generator import Generator, RaggedModel
+from tensorwire_server.engine.fused.loading import load_fused
+from tensorwire_server.engine.generator import Generator, RaggedModel, Steps, num_parameters
 from tensorwire_server.engine.kv_cache import SlotCache
 from tensorwire_server.engine.tokenizing import TextTokenizer, load_wrapper
 from tensorwire_server.scheduling.work import ModelCard
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import ModuleType
 
-# Their frequencies depend on the longest sequence of the forward pass, that is on the company.
+    from tensorwire_server.engine.backends import Choice
+
+log = logging.getLogger(__name__)
+
+# Beyond a length, their frequencies depend on the longest sequence of the forward pass.
 _BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+# How transformers marks what leaves attention to its interface; who does so without the mark.
+_INTERFACE_FLAG = "_supports_attention_backend"
+_CALLS_INTERFACE_UNFLAGGED = frozenset({"BioGptForCausalLM", "StableLmForCausalLM"})
+# Who replaces the attention of classes that compute it themselves.
+_OWN_ATTENTION: dict[str, ModuleType] = {"FalconForCausalLM": falcon}
 # Where a model states no context at all.
 _DEFAULT_CONTEXT_TOKENS = 2048
 
@@ -46,6 +60,8 @@ def load(
     device: str = "auto",
     revision: str | None = None,
     context_tokens: int | None = None,
+    backend: str = "auto",
+    quantize: str = "none",
 ) -> Generator | Encoder:
     """Load a model and prove that it runs.
 
@@ -54,6 +70,8 @@ def load(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         revision: of a hub name.
         context_tokens: an upper bound, where the model could do more.
+        backend: `auto`, `any` or `fused`.
+        quantize: `none` or `int8`.
 
     Returns:
         An `ArrayEngine` for a sentence-transformers folder, else a `GenerateEngine`.
@@ -69,55 +87,114 @@ def load(
         folder = find_folder(name, revision)
         place = pick_device(device)
         if (folder / "modules.json").is_file():
-            return _load_encoder(folder, place, context_tokens)
-        return _load_generator(folder, place, context_tokens)
+            return _load_encoder(folder, place, context_tokens, backend, quantize)
+        return _load_generator(folder, place, context_tokens, backend, quantize)
     except ModelLoadError as error:
         raise ModelLoadError(f"cannot serve {name!r}: {error}") from error.__cause__
     except Exception as error:  # the room's edge: whatever transformers makes of a bad folder
         raise ModelLoadError(f"cannot serve {name!r}: {first_line(error)}") from error
 
 
-def _load_generator(folder: Path, device: torch.device, context_tokens: int | None) -> Generator:
-    config = checked_config(folder)
-    architecture = architecture_of(config)
+def _load_generator(
+    folder: Path, device: torch.device, context_tokens: int | None, backend: str, quantize: str
+) -> Generator:
+    architecture = architecture_of(checked_config(folder))
+    _check_architecture(architecture)
+    choice = backends.choose(architecture, asked=backend, quantize=quantize)
+    wrapper = load_wrapper(folder)
+    tokenizer = TextTokenizer(wrapper)
+    config = _read_config(folder)
+    text_config = config.get_text_config()
+    context = _context(text_config, wrapper, context_tokens)
+    _refuse_batch_dependent_rope(text_config, context)
+    steps, choice = _load_steps(folder, config, device, context, choice, architecture)
+    generation = _generation_config(folder, config)
+    ignored = ignored_settings(generation)
+    if ignored:
+        log.warning("generation_config_ignored settings=%s", ",".join(ignored))
+    tasks = {"generate", "tokenize"} | ({"chat"} if tokenizer.has_chat_template else set())
+    card = ModelCard(
+        tasks=frozenset(tasks),
+        architecture=architecture,
+        backend=choice.backend,
+        quantization=choice.quantization,
+        parameters=steps.num_parameters,
+        context_tokens=context,
+        vocab_size=steps.vocab_size,
+        eos_ids=_eos_ids(generation, wrapper),
+        defaults=sampling_defaults(generation),
+    )
+    return Generator(steps, tokenizer, card)
+
+
+def _check_architecture(architecture: str) -> None:
     if architecture not in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
         raise ModelLoadError(
             f"its architecture {architecture} neither continues text nor is it a "
             "sentence-transformers folder (no modules.json)"
         )
-    if not getattr(getattr(transformers, architecture, None), "_supports_attention_backend", False):
+    own_attention = _OWN_ATTENTION.get(architecture)
+    if own_attention is None and not _calls_attention_interface(architecture):
         raise ModelLoadError(
             f"its architecture {architecture} has attention of its own, outside of "
             "transformers' attention interface, which is what this engine serves"
         )
-    wrapper = load_wrapper(folder)
-    tokenizer = TextTokenizer(wrapper)
-    model = _load_weights(AutoModelForCausalLM, folder, device, attn_implementation=ATTENTION_NAME)
-    _refuse_batch_dependent_rope(model.config)
+
+
+def _load_steps(
+    folder: Path,
+    config: Any,
+    device: torch.device,
+    context: int,
+    choice: Choice,
+    architecture: str,
+) -> tuple[Steps, Choice]:
+    """Load the weights; return also what they run in, which may not be what was chosen."""
+    if choice.backend is Backend.FUSED:
+        int8 = choice.quantization is Quantization.INT8
+        dtype = pick_dtype(device, config.dtype)
+        try:
+            fused = load_fused(
+                folder, config, device=device, dtype=dtype, context=context, int8=int8
+            )
+        except Exception as error:
+            if not choice.may_fall_back:
+                raise
+            # What is wrong with the files, `any` will say as well.
+            log.warning("backend_fell_back from=fused to=any reason=%r", first_line(error))
+            choice = replace(choice, backend=Backend.ANY)
+        else:
+            return fused, choice
+    return _load_modules(folder, device, context, architecture), choice
+
+
+def _load_modules(
+    folder: Path, device: torch.device, context: int, architecture: str
+) -> RaggedModel:
+    own_attention = _OWN_ATTENTION.get(architecture)
+    reference = "eager" if own_attention is None else own_attention.REFERENCE
+    model = _load_weights(AutoModelForCausalLM, folder, device, attn_implementation=reference)
+    if own_attention is not None:
+        own_attention.adapt(model)
+    model.set_attn_implementation(ATTENTION_NAME)
     vocab_size = int(model.get_input_embeddings().num_embeddings)
-    text_config = model.config.get_text_config()
-    context = _context(text_config, wrapper, context_tokens)
     geometry = probe.inspect(
-        model, num_layers=int(text_config.num_hidden_layers), vocab_size=vocab_size
+        model,
+        num_layers=int(model.config.get_text_config().num_hidden_layers),
+        vocab_size=vocab_size,
+        context_tokens=context,
     )
     ragged = RaggedModel(model, SlotCache(geometry, context_tokens=context))
-    probe.prove(ragged, model, vocab_size=vocab_size)
-    tasks = {"generate", "tokenize"} | ({"chat"} if tokenizer.has_chat_template else set())
-    card = ModelCard(
-        tasks=frozenset(tasks),
-        architecture=architecture,
-        parameters=_num_parameters(model),
-        context_tokens=context,
-        vocab_size=vocab_size,
-        eos_ids=_eos_ids(model.generation_config, wrapper),
-        defaults=sampling_defaults(model.generation_config),
-    )
-    return Generator(ragged, tokenizer, card)
+    probe.prove(ragged, model, vocab_size=vocab_size, reference=reference)
+    return ragged
 
 
-def _load_encoder(folder: Path, device: torch.device, context_tokens: int | None) -> Encoder:
+def _load_encoder(
+    folder: Path, device: torch.device, context_tokens: int | None, backend: str, quantize: str
+) -> Encoder:
     said = read_sentence_folder(folder)
     config = checked_config(said.encoder)
+    choice = backends.choose(architecture_of(config), asked=backend, quantize=quantize)
     wrapper = load_wrapper(said.encoder)
     model = _load_weights(AutoModel, said.encoder, device)
     positions = _stated_context(model.config) - _first_position(model)
@@ -128,7 +205,9 @@ def _load_encoder(folder: Path, device: torch.device, context_tokens: int | None
     card = ModelCard(
         tasks=frozenset({"embed", "tokenize"}),
         architecture=architecture_of(config),
-        parameters=_num_parameters(model),
+        backend=choice.backend,
+        quantization=choice.quantization,
+        parameters=num_parameters(model),
         context_tokens=context,
         vocab_size=int(model.get_input_embeddings().num_embeddings),
         embedding_size=int(model.config.hidden_size) * len(said.recipe.pooling),
@@ -136,24 +215,61 @@ def _load_encoder(folder: Path, device: torch.device, context_tokens: int | None
     return Encoder(model, tokenizer, card, said.recipe)
 
 
+# Of transformers' generation config: they change what is generated, and are not had here.
+_NOT_HONOURED = (
+    "no_repeat_ngram_size", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h", "sequence_bias",
+    "forced_bos_token_id", "forced_eos_token_id", "begin_suppress_tokens", "num_beams",
+    "guidance_scale", "exponential_decay_length_penalty", "watermarking_config",
+)  # fmt: skip
+_MEANS_NOTHING = (None, False, 0, 0.0, 1, 1.0)
+
+
 def sampling_defaults(config: GenerationConfig) -> dict[str, Any]:
     """Return what unset sampling options mean: the model's own, greedy unless it samples."""
-    temperature = getattr(config, "temperature", None)
-    sampled = bool(getattr(config, "do_sample", None))
-    top_p = getattr(config, "top_p", None)
-    return {
-        "temperature": (1.0 if temperature is None else float(temperature)) if sampled else 0.0,
-        "top_k": getattr(config, "top_k", None) or None,
-        "top_p": 1.0 if top_p is None else float(top_p),
+
+    def said(name: str, unset: Any) -> Any:
+        value = getattr(config, name, None)
+        return unset if value is None else value
+
+    sampled = bool(said("do_sample", False))
+    banned = [list(word) for word in said("bad_words_ids", [])]
+    banned += [[token_id] for token_id in said("suppress_tokens", [])]
+    rare = {
+        "min_p": float(said("min_p", 0.0)),
+        "min_new_tokens": int(said("min_new_tokens", 0)),
+        "bad_words": banned,
     }
+    repetition_penalty = float(said("repetition_penalty", 1.0))
+    return {
+        "temperature": float(said("temperature", 1.0)) if sampled else 0.0,
+        "top_k": said("top_k", None) or None,
+        "top_p": float(said("top_p", 1.0)),
+        **({} if repetition_penalty == 1 else {"repetition_penalty": repetition_penalty}),
+        **{name: value for name, value in rare.items() if value},
+    }
+
+
+def ignored_settings(config: GenerationConfig) -> list[str]:
+    """Return the names of what the generation config asks for and does not get."""
+    return [name for name in _NOT_HONOURED if getattr(config, name, None) not in _MEANS_NOTHING]
+
+
+def _read_config(folder: Path) -> Any:
+    return transformers.AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
+
+
+def _generation_config(folder: Path, config: Any) -> GenerationConfig:
+    if (folder / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return GenerationConfig.from_model_config(config)
 
 
 def _load_weights(
     auto_class: Any, folder: Path, device: torch.device, *, attn_implementation: str | None = None
 ) -> Any:
-    config = transformers.AutoConfig.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False
-    )
+    config = _read_config(folder)
     model, info = auto_class.from_pretrained(
         folder,
         config=config,
@@ -177,14 +293,24 @@ def _load_weights(
     return model.to(device).eval().requires_grad_(False)
 
 
-def _refuse_batch_dependent_rope(config: Any) -> None:
-    settings = getattr(config.get_text_config(), "rope_parameters", None) or {}
+def _calls_attention_interface(architecture: str) -> bool:
+    supported = getattr(getattr(transformers, architecture, None), _INTERFACE_FLAG, False)
+    return bool(supported) or architecture in _CALLS_INTERFACE_UNFLAGGED
+
+
+def _refuse_batch_dependent_rope(config: Any, context_tokens: int) -> None:
+    """Refuse frequencies that follow the longest sequence of a forward pass, unless none does."""
+    settings = getattr(config, "rope_parameters", None) or {}
     kinds = [settings, *(value for value in settings.values() if isinstance(value, dict))]
     for kind in kinds:
-        if kind.get("rope_type") in _BATCH_DEPENDENT_ROPE:
-            raise ModelLoadError(
-                f"its rope type {kind['rope_type']} depends on the batch, which is not supported"
-            )
+        name = kind.get("rope_type")
+        if name in _BATCH_DEPENDENT_ROPE:
+            limit = kind.get("original_max_position_embeddings", _stated_context(config))
+            if context_tokens > limit:
+                raise ModelLoadError(
+                    f"beyond {limit} tokens its rope type {name} depends on the batch, which is "
+                    f"not supported; it can be served with a context of at most {limit}"
+                )
 
 
 def _stated_context(config: Any) -> int:
@@ -217,7 +343,3 @@ def _eos_ids(config: GenerationConfig, wrapper: Any) -> frozenset[int]:
     if eos is None:
         return frozenset()
     return frozenset([eos] if isinstance(eos, int) else eos)
-
-
-def _num_parameters(model: Any) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

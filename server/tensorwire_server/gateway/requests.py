@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from tensorwire_server.routing.replica import Replica
 
 
+_PASSED_ON = ("logprobs", "prompt_logprobs")  # of END's `extra`
+
+
 class Phase(Enum):
     """Where a request is in its life."""
 
@@ -325,6 +328,7 @@ class LiveRequest:
             checksum=end.checksum,
             usage=end.usage,
             timings=self._timings(end.timings),
+            extra={name: end.extra[name] for name in _PASSED_ON if name in end.extra},
         )
         self._close(passed_on, end.finish.value)
 

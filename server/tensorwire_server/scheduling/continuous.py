@@ -455,6 +455,8 @@ class ContinuousScheduler:
             pages=tuple(sequence.pages[: self._pool.pages_for(end)]),
             sample=end == len(tokens),
             sampling=sequence.sampling,
+            history=tokens,
+            num_prompt_tokens=len(sequence.prompt_ids),
         )
 
     def _note_told(self, plan: StepPlan) -> None:

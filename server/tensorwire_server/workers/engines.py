@@ -43,6 +43,8 @@ def load_engine(spec: WorkerSpec, on_phase: Callable[[str], object]) -> Any:
         device=spec.device,
         revision=spec.revision,
         context_tokens=spec.context_tokens,
+        backend=spec.backend,
+        quantize=spec.quantize,
     )
 
 
@@ -76,6 +78,8 @@ def card_map(card: ModelCard) -> dict[str, Any]:
     return {
         "tasks": sorted(card.tasks),
         "architecture": card.architecture,
+        "backend": card.backend,
+        "quantization": card.quantization,
         "parameters": card.parameters,
         "context_tokens": card.context_tokens,
         "vocab_size": card.vocab_size,

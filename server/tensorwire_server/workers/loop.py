@@ -26,11 +26,12 @@ from tensorwire_server.workers.kv_budget import find_kv_budget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from collections.abc import Sequence as PySequence
 
     from tensorwire_protocol.errors import TensorwireError
 
     from tensorwire_server.scheduling.sequences import Sequence
-    from tensorwire_server.scheduling.work import GenerateEngine, StepPlan
+    from tensorwire_server.scheduling.work import GenerateEngine, Scores, StepPlan
     from tensorwire_server.workers.spec import WorkerSpec
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class StepOutcome:
     started: tuple[int, ...] = ()  # ran for the first time, at `started_at`
     started_at: float = 0.0
     num_rows: int = 0
+    scores: PySequence[Scores] = ()
 
 
 class GenerateLoop:
@@ -136,11 +138,13 @@ class GenerateLoop:
         else:
             took_s = time.monotonic() - began
             outcome.emissions = self._scheduler.commit(plan, result, took_s=took_s)
+            outcome.scores = result.scores
             failed = self._scheduler.take_failed()
             outcome.failed = {id_: NumericError(why) for id_, why in failed.items()}
         self.num_steps += 1
         self._publish_load()
-        if outcome.emissions.token_ids or outcome.failed or expired or outcome.started:
+        made = outcome.emissions.token_ids or outcome.scores
+        if made or outcome.failed or expired or outcome.started:
             self._post(outcome)
         return True
 

@@ -123,6 +123,16 @@ class _Characters:
 class ByteTokenizer:
     """UTF-8 bytes as ids."""
 
+    renders_at_once = True
+
+    def encode_word(self, text: str) -> list[list[int]]:
+        """Return the bytes of a text: they are the same everywhere."""
+        return [self.encode(text)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids; those from 256 on are one character each."""
+        return "".join(map(_character, ids))
+
     def encode(self, text: str) -> list[int]:
         """Return the bytes of a text."""
         return list(text.encode())

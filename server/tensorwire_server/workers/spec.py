@@ -16,6 +16,8 @@ class WorkerSpec:
     revision: str | None = None  # of a hub name
     context_tokens: int | None = None  # an upper bound, where the model could do more
     threads: int = 1
+    backend: str = "auto"  # auto, any, fused
+    quantize: str = "none"  # none, int8
 
     max_running: int = 64  # sequences in one step
     step_tokens: int = 2048  # decodes and prompt chunks of one step

@@ -1,0 +1,132 @@
+"""Products with a weight matrix, in the form that is fastest where they run.
+
+| form | where | how |
+|---|---|---|
+| `PlainLinear` | CUDA, and a CPU without oneDNN | the matrix as it is |
+| `PackedLinear` | CPU, float32 | oneDNN's blocks, made once: 1.1-2.3x from 2 rows on |
+| `Int8Linear` | x86, 8-bit | FBGEMM; weights by output channel, activations by row |
+
+The scale of `Int8Linear`'s activations is each row's own. FBGEMM's own dynamic quantization takes
+one scale for the whole batch: what a sequence is told would depend on its company, a prompt's
+outliers would blur its neighbours, and one row of NaN would be everybody's.
+
+Dimensions: T rows, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+import torch.nn.functional as F
+
+from tensorwire_server.engine.errors import ModelLoadError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# oneDNN chooses its blocks for about so many rows. Those for 8 lose nothing from 1 to 128.
+_PACKED_FOR_ROWS = 8
+_TINY = 1e-30  # a row of zeros has no largest value to divide by
+
+
+class Linear(Protocol):
+    """Multiplies rows by a matrix, which it owns in a form of its own."""
+
+    def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
+        """Return (T, O), fresh memory; T may not be 0."""
+
+    def add_to(self, residual_TO: torch.Tensor, x_TI: torch.Tensor) -> torch.Tensor:
+        """Return the residual plus the product, fresh memory."""
+
+
+class PlainLinear:
+    """The matrix as it is; see `Linear`."""
+
+    def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> None:
+        self._weight, self._bias = weight_OI, bias_O
+
+    def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
+        return F.linear(x_TI, self._weight, self._bias)
+
+    def add_to(self, residual_TO: torch.Tensor, x_TI: torch.Tensor) -> torch.Tensor:
+        return F.linear(x_TI, self._weight, self._bias).add_(residual_TO)
+
+
+class PackedLinear:
+    """float32 in oneDNN's own layout; see `Linear`."""
+
+    def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> None:
+        pack: Any = torch.ops.mkldnn._reorder_linear_weight.default
+        self._weight = pack(weight_OI.contiguous(), _PACKED_FOR_ROWS)
+        self._bias = bias_O
+        # Looked up once: torch.ops costs a microsecond at each dot.
+        self._multiply: Any = torch.ops.mkldnn._linear_pointwise.default
+        self._multiply_and: Any = torch.ops.mkldnn._linear_pointwise.binary
+
+    def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
+        product: torch.Tensor = self._multiply(x_TI, self._weight, self._bias, "none", [], "")
+        return product
+
+    def add_to(self, residual_TO: torch.Tensor, x_TI: torch.Tensor) -> torch.Tensor:
+        total: torch.Tensor = self._multiply_and(x_TI, residual_TO, self._weight, self._bias, "add")
+        return total
+
+
+class Int8Linear:
+    """8-bit weights, one scale for each output, and 8-bit activations, one for each row."""
+
+    def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> None:
+        scales = (weight_OI.abs().amax(1).clamp(min=_TINY) / 127).double()
+        zeros = torch.zeros(len(scales), dtype=torch.long)
+        engine = torch.backends.quantized.engine
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.ao has moved; the operators stay
+            weight = torch.quantize_per_channel(weight_OI, scales, zeros, 0, torch.qint8)
+            torch.backends.quantized.engine = "fbgemm"
+            try:
+                self._packed: Any = torch.ops.quantized.linear_prepack(weight, None)
+            finally:
+                torch.backends.quantized.engine = engine
+        self._bias = bias_O
+        # Without VNNI two products are added in 16 bits, where 8 by 8 bits would saturate.
+        self._largest = 127 if torch.cpu._is_vnni_supported() else 63
+        multiply: Any = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+        self._multiply = multiply
+
+    def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
+        product, peak = self._product(x_TI)
+        if self._bias is None:
+            return product.mul_(peak)
+        return torch.addcmul(self._bias, product, peak)
+
+    def add_to(self, residual_TO: torch.Tensor, x_TI: torch.Tensor) -> torch.Tensor:
+        product, peak = self._product(x_TI)
+        total = torch.addcmul(residual_TO, product, peak)
+        return total if self._bias is None else total.add_(self._bias)
+
+    def _product(self, x_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what is still to be multiplied by the second, the largest value of each row."""
+        peak = x_TI.abs().amax(-1, keepdim=True).clamp_(min=_TINY)
+        # Rows of -1 .. 1 have one scale in common.
+        product = self._multiply(x_TI / peak, 1 / self._largest, self._largest + 1, self._packed)
+        return product, peak
+
+
+def linear_form(
+    device: torch.device, dtype: torch.dtype, *, int8: bool
+) -> Callable[[torch.Tensor, torch.Tensor | None], Linear]:
+    """Return what makes a matrix (O, I) and a bias (O,) or None into a `Linear`.
+
+    Raises:
+        ModelLoadError: 8-bit products are not to be had here.
+    """
+    if int8:
+        if device.type != "cpu" or "fbgemm" not in torch.backends.quantized.supported_engines:
+            raise ModelLoadError("quantization int8 runs on x86 CPUs only; leave --quantize away")
+        return Int8Linear
+    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if device.type == "cpu" and dtype == torch.float32 and has_onednn:
+        return PackedLinear
+    return PlainLinear

@@ -1,0 +1,207 @@
+"""One step of a Llama-like model, without modules: a dozen operators a layer and the attention.
+
+Queries, keys and values are one product, gate and up another. Rotary positions are one complex
+multiplication: the rows of the query and key weights are reordered at load so that the two numbers
+that turn together are neighbours. That changes the order of numbers within a head, for queries and
+keys alike, so that scores stay as they were; keys in the cache lie in that order.
+
+Dimensions: T tokens of the step, R rows to sample, C hidden size, N query heads, H key heads,
+D head size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from tensorwire_server.engine.attention import StepLayout
+from tensorwire_server.engine.fused.families import QKNorm
+from tensorwire_server.engine.sampler import wanted_logits
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tensorwire_server.engine.fused.families import Description
+    from tensorwire_server.engine.fused.linear import Linear
+    from tensorwire_server.engine.kv_cache import SlotCache
+    from tensorwire_server.scheduling.work import Row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerWeights:
+    """One layer; norms stand before or after, as the family wants it."""
+
+    attention_norm_C: torch.Tensor
+    qkv: Linear
+    q_norm: torch.Tensor | None  # (D,) or (N x D,), in the order of the reordered rows
+    k_norm: torch.Tensor | None
+    attention_out: Linear
+    feed_norm_C: torch.Tensor
+    gate_up: Linear
+    feed_out: Linear
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelWeights:
+    """What a model has learnt, in the form in which it runs."""
+
+    embedding_VC: torch.Tensor  # as it is stored
+    layers: Sequence[LayerWeights]
+    final_norm_C: torch.Tensor
+    head: Linear
+    inverse_frequencies: torch.Tensor  # (D / 2,), float32
+    rotation_scale: float
+
+
+class FusedModel:
+    """A causal model behind one call: rows in, the logits that are wanted out."""
+
+    def __init__(
+        self,
+        description: Description,
+        weights: ModelWeights,
+        cache: SlotCache,
+        *,
+        num_parameters: int,
+    ) -> None:
+        self.cache = cache
+        self.vocab_size = len(weights.embedding_VC)
+        self.num_parameters = num_parameters
+        self._d = description
+        self._weights = weights
+        self.set_windows(description.windows)
+
+    def set_windows(self, windows: Sequence[int | None]) -> None:
+        """Let the tokens of each layer see only the last positions; None: all."""
+        self._extras: list[dict[str, Any]] = [
+            {} if window is None else {"sliding_window": window} for window in windows
+        ]
+
+    def forward(self, rows: Sequence[Row]) -> tuple[list[Row], torch.Tensor]:
+        """Run one forward pass.
+
+        Returns:
+            The rows whose logits are wanted (`wanted_logits`), and these in that order: (R, V),
+            float32.
+        """
+        layout = StepLayout(self.cache, rows)
+        ids = [token_id for row in layout.rows for token_id in row.token_ids]
+        wanted, places = wanted_logits(layout.rows)
+        device = self.cache.geometry.device
+        kept = None  # all of them
+        if len(wanted) < len(ids):
+            kept = torch.tensor(places, dtype=torch.long, device=device)
+        hidden_TC = self._embed(torch.tensor(ids, device=device))
+        rotation = self._rotation(torch.tensor(self.positions(layout.rows), device=device))
+        last = self._d.num_layers - 1
+        for index in range(last + 1):
+            is_last = index == last
+            hidden_TC = self._layer(index, hidden_TC, rotation, layout, kept if is_last else None)
+        if not wanted:
+            return [], hidden_TC.new_zeros(0, self.vocab_size, dtype=torch.float32)
+        logits = self._weights.head(self._norm(hidden_TC, self._weights.final_norm_C)).float()
+        if self._d.logits_scale != 1:
+            logits.mul_(self._d.logits_scale)
+        return wanted, logits
+
+    def positions(self, rows: Sequence[Row]) -> list[int]:
+        """Return the position of each token of the ragged row in its own sequence."""
+        return [row.start + i for row in rows for i in range(len(row.token_ids))]
+
+    def _embed(self, ids_T: torch.Tensor) -> torch.Tensor:
+        hidden_TC = self._weights.embedding_VC[ids_T].to(self.cache.geometry.dtype)
+        return hidden_TC if self._d.embedding_scale == 1 else hidden_TC * self._d.embedding_scale
+
+    def _rotation(self, positions_T: torch.Tensor) -> torch.Tensor:
+        """Return (T, 1, D / 2) complex numbers that turn what stands at these positions."""
+        weights = self._weights
+        angles = positions_T[:, None, None].float() * weights.inverse_frequencies
+        return torch.polar(torch.full_like(angles, weights.rotation_scale), angles)
+
+    def _layer(
+        self,
+        index: int,
+        hidden_TC: torch.Tensor,
+        rotation: torch.Tensor,
+        layout: StepLayout,
+        kept: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Run one layer; behind its attention only the `kept` tokens go on, None: all."""
+        weights = self._weights.layers[index]
+        after = self._d.family.norms_after
+        x = hidden_TC if after else self._norm(hidden_TC, weights.attention_norm_C)
+        collected = self._attend(index, weights, x, rotation, layout)
+        if kept is not None:
+            if not len(kept):
+                return hidden_TC
+            collected, hidden_TC = collected[kept], hidden_TC[kept]
+        norm = weights.attention_norm_C if after else None
+        hidden_TC = self._add(weights.attention_out, collected, hidden_TC, norm)
+        x = hidden_TC if after else self._norm(hidden_TC, weights.feed_norm_C)
+        gate, up = weights.gate_up(x).chunk(2, dim=-1)
+        norm = weights.feed_norm_C if after else None
+        return self._add(weights.feed_out, F.silu(gate).mul_(up), hidden_TC, norm)
+
+    def _attend(
+        self,
+        index: int,
+        weights: LayerWeights,
+        x_TC: torch.Tensor,
+        rotation: torch.Tensor,
+        layout: StepLayout,
+    ) -> torch.Tensor:
+        """Return (T, N x D)."""
+        d = self._d
+        num_turned = d.num_heads + d.num_kv_heads
+        qkv = weights.qkv(x_TC).view(len(x_TC), -1, d.head_size)
+        turned = qkv.narrow(1, 0, num_turned)
+        if d.family.qk_norm is not QKNorm.NONE:
+            turned = self._norm_qk(weights, turned)
+        turned = _turn(turned, rotation).transpose(0, 1)
+        out_TND = layout.attend(
+            index,
+            turned[: d.num_heads],
+            turned[d.num_heads :],
+            qkv.narrow(1, num_turned, d.num_kv_heads).transpose(0, 1),
+            d.attention_scale,
+            self._extras[index],
+        )
+        return out_TND.flatten(1)
+
+    def _norm_qk(self, weights: LayerWeights, turned_TxD: torch.Tensor) -> torch.Tensor:
+        num_heads = self._d.num_heads
+        assert weights.q_norm is not None
+        assert weights.k_norm is not None
+        q, k = turned_TxD[:, :num_heads], turned_TxD[:, num_heads:]
+        if self._d.family.qk_norm is QKNorm.ALL_HEADS:
+            q, k = q.flatten(1), k.flatten(1)
+        normed = [self._norm(q, weights.q_norm), self._norm(k, weights.k_norm)]
+        return torch.cat([part.view(len(part), -1, self._d.head_size) for part in normed], dim=1)
+
+    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, weight.shape, weight, self._d.norm_epsilon)
+
+    def _add(
+        self,
+        linear: Linear,
+        x: torch.Tensor,
+        residual_TC: torch.Tensor,
+        norm_C: torch.Tensor | None,
+    ) -> torch.Tensor:
+        scale = self._d.residual_scale
+        if norm_C is None and scale == 1:
+            return linear.add_to(residual_TC, x)
+        product = linear(x)
+        if norm_C is not None:
+            product = self._norm(product, norm_C)
+        return torch.add(residual_TC, product, alpha=scale)
+
+
+def _turn(x_TxD: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+    """Turn pairs of neighbours; float32 in place."""
+    pairs = x_TxD.float().view(*x_TxD.shape[:2], -1, 2)
+    turned = torch.view_as_complex(pairs).mul_(rotation)
+    return torch.view_as_real(turned).flatten(-2).to(x_TxD.dtype)
