@@ -11,7 +11,7 @@ MINUTES ?= 10
 SOAK_MINUTES ?= 10
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test check format setup bench-wire bench-engine fuzz soak clean
+.PHONY: demo test check format setup bench bench-wire bench-engine fuzz soak clean
 
 demo: $(VENV)/.demo  ## start a server with two real models, talk to it, stop it
 	$(BIN)/tensorwire demo
@@ -44,6 +44,9 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	touch $@ $(VENV)/.demo
+
+bench: $(VENV)/.dev  ## the standing set of load tests; results in benchmarks/results
+	$(BIN)/python benchmarks/standing.py $(BENCH_ARGS)
 
 bench-wire: $(VENV)/.demo $(PEERS)/.installed  ## our wire next to gRPC, FastAPI, mosec, bare sockets
 	PYTHONPATH=benchmarks $(BIN)/python -m wire.run \

@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError, fields, is_dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from tensorwire_server.config import Config, ConfigError, ModelConfig, load_config
+from tensorwire_server.config import Config, ConfigError, ModelConfig, load_config, parse_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -180,6 +180,7 @@ LOWEST = {
     "batching.max_items": 1,
     "batching.max_batch_tokens": 1,
     "batching.max_wait_ms": 0,
+    "batching.max_slowdown": 1,
     "outcomes.resume_grace_s": 0,
     "outcomes.seconds": 0,
     "outcomes.keys": 0,
@@ -199,7 +200,31 @@ def test_a_number_may_be_as_low_as_its_rule_says_and_no_lower(
     with pytest.raises(ConfigError) as error:
         load(None, f"{key}={lowest - 1}")
     assert str(error.value).startswith(f"{key} must be ")
-    assert str(error.value).endswith(f"got {lowest - 1}") or "got -1.0" in str(error.value)
+    assert str(error.value).endswith(f"got {lowest - 1}") or str(error.value).endswith(
+        f"got {float(lowest - 1)}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [
+        ("4096", 4096), (4096, 4096), ("2GiB", 2 << 30), ("2gib", 2 << 30), ("2G", 2 << 30),
+        ("500 MB", 500_000_000), ("1.5KiB", 1536), ("1TB", 10**12), ("10B", 10), (None, None),
+    ],
+)  # fmt: skip
+def test_a_size_may_be_written_as_people_write_it(
+    text: str | int | None, num_bytes: int | None
+) -> None:
+    assert parse_bytes(text, "k") == num_bytes
+
+
+@pytest.mark.parametrize("text", ["", "many", "-1", "0", "0.1B", "1XB", "1 2", "inf", "1e9"])
+def test_what_is_no_size_is_refused_by_its_key(load: Load, text: str) -> None:
+    rule = "must be a number of bytes, or a size like 512MiB or 2GB, got"
+    with pytest.raises(ConfigError, match=f"workers.kv_memory {rule}"):
+        load(None, f"workers.kv_memory={text}")
+    with pytest.raises(ConfigError, match=f"kv_memory of a model {rule}"):
+        load(None, f"models.demo.kv_memory={text}")
 
 
 def test_every_number_has_a_tested_bound() -> None:

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
         Unsupported,
         WorkerLost,
     )
+    from tensorwire.logprobs import Logprobs
     from tensorwire.results import Delta, Generation, Timings, Usage
 
     __version__: str
@@ -92,6 +93,7 @@ __all__ = [
     "HandshakeTimeout",
     "InternalError",
     "KeyReused",
+    "Logprobs",
     "ModelError",
     "ModelLoading",
     "NumericError",
@@ -127,6 +129,7 @@ _HOMES = {
     "AsyncStream": "tensorwire.aio",
     "Client": "tensorwire.client",
     "Stream": "tensorwire.client",
+    "Logprobs": "tensorwire.logprobs",
     "Delta": "tensorwire.results",
     "Generation": "tensorwire.results",
     "Timings": "tensorwire.results",

@@ -14,6 +14,7 @@ from tensorwire.address import parse_address
 from tensorwire.aio_link import AsyncLink
 from tensorwire.dialing import CONNECT_TIMEOUT_S
 from tensorwire.errors import ClientUnusable
+from tensorwire.results import Delta, Generation, grouped, with_choices
 from tensorwire.retrying import MAX_ATTEMPTS
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from tensorwire.aio_lane import AsyncReply
     from tensorwire.calls import Array, Call, GenerateOptions, Prompt, Prompts, RequestOptions
-    from tensorwire.results import Delta, Generation
 
 T = TypeVar("T")
 
@@ -115,6 +115,69 @@ class AsyncStream:
                 reply.loop.call_soon_threadsafe(reply.cancel)
 
 
+class AsyncChoiceStream(AsyncStream):
+    """The texts of one prompt as they are made, in turn: each `Delta` says which it is of."""
+
+    def __init__(self, streams: list[AsyncStream]) -> None:
+        self._streams = streams
+        self._open = deque(range(len(streams)))
+        self._is_begun = False
+
+    async def __anext__(self) -> Delta:
+        """Return what came next; an error of one ends all."""
+        try:
+            if not self._is_begun:
+                await self._begin()
+            while self._open:
+                choice = self._open.popleft()
+                delta = await anext(self._streams[choice], None)
+                if delta is not None:
+                    self._open.append(choice)
+                    return Delta(delta.text, delta.token_ids, delta.index, choice)
+        except BaseException:
+            await self.close()
+            raise
+        raise StopAsyncIteration
+
+    async def _begin(self) -> None:
+        """Send all requests, so that they run together."""
+        self._is_begun = True
+        for stream in self._streams:
+            await stream.__aenter__()
+
+    @property
+    def prompt_tokens(self) -> int | None:
+        """How many tokens the prompt has, once the server has accepted it."""
+        return self._streams[0].prompt_tokens
+
+    @property
+    def generation(self) -> Generation:
+        """All texts, once the stream has ended: the first, with all of them as `choices`.
+
+        Raises:
+            ClientUnusable: it has not ended, or was left early.
+        """
+        return with_choices([stream.generation for stream in self._streams])
+
+    async def close(self) -> None:
+        """Tell the server to stop those that have not ended; idempotent."""
+        self._open.clear()
+        for stream in self._streams:
+            await stream.close()
+
+    async def __aenter__(self) -> Self:
+        if not self._is_begun and self._open:
+            try:
+                await self._begin()
+            except BaseException:
+                await self.close()
+                raise
+        return self
+
+    def __del__(self) -> None:
+        """Each stream sees to itself."""
+
+
 class AsyncClient:
     """A client for asyncio: any number of tasks of one event loop share its one connection.
 
@@ -185,16 +248,22 @@ class AsyncClient:
         Raises:
             TensorwireError: see `.code`, `.retryable` and `.executed`.
         """
+        each = calls.each_choice(options)
         if calls.is_list_of_prompts(prompt):
-            return await self._all(
-                calls.generate_many(model, cast("Prompts", prompt), options, self._timeout_s)
-            )
-        one = calls.generate(model, cast("Prompt", prompt), options, self._timeout_s)
-        return await self._one(one)
+            prompts = cast("Prompts", prompt)
+            many = calls.generate_many(model, prompts, each, self._timeout_s)
+            return grouped(await self._all(many), len(each))
+        one = cast("Prompt", prompt)
+        return await self._choices(
+            [calls.generate(model, one, options, self._timeout_s) for options in each]
+        )
 
     def stream(self, model: str, prompt: Prompt, **options: Unpack[GenerateOptions]) -> AsyncStream:
         """Continue one prompt, and return its text as it is made."""
-        return AsyncStream(self._link, calls.generate(model, prompt, options, self._timeout_s))
+        each = calls.each_choice(options)
+        return self._stream(
+            [calls.generate(model, prompt, options, self._timeout_s) for options in each]
+        )
 
     async def chat(
         self,
@@ -203,7 +272,10 @@ class AsyncClient:
         **options: Unpack[GenerateOptions],
     ) -> Generation:
         """Answer a conversation: `messages` are {"role": …, "content": …}, the oldest first."""
-        return await self._one(calls.chat(model, messages, options, self._timeout_s))
+        each = calls.each_choice(options)
+        return await self._choices(
+            [calls.chat(model, messages, options, self._timeout_s) for options in each]
+        )
 
     def stream_chat(
         self,
@@ -212,7 +284,20 @@ class AsyncClient:
         **options: Unpack[GenerateOptions],
     ) -> AsyncStream:
         """Answer a conversation, and return the answer as it is made."""
-        return AsyncStream(self._link, calls.chat(model, messages, options, self._timeout_s))
+        each = calls.each_choice(options)
+        return self._stream(
+            [calls.chat(model, messages, options, self._timeout_s) for options in each]
+        )
+
+    async def _choices(self, each: list[Call[Any]]) -> Generation:
+        if len(each) == 1:
+            return cast("Generation", await self._one(each[0]))
+        return with_choices(await self._all(each))
+
+    def _stream(self, each: list[Call[Any]]) -> AsyncStream:
+        if len(each) == 1:
+            return AsyncStream(self._link, each[0])
+        return AsyncChoiceStream([AsyncStream(self._link, call) for call in each])
 
     # -- arrays -------------------------------------------------------------------------------
 

@@ -15,7 +15,15 @@ import numpy as np
 from tensorwire_protocol.errors import BadParams, BadTensor, InternalError
 from tensorwire_protocol.frames import DATA_BYTES
 from tensorwire_protocol.messages import Request, Resume
-from tensorwire_protocol.operations import milliseconds, write_ids, write_text, write_texts
+from tensorwire_protocol.operations import (
+    MAX_CHOICES,
+    OPERATIONS,
+    check_param,
+    milliseconds,
+    write_ids,
+    write_text,
+    write_texts,
+)
 from tensorwire_protocol.tensors import RawTensor
 
 from tensorwire.keys import new_key
@@ -33,6 +41,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _LONGEST_MS = 2**32 - 1
+_SEEDS = 2**63  # that there are
 MAX_IN_FLIGHT = 256  # of one list; a server takes 512 streams on one connection
 _EMBED_TEXTS = 64  # in one request: their vectors must fit one frame
 _EMBED_BYTES = 256 * 1024
@@ -52,13 +61,32 @@ class GenerateOptions(RequestOptions, total=False):
     What is unset comes from the model's generation config.
     """
 
+    # How much.
     max_new_tokens: int | None  # unset: 256, or what the context leaves
-    temperature: float | None  # 0 is greedy
-    top_k: int | None
-    top_p: float | None  # above 0, up to 1
-    seed: int | None  # the same seed, prompt and options give the same tokens
+    min_new_tokens: int | None  # before so many, neither stop tokens nor stop texts end it
     stop: str | list[str] | None  # up to 8 texts, each up to 64 bytes; the text ends before them
-    stop_ids: list[int] | None
+    stop_ids: list[int] | None  # up to 64 token ids, besides the model's own
+    ignore_eos: bool | None  # True: the model's own stop tokens do not end it
+    n: int | None  # 1 to 8 texts for the prompt, each with a seed of its own: see `choices`
+
+    # Which token is drawn.
+    temperature: float | None  # 0 (greedy) to 100
+    top_k: int | None  # among so many of the likeliest
+    top_p: float | None  # among the likeliest that have this much of the probability; above 0 to 1
+    min_p: float | None  # among those with at least this share of the likeliest's; 0 to 1
+    seed: int | None  # 0 to 2**63 - 1: the same seed, prompt and options give the same tokens
+
+    # What is changed about the model's logits before.
+    repetition_penalty: float | None  # divides those of tokens in prompt and answer; 0.01 to 100
+    presence_penalty: float | None  # taken off those of tokens in the answer; -2 to 2
+    frequency_penalty: float | None  # the same for each time they are in it; -2 to 2
+    logit_bias: Mapping[int, float] | None  # by token id, up to 300 of -100 to 100; is added
+    bad_words: list[str | list[int]] | None  # up to 32 texts or lists of ids that never come
+
+    # What is told besides.
+    logprobs: int | None  # of each token, and of the 0 to 20 likeliest in its place
+    prompt_logprobs: int | None  # the same for the prompt's tokens
+    echo: bool | None  # True: the prompt's text comes before the answer's; not in a chat
 
 
 @light
@@ -125,9 +153,45 @@ def _call(
             del params["wait"]
         if isinstance(params.get("stop"), str):
             params["stop"] = [params["stop"]]
+        if isinstance(params.get("logit_bias"), dict):
+            params["logit_bias"] = [list(pair) for pair in params["logit_bias"].items()]
+        for name in ("stop", "stop_ids"):
+            if params.get(name) == []:  # what a caller's own list may be
+                del params[name]
+        _check_numbers(op, params)
     if timeout_s is not None:
         milliseconds(timeout_s)  # refuses what is no duration
     return Call(op, read, model, inputs, params, timeout_s, priority)
+
+
+def _check_numbers(op: str, params: Mapping[str, Any]) -> None:
+    """Refuse what the wire cannot carry, in the words in which a server refuses the rest."""
+    for name, value in params.items():
+        param = OPERATIONS[op].params.get(name)
+        if param is not None and isinstance(value, int | float):
+            check_param(name, param, value)
+        elif type(value) is int and not -(2**63) <= value < 2**64:
+            raise BadParams(f"{name} must be an integer of 64 bits, not {value}")
+
+
+def each_choice(options: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the options of each of the `n` streams that give a prompt's choices.
+
+    Raises:
+        BadParams: `n` or the seed is out of its range.
+    """
+    n = options.get("n")
+    if n is None:
+        return [options]
+    if type(n) is not int or not 1 <= n <= MAX_CHOICES:
+        raise BadParams(f"n must be an integer from 1 to {MAX_CHOICES}, not {n!r}")
+    each = {name: value for name, value in options.items() if name != "n"}
+    seed = options.get("seed")
+    if seed is None:  # without one, each stream's key gives it its own
+        return [each] * n
+    if type(seed) is not int or not 0 <= seed < _SEEDS:
+        return [each]  # refused, in one voice with all other options
+    return [{**each, "seed": (seed + i) % _SEEDS} for i in range(n)]
 
 
 def _streamed(_: Result) -> Any:
@@ -153,10 +217,10 @@ def is_list_of_prompts(prompt: Prompt | Prompts) -> bool:
 
 
 def generate_many(
-    model: str, prompts: Prompts, options: Mapping[str, Any], timeout_s: float | None
+    model: str, prompts: Prompts, each: list[Mapping[str, Any]], timeout_s: float | None
 ) -> list[Call[Any]]:
-    """Return one call for each prompt."""
-    return [generate(model, prompt, options, timeout_s) for prompt in prompts]
+    """Return the calls for each prompt: one with each of these options."""
+    return [generate(model, prompt, options, timeout_s) for prompt in prompts for options in each]
 
 
 def chat(

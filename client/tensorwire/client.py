@@ -14,7 +14,7 @@ from tensorwire.address import parse_address
 from tensorwire.dialing import CONNECT_TIMEOUT_S
 from tensorwire.errors import ClientUnusable
 from tensorwire.link import Link
-from tensorwire.results import Delta, Generation
+from tensorwire.results import Delta, Generation, grouped, with_choices
 from tensorwire.retrying import MAX_ATTEMPTS
 
 if TYPE_CHECKING:
@@ -102,6 +102,48 @@ class Stream:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class ChoiceStream(Stream):
+    """The texts of one prompt as they are made, in turn: each `Delta` says which it is of."""
+
+    def __init__(self, streams: list[Stream]) -> None:
+        self._streams = streams
+        self._open = deque(range(len(streams)))
+
+    def __next__(self) -> Delta:
+        """Return what came next; an error of one ends all."""
+        try:
+            while self._open:
+                choice = self._open.popleft()
+                delta = next(self._streams[choice], None)
+                if delta is not None:
+                    self._open.append(choice)
+                    return Delta(delta.text, delta.token_ids, delta.index, choice)
+        except BaseException:
+            self.close()
+            raise
+        raise StopIteration
+
+    @property
+    def prompt_tokens(self) -> int | None:
+        """How many tokens the prompt has, once the server has accepted it."""
+        return self._streams[0].prompt_tokens
+
+    @property
+    def generation(self) -> Generation:
+        """All texts, once the stream has ended: the first, with all of them as `choices`.
+
+        Raises:
+            ClientUnusable: it has not ended, or was left early.
+        """
+        return with_choices([stream.generation for stream in self._streams])
+
+    def close(self) -> None:
+        """Tell the server to stop those that have not ended; idempotent."""
+        self._open.clear()
+        for stream in self._streams:
+            stream.close()
 
 
 def _note_other(reply: Reply[Any], message: object) -> None:
@@ -204,16 +246,22 @@ class Client:
         Raises:
             TensorwireError: see `.code`, `.retryable` and `.executed`.
         """
+        each = calls.each_choice(options)
         if calls.is_list_of_prompts(prompt):
-            many = calls.generate_many(model, cast("Prompts", prompt), options, self._timeout_s)
-            return self._all(many, _generation)
-        one = calls.generate(model, cast("Prompt", prompt), options, self._timeout_s)
-        return _generation(self._link.call(one))
+            prompts = cast("Prompts", prompt)
+            many = calls.generate_many(model, prompts, each, self._timeout_s)
+            return grouped(self._all(many, _generation), len(each))
+        one = cast("Prompt", prompt)
+        return self._choices(
+            [calls.generate(model, one, options, self._timeout_s) for options in each]
+        )
 
     def stream(self, model: str, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Stream:
         """Continue one prompt, and return its text as it is made; the request is sent at once."""
-        call = calls.generate(model, prompt, options, self._timeout_s)
-        return Stream(self._link.call(call))
+        each = calls.each_choice(options)
+        return self._stream(
+            [calls.generate(model, prompt, options, self._timeout_s) for options in each]
+        )
 
     def chat(
         self,
@@ -222,7 +270,10 @@ class Client:
         **options: Unpack[GenerateOptions],
     ) -> Generation:
         """Answer a conversation: `messages` are {"role": …, "content": …}, the oldest first."""
-        return _generation(self._link.call(calls.chat(model, messages, options, self._timeout_s)))
+        each = calls.each_choice(options)
+        return self._choices(
+            [calls.chat(model, messages, options, self._timeout_s) for options in each]
+        )
 
     def stream_chat(
         self,
@@ -231,7 +282,28 @@ class Client:
         **options: Unpack[GenerateOptions],
     ) -> Stream:
         """Answer a conversation, and return the answer as it is made."""
-        return Stream(self._link.call(calls.chat(model, messages, options, self._timeout_s)))
+        each = calls.each_choice(options)
+        return self._stream(
+            [calls.chat(model, messages, options, self._timeout_s) for options in each]
+        )
+
+    def _choices(self, each: list[Call[Any]]) -> Generation:
+        if len(each) == 1:
+            return _generation(self._link.call(each[0]))
+        return with_choices(self._all(each, _generation))
+
+    def _stream(self, each: list[Call[Any]]) -> Stream:
+        if len(each) == 1:
+            return Stream(self._link.call(each[0]))
+        streams: list[Stream] = []
+        try:
+            for call in each:
+                streams.append(Stream(self._link.call(call)))
+        except BaseException:
+            for stream in streams:
+                stream.close()
+            raise
+        return ChoiceStream(streams)
 
     # -- arrays -------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tensorwire_protocol.errors import (
     DeadlineExceeded,
@@ -17,10 +17,11 @@ from tensorwire_protocol.operations import STREAMED
 from tensorwire_protocol.tensors import ids_checksum
 
 from tensorwire.errors import for_call
+from tensorwire.logprobs import read_logprobs, read_prompt_logprobs
 from tensorwire.results import Generation, Timings, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tensorwire_protocol.messages import End
 
@@ -102,7 +103,14 @@ class Collector:
             finish_reason=finish_reason,
             usage=Usage.from_wire(usage),
             timings=Timings.from_wire(end.timings if end else {}),
+            **(self._reports(end.extra) if end and end.extra else {}),
         )
+
+    def _reports(self, extra: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "logprobs": read_logprobs(extra.get("logprobs"), self.token_ids),
+            "prompt_logprobs": read_prompt_logprobs(extra.get("prompt_logprobs")),
+        }
 
     def _with_partial(
         self, error: TensorwireError, finish_reason: str, end: End | None

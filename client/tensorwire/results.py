@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, dataclass_transform
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from tensorwire.logprobs import Logprobs
 
 _T = TypeVar("_T")
 
@@ -27,6 +29,7 @@ class Delta:
     text: str  # whole characters; may be empty while one is unfinished
     token_ids: list[int]  # usually one; empty when only text was held back
     index: int  # position of the first of them, counted from 0
+    choice: int = 0  # of a stream with n > 1: which of its texts this is
 
 
 class _Named:
@@ -80,3 +83,19 @@ class Generation:
     finish_reason: str  # "stop" or "length"; of a partial one "cancelled", "deadline" or "lost"
     usage: Usage
     timings: Timings
+    logprobs: Logprobs | None = None  # with option `logprobs`: of `token_ids`
+    prompt_logprobs: Logprobs | None = None  # with that option: of the prompt, without its first
+    choices: tuple[Generation, ...] = ()  # with n > 1: all of them; the fields above are the first
+
+
+def with_choices(generations: Sequence[Generation]) -> Generation:
+    """Return the first of some texts for one prompt, with all of them as its choices."""
+    return replace(generations[0], choices=tuple(generations))
+
+
+def grouped(generations: list[Generation], num_choices: int) -> list[Generation]:
+    """Return one text for each prompt, out of all choices of all prompts in order."""
+    if num_choices == 1:
+        return generations
+    starts = range(0, len(generations), num_choices)
+    return [with_choices(generations[start : start + num_choices]) for start in starts]

@@ -13,6 +13,7 @@ A repeated REQ is safe: the server joins it to the request of that key, or repla
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -44,9 +45,10 @@ class RetryBudget:
     Threads share it without a lock: a race costs a tenth of a retry.
     """
 
-    __slots__ = ("_left", "_seen")
+    __slots__ = ("_left", "_seen", "made")
 
     def __init__(self) -> None:
+        self.made: Counter[Again] = Counter()  # retries so far
         self._left = _BUDGET_MOST
         self._seen: float | None = None  # monotonic s
 
@@ -127,7 +129,10 @@ class Attempts:
         wait_s = max(chance * longest, (error.retry_after_ms or 0) / 1000)
         if deadline is not None and now + wait_s >= deadline:
             return None
-        return Retry(wait_s, how) if self._budget.take(now) else None
+        if not self._budget.take(now):
+            return None
+        self._budget.made[how] += 1
+        return Retry(wait_s, how)
 
     def _note(self, error: TensorwireError) -> None:
         """Keep the error that says most of what was executed, of equal ones the last.

@@ -443,6 +443,7 @@ const LAYOUTS = {
   SUBMIT: [
     req("op", isStr), key, req("attempt", (v) => isU32(v) && v >= 1), opt("model", isStr), tensorMap("inputs"),
     map("params"), opt("deadline_ms", isU32), priority, idsField("so_far", () => []),
+    opt("tenant", isStr, () => ""),
   ],
   STEP: [req("streams", isListOf(isU32)), req("attempts", isListOf(isU32)), ...COLUMNS],
   HEARTBEAT: [req("state", isStr), opt("steps", isU32, () => 0), map("load"), opt("card", isPlainMap), opt("detail", isStr)],
@@ -551,7 +552,7 @@ const BODY_BYTES = 1 << 20, WINDOW_BYTES = 1 << 20, DATA_BYTES = 1 << 20;
 
 /** A message that is too large for a frame, on its way out: its head, and DATA as the server allows it. */
 class Outgoing {
-  constructor(stream, frame) {
+  constructor(stream, frame, peerFrameBytes) {
     const count = frame.readUInt16LE(6);
     const lengths = Array.from({ length: count }, (_, i) => Number(frame.readBigUInt64LE(HEADER_BYTES + 8 * i)));
     let at = HEADER_BYTES + 8 * count + frame.readUInt32LE(12);
@@ -564,6 +565,7 @@ class Outgoing {
       return frame.subarray(start, at);
     });
     this.left = lengths.reduce((sum, length) => sum + length, 0);
+    this.most = Math.min(DATA_BYTES, peerFrameBytes); // of one DATA frame
     Object.assign(this, { stream, size: this.left, segment: 0, at: 0, allowed: WINDOW_BYTES, isDone: false });
   }
 
@@ -574,7 +576,7 @@ class Outgoing {
         this.segment += 1;
         this.at = 0;
       }
-      const payload = this.segments[this.segment].subarray(this.at, this.at + Math.min(DATA_BYTES, this.allowed));
+      const payload = this.segments[this.segment].subarray(this.at, this.at + Math.min(this.most, this.allowed));
       this.at += payload.length;
       this.left -= payload.length;
       this.allowed -= payload.length;
@@ -782,10 +784,11 @@ export class Connection {
 
   send(message) {
     if (this.state === "CLOSED") throw this.error ?? new WireError(CODES.CONNECTION_LOST, "the connection is closed");
-    let frame = encode(message, this.limits);
+    const inlineBytes = Math.min(CLIENT_LIMITS.inline_bytes, this.peerLimits.inline_bytes);
+    let frame = encode(message, { ...this.peerLimits, inline_bytes: inlineBytes });
     const { frame_bytes: mostBody, client_meta_bytes: mostMeta, message_bytes: mostSegments } = this.peerLimits;
     const isLarge = message.kind === "REQ" && frame.length - HEADER_BYTES > Math.min(BODY_BYTES, mostBody);
-    const body = isLarge && this.receiver.features.has("body") ? new Outgoing(message.stream, frame) : null;
+    const body = isLarge && this.receiver.features.has("body") ? new Outgoing(message.stream, frame, mostBody) : null;
     if (body) {
       if (body.size > mostSegments) fail("TOO_LARGE", "the server does not accept so many bytes of tensors");
       frame = body.head;
@@ -1014,11 +1017,39 @@ export class Generation {
     }
   }
 
+  /** §7.2: with param `logprobs`, how likely each token was, and the likeliest in its place. */
+  get logprobs() {
+    return logprobsOf(this.end?.extra.get("logprobs"));
+  }
+
+  /** The same for the prompt, with param `prompt_logprobs`. */
+  get promptLogprobs() {
+    return logprobsOf(this.end?.extra.get("prompt_logprobs"));
+  }
+
   #finish(end) {
     if (checksum(this.tokens) !== end.checksum) throw new WireError(CODES.SEQUENCE, "the tokens are not those that were sent");
     this.end = end;
     throwIfCut(end);
   }
+}
+
+/** [{ logprob, token (a prompt's only), top: [[token, logprob], …] }, …], or null. */
+function logprobsOf(said) {
+  if (!said) return null;
+  const column = (name, read) => {
+    const bytes = said.get(name) ?? Buffer.alloc(0);
+    return Array.from({ length: bytes.length / 4 }, (_, i) => bytes[read](4 * i));
+  };
+  const own = column("token_logprobs", "readFloatLE");
+  const topIds = column("top_ids", "readInt32LE"), top = column("top_logprobs", "readFloatLE");
+  const tokens = column("token_ids", "readInt32LE");
+  const width = own.length ? topIds.length / own.length : 0;
+  return own.map((logprob, i) => ({
+    ...(tokens.length ? { token: tokens[i] } : {}),
+    logprob,
+    top: Array.from({ length: width }, (_, k) => [topIds[i * width + k], top[i * width + k]]),
+  }));
 }
 
 function throwIfCut({ finish, count }) {
@@ -1351,7 +1382,8 @@ async function main([address, command, model, ...rest]) {
       const generation = client.generate(model, rest[0], JSON.parse(rest[1] ?? "{}"));
       for await (const delta of generation) print(delta);
       const { finish, count, usage } = generation.end;
-      print({ finish, count, usage, text: generation.text });
+      const { text, logprobs, promptLogprobs } = generation;
+      print({ finish, count, usage, text, ...(logprobs && { logprobs }), ...(promptLogprobs && { promptLogprobs }) });
     } else if (command === "embed") {
       for (const vector of await client.embed(model, rest)) print(Array.from(vector));
     } else if (command === "infer") {

@@ -45,7 +45,10 @@ class Reservation(Protocol):
 
 
 class Memory(Protocol):
-    """Where bodies land."""
+    """Where bodies land.
+
+    Only a side that meters what comes, a server, may make a body wait: no other can say so.
+    """
 
     def reserve(self, lengths: Sequence[int], on_ready: Callable[[], None]) -> Reservation:
         """Return memory for segments of these lengths; `on_ready` is called if it comes later.
@@ -120,8 +123,10 @@ class IncomingBody:
         self.head: Frame | None = None  # not decoded yet, for want of memory
         self.is_discarded = False
         self.reservation: Reservation | None = None
+        self.held_bytes = 0  # of memory that is counted elsewhere
         self.due_at: float | None = None  # when all of it must be here
         self._allowed = allowed
+        self._late_bytes = 0  # of a discarded body, that may have been on their way
         self._announced = 0  # bytes of DATA frames whose headers have come
         self._places: Sequence[memoryview] | None = None
         self._segment = self._at = 0
@@ -140,12 +145,20 @@ class IncomingBody:
 
     def discard(self) -> None:
         """Give the memory back; what still comes is thrown away."""
+        if not self.is_discarded:
+            rest = self.num_bytes if self._allowed is None else min(self._allowed, self.num_bytes)
+            self._late_bytes = rest - self._announced
         self.is_discarded = True
         if self.reservation is not None:
             self.reservation.cancel()
         self.reservation = self._places = self.message = self.head = None
 
     # -- DATA ---------------------------------------------------------------------------------
+
+    def is_waste(self, num_bytes: int) -> bool:
+        """Say if a DATA frame of a discarded body is more than its sender could owe it."""
+        self._late_bytes -= num_bytes
+        return self._late_bytes < 0 or not num_bytes
 
     def announce(self, segment: int, num_bytes: int, *, is_last: bool) -> None:
         """Take note of a DATA frame that begins.

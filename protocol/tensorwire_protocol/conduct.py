@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tensorwire_protocol.allowance import Allowance
-from tensorwire_protocol.errors import ErrorCode, Flood
+from tensorwire_protocol.errors import ErrorCode, Flood, PeerSilent
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -85,6 +85,30 @@ class Conduct:
         limits, size = self._limits, decoder.unfinished_bytes
         if now - self._began > limits.frame_grace_s + size / limits.frame_bytes_per_s:
             raise Flood(f"a frame of {size} bytes was not complete after {now - self._began:.0f} s")
+
+
+class Silence:
+    """Nothing was heard for a while: when to ask, and when to give up. Pure."""
+
+    __slots__ = ("_limits", "_pinged")
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._pinged = 0.0
+
+    def is_ping_due(self, now: float, silent_s: float) -> bool:
+        """Say if a PING has to be sent.
+
+        Raises:
+            PeerSilent: it was too long.
+        """
+        if silent_s >= self._limits.dead_after_s:
+            raise PeerSilent(f"nothing was heard for {silent_s:.0f} s")
+        ping_after_s = self._limits.ping_after_s
+        if silent_s < ping_after_s or now - self._pinged < ping_after_s:
+            return False
+        self._pinged = now
+        return True
 
 
 class CancelPace:

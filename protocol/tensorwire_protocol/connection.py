@@ -15,12 +15,11 @@ directions pass one gate: `_admit` for what the peer sends, `send` for what this
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tensorwire_protocol.bodies import FEATURE_BODY, FEATURE_SHM
 from tensorwire_protocol.codec import PLAIN, encode
-from tensorwire_protocol.conduct import CancelPace, Conduct, is_fault
+from tensorwire_protocol.conduct import CancelPace, Conduct, Silence, is_fault
 from tensorwire_protocol.errors import (
     BadFraming,
     BadPreface,
@@ -30,8 +29,6 @@ from tensorwire_protocol.errors import (
     DeadlineExceeded,
     Executed,
     Flood,
-    OutputTooLarge,
-    PeerSilent,
     RequestCancelled,
     RequestRefused,
     SequenceError,
@@ -41,11 +38,10 @@ from tensorwire_protocol.errors import (
     UnknownKind,
     Unsupported,
 )
+from tensorwire_protocol.fitting import Fitting
 from tensorwire_protocol.frames import (
     FIRST_OPTIONAL_KIND,
     HEADER,
-    HEADER_BYTES,
-    MAX_BODY_BYTES,
     Flag,
     Frame,
     FrameDecoder,
@@ -71,12 +67,24 @@ from tensorwire_protocol.messages import (
     Request,
     Resume,
     Shm,
-    Step,
     Submit,
     Welcome,
 )
 from tensorwire_protocol.outbox import Outbox
-from tensorwire_protocol.roles import ACCEPTS, OPENERS, PEER, WORKER_ROLES, Role, State
+from tensorwire_protocol.receive_memory import Holding
+from tensorwire_protocol.roles import (
+    ACCEPTS,
+    ENDINGS,
+    NOT_BUILT,
+    OF_BODIES,
+    OPENERS,
+    OPENINGS,
+    PEER,
+    STREAMLESS,
+    WORKER_ROLES,
+    Role,
+    State,
+)
 from tensorwire_protocol.streams import OpenStreams
 from tensorwire_protocol.transfers import Transfers
 
@@ -87,7 +95,6 @@ if TYPE_CHECKING:
     from tensorwire_protocol.bodies import Memory, Sharing
     from tensorwire_protocol.codec import Codec
     from tensorwire_protocol.login import Login
-    from tensorwire_protocol.outbox import OutgoingBody
     from tensorwire_protocol.receive_memory import ReceiveMemory
 
 NOT_OURS = b"tensorwire: this port speaks the Tensorwire protocol, version 1, not what was sent\n"
@@ -99,18 +106,7 @@ FEATURE_RESUME = "resume"
 FEATURE_CREDIT = "credit"
 
 _BODY = int(Flag.BODY)  # an IntFlag's own `&` costs two microseconds
-_OPENINGS = frozenset({Kind.REQ, Kind.RESUME, Kind.SUBMIT})
-_TERMINAL = frozenset({Kind.RES, Kind.END, Kind.ERR})
-_BOUNDARIES = _OPENINGS | _TERMINAL
-_NOT_BUILT = frozenset({Kind.AUTH, Kind.LOAD})
-_OF_BODIES = frozenset({Kind.DATA, Kind.CREDIT, Kind.SHM})
-# These speak of the connection, so their stream is 0.
-_STREAMLESS = frozenset(
-    {
-        Kind.HELLO, Kind.WELCOME, Kind.AUTH, Kind.PING, Kind.PONG, Kind.GOAWAY, Kind.EVB,
-        Kind.STEP, Kind.HEARTBEAT, Kind.DRAIN, Kind.LOAD,
-    }
-)  # fmt: skip
+_BOUNDARIES = OPENINGS | ENDINGS
 
 
 class Connection:
@@ -161,18 +157,21 @@ class Connection:
         self._features = tuple(features)
         self._accepts, self._may_send = ACCEPTS[role], ACCEPTS[PEER[role]]
         self._meta_bytes = self.limits.meta_bytes(is_from_opener=not self._is_opener)
+        holding = None if memory is None else Holding(memory, self)
+        self._holding = holding
         self._decoder = FrameDecoder(
             max_frame_bytes=self.limits.frame_bytes,
             max_segments=self.limits.segments,
             scratch=scratch,
-            hold=None if memory is None else partial(memory.hold, self),
+            hold=None if holding is None else holding.hold_frame,
         )
         self._outbox = Outbox()
         self._bodies, self._sharing = bodies, sharing
         self._transfers: Transfers | None = None  # until both sides have said that they know bodies
         self.on_output: Callable[[], None] = _nothing
         self._heard = 0.0
-        self._pinged = self._ticked = 0.0
+        self._ticked = 0.0
+        self._silence = Silence(self.limits)
         self._conduct = Conduct(self.limits)
         self._cancel_pace: CancelPace | None = None
         self._handshake: Handshake | None = Handshake(
@@ -194,7 +193,7 @@ class Connection:
         self.peer_limits = self._handshake.peer_limits
         self.peer_features: tuple[str, ...] = ()
         self.peer_software = ""
-        self._welcome_bytes = self._surely_welcome_bytes()
+        self._fitting = self._build_fitting()
 
     # -- what the driver asks -----------------------------------------------------------------
 
@@ -305,22 +304,22 @@ class Connection:
             if kind >= FIRST_OPTIONAL_KIND and self.state is State.OPEN:
                 return None
             raise UnknownKind(f"frames of kind {kind:#04x} are not accepted on this link (now)")
-        if frame.stream and kind in _STREAMLESS:
+        if frame.stream and kind in STREAMLESS:
             raise BadFraming(f"{Kind(kind).name} came on stream {frame.stream}; it belongs on 0")
-        if self.state is State.OPEN and kind in _OPENINGS:
+        if self.state is State.OPEN and kind in OPENINGS:
             return self._admit_opening(frame, now)
         if len(frame.meta) > self._meta_bytes:
             raise BadFraming(f"a meta has {len(frame.meta)} bytes, {self._meta_bytes} allowed")
         if self._handshake is not None:
             return self._admit_early(self._handshake, frame)
-        if kind in _NOT_BUILT or (kind in _OF_BODIES and not self._is_negotiated(kind)):
+        if kind in NOT_BUILT or (kind in OF_BODIES and not self._is_negotiated(kind)):
             raise UnknownKind(f"{Kind(kind).name} was not negotiated on this connection")
         if frame.flags:
             return self._admit_body(frame, now)
         if kind == Kind.DATA:
             return None  # more is to come
         message = decode_sound(frame, self.limits, self._codec)
-        if kind in _TERMINAL:
+        if kind in ENDINGS:
             return self._note_terminal(message)
         return self._note(message, now)
 
@@ -333,12 +332,16 @@ class Connection:
             self.peer_features = handshake.peer_features
             self.peer_software = handshake.peer_software
             self.peer_limits = handshake.peer_limits
-            self._welcome_bytes = self._surely_welcome_bytes()
+            self._fitting = self._build_fitting()
             if FEATURE_BODY in self._features and FEATURE_BODY in self.peer_features:
                 self._transfers = self._build_transfers()
         if self.state is State.OPEN:
             self._handshake = None
         return message
+
+    def _build_fitting(self) -> Fitting:
+        usual = WORKER_LINK if self.role in WORKER_ROLES else CLIENT_LINK
+        return Fitting(self.peer_limits, usual, is_opener=self._is_opener)
 
     def _build_transfers(self) -> Transfers:
         return Transfers(
@@ -348,6 +351,7 @@ class Connection:
             self.limits,
             self._codec,
             self._bodies,
+            self._holding,
             self._sharing if FEATURE_SHM in self.peer_features else None,
             is_metered_in=self.role is Role.SERVER,
             is_metered_out=self.role is Role.CLIENT,
@@ -510,15 +514,15 @@ class Connection:
         kind = message.KIND
         if kind not in self._may_send:
             raise AssertionError(f"{self.role.value} may not send {kind.name}")
-        buffers = self._codec.encode(message, self.limits)
+        buffers = self._codec.encode(message, self._fitting.limits)
         size = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
         body = None
-        if size > self._welcome_bytes:
+        if size > self._fitting.welcome_bytes:
             if self._transfers is not None:
                 buffers, body = self._transfers.cut(buffers, message, size, self.peer_limits)
             if body is not None:
                 size = len(buffers[0])
-            self._check_size(message, buffers[0], size - HEADER_BYTES, body)
+            self._fitting.check(message, buffers, body)
         if kind in _BOUNDARIES:
             self._note_sent(message)
         elif kind == Kind.CREDIT and not self._is_opener:  # whose own must not pass its REQ
@@ -539,47 +543,6 @@ class Connection:
             self._leave(message)
         elif kind == Kind.ERR and is_fault(HEADER.unpack_from(buffers[0])[3]):
             self._note_refusal()
-
-    def _peer_meta_bytes(self) -> int:
-        return self.peer_limits.meta_bytes(is_from_opener=self._is_opener)
-
-    def _surely_welcome_bytes(self) -> int:
-        """Return up to which size no frame can break any limit of the peer."""
-        limits = self.peer_limits
-        return min(limits.frame_bytes, self._peer_meta_bytes(), limits.container_items)
-
-    def _check_size(
-        self,
-        message: Message,
-        head: bytes | memoryview,
-        body_bytes: int,
-        body: OutgoingBody | None,
-    ) -> None:
-        # The peer would cut the connection, and every other stream on it, for one frame of ours.
-        refusal = TooLarge if self._is_opener else OutputTooLarge
-        limits = self.peer_limits
-        if body_bytes > limits.frame_bytes:
-            raise refusal(
-                f"the message has {body_bytes} bytes; the peer accepts {limits.frame_bytes}"
-            )
-        if body is not None and body.left_bytes > limits.message_bytes:
-            raise refusal(
-                f"the arrays have {body.left_bytes} bytes; the peer accepts {limits.message_bytes}"
-            )
-        meta_bytes = HEADER.unpack_from(head)[5]
-        if meta_bytes > self._peer_meta_bytes():
-            raise refusal(
-                f"the message's text and options have {meta_bytes} bytes beside its arrays; the"
-                f" peer accepts {self._peer_meta_bytes()}"
-            )
-        if (
-            isinstance(message, Event | EventBatch | Step)
-            and len(message.tokens) > limits.container_items
-        ):
-            raise refusal(
-                f"{len(message.tokens)} tokens in one event; the peer accepts"
-                f" {limits.container_items}"
-            )
 
     def _may_cancel(self, cancel: Cancel) -> bool:
         if self._cancel_pace is None:
@@ -657,25 +620,9 @@ class Connection:
         """
         return self._outbox.take(budget)
 
-    # -- large bodies -------------------------------------------------------------------------
-
-    def allow_body(self, stream: int, num_bytes: int) -> None:
-        """Let the peer send so many bytes more of a body; for `transfers`."""
-        while num_bytes:
-            amount = min(num_bytes, MAX_BODY_BYTES)
-            self.send(Credit(stream=stream, amount=amount))
-            num_bytes -= amount
-        self.on_output()
-
-    def return_loans(self, loans: list[Any]) -> None:
-        """Tell the peer that some of its memory is not used here any more; for `transfers`."""
-        self.send(Shm(payload={"returned": loans}))
-        self.on_output()
-
-    def refuse_body(self, stream: int, error: TensorwireError) -> None:
-        """End a stream whose body was not wanted after all; for `transfers`."""
-        self.send(Failure.of(stream, error))
-        self.on_output()
+    def note_waste(self) -> None:
+        """Count that bytes of a body have come for nothing; for `transfers`."""
+        self._note_fault(self._heard)
 
     # -- time ---------------------------------------------------------------------------------
 
@@ -693,23 +640,15 @@ class Connection:
             # A server's frame may wait in the kernel while no caller of its client reads.
             if self._decoder.is_mid_frame and not self._is_opener:
                 self._conduct.check_unfinished(self._decoder, now)
-            if FEATURE_PASSIVE not in self.peer_features or self._is_opener:
-                self._check_silence(now)
+            is_silence_told = FEATURE_PASSIVE not in self.peer_features or self._is_opener
+            if is_silence_told and self._silence.is_ping_due(now, now - self._heard):
+                self._outbox.add_urgent(encode(Ping(), self.limits))
         except ConnectionFailed as error:
             self.fail(error)
         if self._cancel_pace is not None and not self.is_closed:
             for cancel in self._cancel_pace.take(self.streams, now):
                 self._emit(cancel)
                 self._leave(cancel)
-
-    def _check_silence(self, now: float) -> None:
-        silent_s = now - self._heard
-        if silent_s >= self.limits.dead_after_s:
-            raise PeerSilent(f"nothing was heard for {silent_s:.0f} s")
-        ping_after_s = self.limits.ping_after_s
-        if silent_s >= ping_after_s and now - self._pinged >= ping_after_s:
-            self._pinged = now
-            self._outbox.add_urgent(encode(Ping(), self.limits))
 
 
 def _nothing() -> None:

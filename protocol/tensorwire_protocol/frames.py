@@ -321,7 +321,7 @@ class FrameDecoder:
             copy = aligned_buffer(len(whole))
             copy[:] = whole
             whole = copy
-        segments = _segments(whole, num_segments, meta_end)
+        segments = cut_segments(whole, num_segments, meta_end)
         return Frame(kind, flags, aux, stream, whole[meta_start:meta_end], segments)
 
 
@@ -336,7 +336,12 @@ def _check_header(kind: int, flags: int, aux: int) -> None:
         raise BadFraming(f"a frame of kind {kind:#04x} has {aux} in a field that must be 0")
 
 
-def _segments(whole: memoryview, num_segments: int, meta_end: int) -> list[memoryview]:
+def cut_segments(whole: memoryview, num_segments: int, meta_end: int) -> list[memoryview]:
+    """Return the segments that stand behind the meta of a whole frame.
+
+    Raises:
+        BadFraming: the table of their lengths does not agree with the frame.
+    """
     segments = []
     at = meta_end
     for i in range(num_segments):

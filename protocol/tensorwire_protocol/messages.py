@@ -355,6 +355,7 @@ class Submit:
     deadline_ms: int | None = None
     priority: int = 0
     so_far: Sequence[int] = ()  # tokens that earlier attempts emitted
+    tenant: str = ""  # whose request it is; no cache is shared between two
 
 
 @message

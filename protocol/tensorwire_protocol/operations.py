@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 MAX_STOPS = 8
 MAX_STOP_BYTES = 64
+MAX_STOP_IDS = 64
+MAX_BIASES = 300
+MAX_BAD_WORDS = 32
+MAX_BAD_WORD_IDS = 16
+MAX_LOGPROBS = 20
+MAX_CHOICES = 8  # streams of one call, in a client; a server takes each of them as a request
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -51,6 +57,9 @@ def _is_int(low: int, high: int) -> Callable[[Any], bool]:
     return lambda v: type(v) is int and low <= v <= high
 
 
+_is_id = _is_int(0, 2**31 - 1)
+
+
 def _is_number(low: float, high: float, *, above: bool = False) -> Callable[[Any], bool]:
     def check(v: Any) -> bool:
         # NaN fails every comparison, and so is refused without a word of its own.
@@ -59,21 +68,43 @@ def _is_number(low: float, high: float, *, above: bool = False) -> Callable[[Any
     return check
 
 
+def _is_short_text(v: Any) -> bool:
+    return type(v) is str and 1 <= len(_encoded(v)) <= MAX_STOP_BYTES
+
+
 def _is_stops(v: Any) -> bool:
+    return type(v) is list and len(v) <= MAX_STOPS and all(map(_is_short_text, v))
+
+
+def _is_ids(v: Any, *, low: int = 0, high: int = MAX_STOP_IDS) -> bool:
+    return type(v) is list and low <= len(v) <= high and all(map(_is_id, v))
+
+
+def _is_bias(v: Any) -> bool:
     return (
         type(v) is list
-        and 1 <= len(v) <= MAX_STOPS
-        and all(type(s) is str and 1 <= len(_encoded(s)) <= MAX_STOP_BYTES for s in v)
+        and len(v) <= MAX_BIASES
+        and all(type(pair) is list and len(pair) == 2 for pair in v)
+        and all(_is_id(token_id) and _is_number(-100, 100)(bias) for token_id, bias in v)
+        and len({token_id for token_id, _ in v}) == len(v)
     )
 
 
-def _is_ids(v: Any) -> bool:
-    return type(v) is list and 1 <= len(v) <= 64 and all(_is_int(0, 2**31 - 1)(i) for i in v)
+def _is_bad_words(v: Any) -> bool:
+    return (
+        type(v) is list
+        and len(v) <= MAX_BAD_WORDS
+        and all(_is_short_text(word) or _is_ids(word, low=1, high=MAX_BAD_WORD_IDS) for word in v)
+    )
+
+
+def _is_bool(v: Any) -> bool:
+    return type(v) is bool
 
 
 _WAIT = {
     "wait": Param(
-        check=lambda v: type(v) is bool,
+        check=_is_bool,
         rule="true to wait while the model loads, false to be refused",
     )
 }
@@ -82,11 +113,41 @@ _SAMPLING = {
     "temperature": Param(check=_is_number(0, 100), rule="a number from 0 (greedy) to 100"),
     "top_k": Param(check=_is_int(1, 2**31 - 1), rule="an integer of at least 1"),
     "top_p": Param(check=_is_number(0, 1, above=True), rule="a number above 0, up to 1"),
+    "min_p": Param(check=_is_number(0, 1), rule="a number from 0 to 1"),
+    "repetition_penalty": Param(
+        check=_is_number(0.01, 100), rule="a number from 0.01 to 100 (1: none)"
+    ),
+    "presence_penalty": Param(check=_is_number(-2, 2), rule="a number from -2 to 2"),
+    "frequency_penalty": Param(check=_is_number(-2, 2), rule="a number from -2 to 2"),
+    "logit_bias": Param(
+        check=_is_bias,
+        rule=f"up to {MAX_BIASES} pairs of a token id and a number from -100 to 100, each id once",
+    ),
+    "bad_words": Param(
+        check=_is_bad_words,
+        rule=(
+            f"up to {MAX_BAD_WORDS} words: strings of 1 to {MAX_STOP_BYTES} bytes or lists of 1 to"
+            f" {MAX_BAD_WORD_IDS} token ids"
+        ),
+    ),
+    "min_new_tokens": Param(check=_is_int(0, 2**31 - 1), rule="an integer of at least 0"),
     "seed": Param(check=_is_int(0, 2**63 - 1), rule="an integer from 0 to 2**63 - 1"),
     "stop": Param(
-        check=_is_stops, rule=f"1 to {MAX_STOPS} strings of 1 to {MAX_STOP_BYTES} bytes each"
+        check=_is_stops, rule=f"up to {MAX_STOPS} strings of 1 to {MAX_STOP_BYTES} bytes each"
     ),
-    "stop_ids": Param(check=_is_ids, rule="1 to 64 token ids"),
+    "stop_ids": Param(check=_is_ids, rule=f"up to {MAX_STOP_IDS} token ids"),
+    "ignore_eos": Param(
+        check=_is_bool, rule="true to go on behind the model's own stop tokens, else false"
+    ),
+    "logprobs": Param(check=_is_int(0, MAX_LOGPROBS), rule=f"an integer from 0 to {MAX_LOGPROBS}"),
+    "prompt_logprobs": Param(
+        check=_is_int(0, MAX_LOGPROBS), rule=f"an integer from 0 to {MAX_LOGPROBS}"
+    ),
+}
+_ECHO = {
+    "echo": Param(
+        check=_is_bool, rule="true to have the prompt's text before the answer's, else false"
+    )
 }
 
 OPERATIONS: dict[str, Operation] = {
@@ -97,7 +158,7 @@ OPERATIONS: dict[str, Operation] = {
             right=Right.INFER,
             needs_model=True,
             inputs=(frozenset({"prompt"}), frozenset({"ids"})),
-            params=_SAMPLING | _WAIT,
+            params=_SAMPLING | _ECHO | _WAIT,
         ),
         Operation(
             name="chat",
@@ -146,9 +207,18 @@ def check_request(request: Request) -> Operation:
         param = operation.params.get(name)
         if param is None:
             raise BadParams(_unknown_option(operation, name))
-        if not param.check(value):
-            raise BadParams(f"{name} must be {param.rule}, not {_shown(value)}")
+        check_param(name, param, value)
     return operation
+
+
+def check_param(name: str, param: Param, value: Any) -> None:
+    """Check one option.
+
+    Raises:
+        BadParams: in one sentence what was found and what is allowed.
+    """
+    if not param.check(value):
+        raise BadParams(f"{name} must be {param.rule}, not {_shown(value)}")
 
 
 def _unknown_option(operation: Operation, name: str) -> str:

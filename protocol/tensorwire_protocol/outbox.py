@@ -24,19 +24,25 @@ class OutgoingBody:
     """The segments of one message, while they leave as DATA frames; not copied.
 
     Args:
+        data_bytes: of one frame, at most.
         allowed: how many bytes may leave before the peer allows more; None: all.
     """
 
-    __slots__ = ("_allowed", "_at", "_segment", "left_bytes", "segments", "stream")
+    __slots__ = ("_allowed", "_at", "_data_bytes", "_segment", "left_bytes", "segments", "stream")
 
     def __init__(
-        self, stream: int, segments: Sequence[memoryview], *, allowed: int | None = None
+        self,
+        stream: int,
+        segments: Sequence[memoryview],
+        data_bytes: int = DATA_BYTES,
+        *,
+        allowed: int | None = None,
     ) -> None:
         self.stream = stream
         self.left_bytes = sum(map(len, segments))
         self.segments = segments
         self._segment = self._at = 0
-        self._allowed = allowed
+        self._data_bytes, self._allowed = data_bytes, allowed
 
     @property
     def may_leave(self) -> bool:
@@ -58,7 +64,9 @@ class OutgoingBody:
         segments = self.segments
         while self._segment + 1 < len(segments) and self._at == len(segments[self._segment]):
             self._segment, self._at = self._segment + 1, 0
-        room = DATA_BYTES if self._allowed is None else min(DATA_BYTES, self._allowed)
+        room = self._data_bytes
+        if self._allowed is not None:
+            room = min(room, self._allowed)
         payload = segments[self._segment][self._at : self._at + room]
         self._at += len(payload)
         self.left_bytes -= len(payload)

@@ -1,5 +1,8 @@
 """What all connections of a server hold of messages that are not complete, in one bounded sum.
 
+That is unfinished frames, and what comes of a body while there is no place for it: places have a
+bound of their own.
+
 Each connection has bounds of its own, but thousands of peers that each send most of a large frame
 would still add up. When the sum is above its bound, whoever holds most has to give it up: that is
 the one who makes the difference, and small requests of others go on.
@@ -55,6 +58,29 @@ class ReceiveMemory:
         """The sum is that of all holders, and within its bound."""
         assert self.num_bytes == sum(self._held.values()) <= self._limit_bytes
         assert all(self._held.values())
+
+
+class Holding:
+    """What one holder holds, of two kinds.
+
+    Both raise as `ReceiveMemory.hold` does.
+    """
+
+    __slots__ = ("_bodies_bytes", "_frame_bytes", "_holder", "_memory")
+
+    def __init__(self, memory: ReceiveMemory, holder: Holder) -> None:
+        self._memory, self._holder = memory, holder
+        self._frame_bytes = self._bodies_bytes = 0
+
+    def hold_frame(self, num_bytes: int) -> None:
+        """Say how much its unfinished frame takes from now on."""
+        self._memory.hold(self._holder, num_bytes + self._bodies_bytes)
+        self._frame_bytes = num_bytes
+
+    def hold_bodies(self, num_bytes: int) -> None:
+        """Say how much its bodies take from now on, in memory that nothing else bounds."""
+        self._memory.hold(self._holder, self._frame_bytes + num_bytes)
+        self._bodies_bytes = num_bytes
 
 
 def _busy(num_bytes: int) -> Busy:

@@ -1,4 +1,4 @@
-"""Which end of which link may send what, and the states of a connection."""
+"""Which end of which link may send what, what kinds do, and the states of a connection."""
 
 from __future__ import annotations
 
@@ -37,6 +37,17 @@ ACCEPTS: dict[Role, frozenset[int]] = {
         _BOTH | {Kind.HELLO, Kind.SUBMIT, Kind.CANCEL, Kind.DRAIN, Kind.LOAD, Kind.SHM}
     ),
 }
+OPENINGS = frozenset({Kind.REQ, Kind.RESUME, Kind.SUBMIT})  # each begins a stream
+ENDINGS = frozenset({Kind.RES, Kind.END, Kind.ERR})  # each ends one
+NOT_BUILT = frozenset({Kind.AUTH, Kind.LOAD})  # once a connection is open
+OF_BODIES = frozenset({Kind.DATA, Kind.CREDIT, Kind.SHM})
+# These speak of the connection, so their stream is 0.
+STREAMLESS = frozenset(
+    {
+        Kind.HELLO, Kind.WELCOME, Kind.AUTH, Kind.PING, Kind.PONG, Kind.GOAWAY, Kind.EVB,
+        Kind.STEP, Kind.HEARTBEAT, Kind.DRAIN, Kind.LOAD,
+    }
+)  # fmt: skip
 PEER = {
     Role.CLIENT: Role.SERVER,
     Role.SERVER: Role.CLIENT,

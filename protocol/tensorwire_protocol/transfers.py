@@ -28,17 +28,19 @@ from tensorwire_protocol.errors import (
     UnknownKind,
 )
 from tensorwire_protocol.frames import (
+    DATA_BYTES,
     HEADER_BYTES,
+    MAX_BODY_BYTES,
     SEGMENT_KINDS,
     Flag,
     Frame,
     build_body,
 )
-from tensorwire_protocol.messages import Request, Shm, Submit
+from tensorwire_protocol.messages import Credit, Failure, Request, Shm, Submit
 from tensorwire_protocol.outbox import OutgoingBody, data_header
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tensorwire_protocol.bodies import Memory, Sharing
     from tensorwire_protocol.codec import Codec
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from tensorwire_protocol.limits import Limits
     from tensorwire_protocol.messages import Message
     from tensorwire_protocol.outbox import Outbox
+    from tensorwire_protocol.receive_memory import Holding
 
 _PATIENCE_S = 30.0  # for memory, and for a peer to take the next DATA frame
 
@@ -53,14 +56,17 @@ _PATIENCE_S = 30.0  # for memory, and for a peer to take the next DATA frame
 class Owner(Protocol):
     """The connection, as its bodies need it."""
 
-    def allow_body(self, stream: int, num_bytes: int) -> None:
-        """Tell the peer that it may send so many bytes more."""
+    on_output: Callable[[], None]
 
-    def return_loans(self, loans: list[Any]) -> None:
-        """Tell the peer that some of its memory is not used here any more."""
+    def send(self, message: Message) -> None:
+        """Queue a message."""
 
-    def refuse_body(self, stream: int, error: TensorwireError) -> None:
-        """End a stream whose body was not wanted after all."""
+    def note_waste(self) -> None:
+        """Count that bytes have come for nothing.
+
+        Raises:
+            Flood: it was too often.
+        """
 
 
 class Transfers:
@@ -68,7 +74,8 @@ class Transfers:
 
     Args:
         limits, codec: of this side.
-        memory: where bodies land.
+        memory: where bodies land; None: in memory made for each.
+        holding: told how much is taken that `memory` does not bound.
         sharing: memory in common with the peer; None: everything goes over the connection.
         is_metered_in, is_metered_out: this side allows, or needs to be allowed, bytes by CREDIT.
     """
@@ -81,6 +88,7 @@ class Transfers:
         limits: Limits,
         codec: Codec,
         memory: Memory | None,
+        holding: Holding | None,
         sharing: Sharing | None,
         *,
         is_metered_in: bool,
@@ -92,11 +100,13 @@ class Transfers:
         self._limits = limits
         self._codec = codec
         self._memory = memory or FreshMemory()
+        self._holding = holding
+        self._held_bytes = 0
         self._sharing = sharing
         self._shared: Shm | None = None  # where the segments of the next body lie
         self._last_shared = 0  # the stream of the last body whose segments lay in shared memory
         if sharing is not None:
-            sharing.on_returns = owner.return_loans
+            sharing.on_returns = self._return_loans
         self._window_in = WINDOW_BYTES if is_metered_in else None
         self._window_out = WINDOW_BYTES if is_metered_out else None
         self._incoming: dict[int, IncomingBody] = {}
@@ -115,7 +125,7 @@ class Transfers:
             self._sharing.close()
         self._outbox.clear_bulk()
         for body in self._incoming.values():
-            body.discard()
+            self._discard(body)
         self._incoming.clear()
 
     # -- in -----------------------------------------------------------------------------------
@@ -165,20 +175,39 @@ class Transfers:
         if shared is not None:
             return self._decode(frame, shared)
         body = IncomingBody(frame.stream, frame.lengths, now, allowed=self._window_in)
+        if type(self._memory) is FreshMemory:
+            self._hold(body, num_bytes)
         reservation = self._memory.reserve(frame.lengths, partial(self._on_memory, body))
+        body.reservation = reservation
         self._open(body)
         places = reservation.segments
+        if places is None:
+            self._hold(body, min(num_bytes, WINDOW_BYTES))
         if places is None and num_bytes <= WINDOW_BYTES:
             reservation.cancel()  # its bytes are on their way, and will wait for nothing
-            places = early_places(frame.lengths)
-        else:
-            body.reservation = reservation
+            body.reservation, places = None, early_places(frame.lengths)
         if places is None:
             body.place(early_places(frame.lengths))
             body.head = replace(frame, meta=memoryview(bytes(frame.meta)))
         else:
             self._receive(body, frame, places)
         return None
+
+    def _hold(self, body: IncomingBody, num_bytes: int) -> None:
+        """Count what a body takes from now on.
+
+        Raises:
+            Busy: there is no room for it, and nothing has changed.
+        """
+        if self._holding is None or num_bytes == body.held_bytes:
+            return
+        held_bytes = self._held_bytes + num_bytes - body.held_bytes
+        self._holding.hold_bodies(held_bytes)
+        self._held_bytes, body.held_bytes = held_bytes, num_bytes
+
+    def _discard(self, body: IncomingBody) -> None:
+        body.discard()
+        self._hold(body, 0)
 
     def _open(self, body: IncomingBody) -> None:
         if len(self._incoming) >= self._limits.streams:
@@ -193,7 +222,18 @@ class Transfers:
         left = body.num_bytes - WINDOW_BYTES
         if self._window_in is not None and left > 0:
             body.allow(left)
-            self._owner.allow_body(body.stream, left)
+            self._allow(body.stream, left)
+
+    def _allow(self, stream: int, num_bytes: int) -> None:
+        while num_bytes:
+            amount = min(num_bytes, MAX_BODY_BYTES)
+            self._owner.send(Credit(stream=stream, amount=amount))
+            num_bytes -= amount
+        self._owner.on_output()
+
+    def _return_loans(self, loans: list[Any]) -> None:
+        self._owner.send(Shm(payload={"returned": loans}))
+        self._owner.on_output()
 
     def _decode(self, head: Frame, places: Sequence[memoryview]) -> Message:
         frame = replace(head, segments=list(places))
@@ -209,19 +249,21 @@ class Transfers:
             self._receive(body, body.head, body.reservation.segments)
         except TensorwireError as error:
             self._refuse(body, error)
+        else:
+            self._hold(body, 0)
 
     def discard(self, stream: int, now: float) -> None:
         """Throw away what has come and still comes of a body."""
         shared, self._shared = self._shared, None
         if shared is not None:
-            self._owner.return_loans([shared.payload.get("loan")])
+            self._return_loans([shared.payload.get("loan")])
         if shared is not None or stream == self._last_shared:
             return  # nothing of it is still to come
         body = self._incoming.get(stream)
         if body is None:
-            body = IncomingBody(stream, (0,), now, allowed=None)
+            body = IncomingBody(stream, (WINDOW_BYTES,), now, allowed=None)
             self._open(body)
-        body.discard()
+        self._discard(body)
 
     def is_receiving(self, stream: int) -> bool:
         """Say if a body of this stream arrives and is wanted."""
@@ -239,6 +281,8 @@ class Transfers:
         body = self._incoming.get(stream)
         if body is None:
             raise SequenceError(f"DATA came on stream {stream}, where none is due")
+        if body.is_discarded and body.is_waste(num_bytes) and not is_last:
+            self._owner.note_waste()
         body.announce(segment, num_bytes, is_last=is_last)
         return body
 
@@ -246,6 +290,7 @@ class Transfers:
         """Return the message that the last DATA frame of a body completes; None if unwanted."""
         body = self._incoming.pop(data.stream)
         self._decoder.expects_data = bool(self._incoming)
+        self._hold(body, 0)
         body.reservation = None  # which knows the body: its memory would wait for the collector
         message = body.message
         if isinstance(message, Request | Submit) and message.deadline_ms is not None:
@@ -265,7 +310,8 @@ class Transfers:
             return frame, None
         head, segments = build_body(frame)
         stream: int = message.stream  # type: ignore[union-attr]  # which these kinds have
-        return [head], OutgoingBody(stream, segments, allowed=self._window_out)
+        data_bytes = min(DATA_BYTES, peer.frame_bytes)
+        return [head], OutgoingBody(stream, segments, data_bytes, allowed=self._window_out)
 
     def send(self, head: Sequence[bytes | memoryview], body: OutgoingBody) -> None:
         """Queue a message that leaves as a head and a body."""
@@ -324,5 +370,6 @@ class Transfers:
             self._refuse(body, DeadlineExceeded(late, executed=Executed.NO))
 
     def _refuse(self, body: IncomingBody, error: TensorwireError) -> None:
-        body.discard()
-        self._owner.refuse_body(body.stream, error)
+        self._discard(body)
+        self._owner.send(Failure.of(body.stream, error))
+        self._owner.on_output()

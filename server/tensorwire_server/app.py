@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tensorwire_protocol.limits import CLIENT_LINK
 
 from tensorwire_server import __version__
+from tensorwire_server.config import parse_bytes
 from tensorwire_server.gateway.auth import load_credentials
 from tensorwire_server.gateway.gateway import Gateway
 from tensorwire_server.gateway.listener import Listener, bind, is_loopback
@@ -204,6 +205,8 @@ class Server:
         pool.replicas.append(replica)
         own = self.config.models.get(spec.name)
         batching, workers = self.config.batching, self.config.workers
+        kv_memory = (own.kv_memory if own else None) or workers.kv_memory
+        num_local = sum(self._num_replicas(spec.name) for spec in self._specs)
         worker = WorkerProcess(
             WorkerSpec(
                 model=spec.name,
@@ -218,6 +221,10 @@ class Server:
                 max_items=batching.max_items,
                 max_batch_tokens=batching.max_batch_tokens,
                 max_wait_ms=batching.max_wait_ms,
+                max_slowdown=batching.max_slowdown,
+                share_prefixes=batching.share_prefixes,
+                kv_bytes=parse_bytes(kv_memory, "kv_memory"),
+                kv_share=1 / num_local,
             ),
             on_socket=lambda *link: self._connect_local(replica, worker, *link),
             on_exit=lambda end: self._on_worker_exit(replica, end),

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tensorwire_server.config import Config, ConfigError, WorkersConfig, load_config
+from tensorwire_server.config import (
+    Config,
+    ConfigError,
+    WorkersConfig,
+    load_config,
+    parse_bytes,
+)
 from tensorwire_server.gateway.auth import CredentialsError, add_credential
 from tensorwire_server.gateway.listener import ListenError
 from tensorwire_server.gateway.tls import TlsError
@@ -47,6 +53,13 @@ _Backend = Annotated[
 _Quantize = Annotated[
     str | None, typer.Option(help="none or int8: in which numbers products are computed (none).")
 ]
+_KVMemory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Memory for each worker's keys and values, like 2GiB (half of what is free).",
+    ),
+]
 _Remote = Annotated[
     list[str] | None, typer.Option(metavar="HOST:PORT", help="A worker that runs elsewhere.")
 ]
@@ -74,6 +87,7 @@ def serve(
     device: _Device = None,
     backend: _Backend = None,
     quantize: _Quantize = None,
+    kv_memory: _KVMemory = None,
     remote: _Remote = None,
     auth_file: _AuthFile = None,
     tls_cert: _TlsCert = None,
@@ -89,6 +103,7 @@ def serve(
         "workers.device": device,
         "workers.backend": backend,
         "workers.quantize": quantize,
+        "workers.kv_memory": kv_memory,
         "workers.remote": ",".join(remote) if remote else None,
         "auth.file": auth_file,
         "tls.cert": tls_cert,
@@ -178,6 +193,7 @@ def worker(
     threads: Annotated[int | None, typer.Option(help="Compute threads (all cores).")] = None,
     backend: Annotated[str, typer.Option(help="auto, any or fused.")] = "auto",
     quantize: Annotated[str, typer.Option(help="none or int8.")] = "none",
+    kv_memory: _KVMemory = None,
 ) -> None:
     """Run one worker for a gateway elsewhere, which names it with `serve --remote`."""
     from tensorwire_server.models.spec import parse_spec
@@ -188,7 +204,9 @@ def worker(
         spec = parse_spec(model)
         parse_listen(listen)
         # The rules of `serve` hold here too.
-        WorkersConfig(device=device, threads=threads, backend=backend, quantize=quantize)
+        WorkersConfig(
+            device=device, threads=threads, backend=backend, quantize=quantize, kv_memory=kv_memory
+        )
     except (SpecError, ConfigError, argparse.ArgumentTypeError) as error:
         _exit(str(error), WRONG_USAGE)
     if threads is None:
@@ -200,6 +218,7 @@ def worker(
         threads=threads,
         backend=backend,
         quantize=quantize,
+        kv_bytes=parse_bytes(kv_memory, "--kv-memory"),
     )
     # Threads are read from the environment when torch is loaded: a fresh process, as everywhere.
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)

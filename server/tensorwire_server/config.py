@@ -40,6 +40,28 @@ def _require_one_of(value: str | None, key: str, allowed: tuple[str, ...]) -> No
     _require(value is None or value in allowed, key, rule, value)
 
 
+_SIZE = re.compile(r"([0-9]*\.?[0-9]+) *([KMGT]?)(i?B|)", re.IGNORECASE)
+_SIZE_RULE = "a number of bytes, or a size like 512MiB or 2GB"
+
+
+def parse_bytes(value: int | str | None, key: str) -> int | None:
+    """Return the bytes that `2GiB`, `500 MB` or a bare number mean; None for None.
+
+    Raises:
+        ConfigError: it is no size above 0; names the key.
+    """
+    if value is None:
+        return None
+    found = _SIZE.fullmatch(str(value).strip())
+    if found is None:
+        raise ConfigError(f"{key} must be {_SIZE_RULE}, got {value!r}")
+    number, prefix, unit = found.groups()
+    base = 1000 if unit.lower() == "b" and prefix else 1024
+    num_bytes = int(float(number) * base ** " KMGT".index(prefix.upper() or " "))
+    _require(num_bytes > 0, key, _SIZE_RULE, value)
+    return num_bytes
+
+
 def _require_seconds(value: float, key: str) -> None:
     _require(0 <= value < math.inf, key, "a number of seconds >= 0", value)  # false for NaN
 
@@ -164,6 +186,7 @@ class ModelConfig:
     threads: int | None = None
     backend: str | None = None
     quantize: str | None = None
+    kv_memory: int | str | None = None  # as `workers.kv_memory`
 
     def __post_init__(self) -> None:
         for key in ("workers", "threads"):
@@ -171,6 +194,7 @@ class ModelConfig:
             _require(value is None or value >= 1, f"{key} of a model", ">= 1", value)
         _require_one_of(self.backend, "backend of a model", BACKENDS)
         _require_one_of(self.quantize, "quantize of a model", QUANTIZATIONS)
+        parse_bytes(self.kv_memory, "kv_memory of a model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +207,8 @@ class WorkersConfig:
     quantize: str = "none"  # none, int8: in which numbers products are computed
     threads: int | None = None  # per worker; None: cores / all workers
     remote: tuple[str, ...] = ()  # HOST:PORT of workers that run elsewhere
+    # Of each for keys and values, as bytes or "2GiB"; None: a share of what is free at its start.
+    kv_memory: int | str | None = None
 
     def __post_init__(self) -> None:
         _require(self.count >= 1, "workers.count", ">= 1", self.count)
@@ -190,6 +216,7 @@ class WorkersConfig:
         _require_one_of(self.backend, "workers.backend", BACKENDS)
         _require_one_of(self.quantize, "workers.quantize", QUANTIZATIONS)
         _require(self.threads is None or self.threads >= 1, "workers.threads", ">= 1", self.threads)
+        parse_bytes(self.kv_memory, "workers.kv_memory")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,12 +229,16 @@ class BatchingConfig:
     max_items: int = 64  # of one batch of an encoder
     max_batch_tokens: int = 8192  # of one batch of an encoder
     max_wait_ms: float = 0.0  # the longest a lone request is held back
+    max_slowdown: float = 2.0  # of running texts by prompts that are read beside them
+    share_prefixes: bool = False  # computed prompts, between everybody who may log in
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            if f.name != "max_wait_ms":
+            if f.type == "int":
                 value = getattr(self, f.name)
                 _require(value >= 1, f"batching.{f.name}", ">= 1", value)
+        slowdown = self.max_slowdown
+        _require(slowdown >= 1, "batching.max_slowdown", ">= 1", slowdown)
         wait_ms = self.max_wait_ms
         _require(0 <= wait_ms < math.inf, "batching.max_wait_ms", ">= 0 and finite", wait_ms)
 

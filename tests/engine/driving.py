@@ -55,6 +55,7 @@ class Run:
     steps: int
     cancelled: frozenset[int]
     paths: Mapping[str, int]  # how often a path of the engine or the scheduler was taken
+    stats: Mapping[str, float]  # of the scheduler, at the end
 
 
 def mixed_requests(count: int, seed: int, *, last_join: int = 40) -> list[Request]:
@@ -86,11 +87,16 @@ def run(
     num_pages: int = 1024,
     stop_ids: frozenset[int] | None = None,
     cancel_after: Mapping[int, int] | None = None,
+    expected_share: float = 1.0,
 ) -> Run:
     """Continue all requests to their end, or until they have as many tokens as `cancel_after`."""
     pool = PagePool(num_pages, 16)
     scheduler = ContinuousScheduler(
-        pool, max_running=max_running, step_tokens=step_tokens, max_waiting=len(requests)
+        pool,
+        max_running=max_running,
+        step_tokens=step_tokens,
+        max_waiting=len(requests),
+        expected_share=expected_share,
     )
     stops = engine.card.eos_ids if stop_ids is None else stop_ids
     tokens: list[list[int]] = [[] for _ in requests]
@@ -140,6 +146,7 @@ def run(
         steps=step,
         cancelled=frozenset(cancelled),
         paths=paths,
+        stats=scheduler.stats(),
     )
 
 

@@ -92,13 +92,13 @@ class Histories:
         return (weights[:, None] @ v)[:, 0] / whole[:, None]
 
 
-def new_cache() -> SlotCache:
+def new_cache(dtype: torch.dtype = torch.float32, device: str = "cpu") -> SlotCache:
     geometry = KVGeometry(
         num_layers=len(LAYERS),
         num_heads=NUM_KEY_HEADS,
         head_size=HEAD_SIZE,
-        dtype=torch.float32,
-        device=torch.device("cpu"),
+        dtype=dtype,
+        device=torch.device(device),
     )
     return SlotCache(geometry, context_tokens=CONTEXT_TOKENS)
 
@@ -114,7 +114,10 @@ def row(number: int, start: int, count: int) -> Row:
     )
 
 
-def check_step(cache: SlotCache, histories: Histories, rows: list[Row]) -> StepLayout:
+def check_step(
+    cache: SlotCache, histories: Histories, rows: list[Row], *, atol: float = 1e-5
+) -> StepLayout:
+    like: Any = {"dtype": cache.geometry.dtype, "device": cache.geometry.device}
     layout = StepLayout(cache, rows)
     assert sorted(r.sequence_id for r in layout.rows) == sorted(r.sequence_id for r in rows)
     assert layout.num_tokens == sum(len(r.token_ids) for r in rows)
@@ -124,11 +127,16 @@ def check_step(cache: SlotCache, histories: Histories, rows: list[Row]) -> StepL
     tokens = torch.arange(len(places))
     for layer, wants in enumerate(LAYERS):
         q, k, v = (
-            states[tokens, :, positions].transpose(0, 1) for states in histories.of(numbers, layer)
+            states[tokens, :, positions].transpose(0, 1).to(**like)
+            for states in histories.of(numbers, layer)
         )
-        out = layout.attend(layer, q, k, v, SCALE, wants.extra())
+        extra = wants.extra()
+        for name in ("s_aux", "key_bias"):
+            extra[name] = None if extra[name] is None else extra[name].to(**like)
+        out = layout.attend(layer, q, k, v, SCALE, extra)
+        assert (out.dtype, out.device) == (q.dtype, q.device)
         expected = torch.stack([histories.expected(n, layer, p) for n, p in places])
-        torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(out.float().cpu(), expected, rtol=0, atol=atol)
     return layout
 
 
@@ -158,6 +166,28 @@ def test_any_sequence_of_steps_equals_plain_attention(
         if rows:
             check_step(cache, histories, rows)
         cache.check_invariants()
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+            ],
+        ),
+    ],
+)
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+def test_other_number_formats_and_devices_agree(
+    device: str, dtype: torch.dtype, atol: float
+) -> None:
+    cache, histories = new_cache(dtype, device), Histories(7)  # bfloat16 has 8 bits
+    check_step(cache, histories, [row(0, 0, 50), row(1, 0, 9)], atol=atol)
+    check_step(cache, histories, [row(0, 50, 1), row(1, 9, 3), row(2, 0, 1)], atol=atol)
 
 
 def test_decodes_of_one_length_need_no_mask() -> None:

@@ -62,6 +62,23 @@ SMALL: dict[str, Any] = {
             "its masks hide other tokens than later ones and those before a window",
         ),
         (
+            transformers.LlamaConfig(**SMALL | {"sliding_window": 16}),
+            "transformers would forget all but the last 16 tokens of its layer 0, which asks its "
+            "attention for all tokens",
+        ),
+        (
+            transformers.DeepseekV4Config(
+                **SMALL,
+                head_dim=16,
+                q_lora_rank=16,
+                o_lora_rank=16,
+                moe_intermediate_size=24,
+                n_routed_experts=4,
+                num_experts_per_tok=2,
+            ),
+            "its layer 0 keeps more than keys and values",
+        ),
+        (
             transformers.MambaConfig(
                 vocab_size=512, hidden_size=32, num_hidden_layers=2, state_size=4
             ),
@@ -96,6 +113,9 @@ WITHOUT_GROUPS = {key: value for key, value in SMALL.items() if key != "num_key_
         transformers.Cohere2Config(sliding_window=16, **SMALL),
         transformers.Olmo3Config(sliding_window=16, **SMALL),
         transformers.SmolLM3Config(**SMALL),
+        transformers.AfmoeConfig(
+            moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2, head_dim=16, **SMALL
+        ),
         transformers.Qwen3MoeConfig(
             moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2, **SMALL
         ),

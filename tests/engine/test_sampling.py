@@ -5,17 +5,23 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensorwire_server.engine.sampling import choose_tokens, philox, uniform
+from tensorwire_server.engine.sampling import choose_tokens, draw, philox, uniform
 from tensorwire_server.scheduling.work import Sampling
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from .references import NUM_DRAWS, chi_square_excess, distribution
 
 
 def sampling(
-    *, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0, seed: int = 0
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    seed: int = 0,
 ) -> Sampling:
-    return Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    return Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
 
 
 GREEDY = sampling(temperature=0.0)
@@ -77,52 +83,64 @@ def test_a_row_that_is_not_finite_has_no_token_and_disturbs_no_other(
     assert [first, last] == expected
 
 
-def expected_distribution(logits: torch.Tensor, how: Sampling) -> torch.Tensor:
-    """What transformers' own filters leave."""
-    ids = torch.zeros(1, 1, dtype=torch.long)
-    scores = TemperatureLogitsWarper(how.temperature)(ids, logits[None])
-    if how.top_k is not None:
-        scores = TopKLogitsWarper(how.top_k)(ids, scores)
-    if how.top_p < 1:
-        scores = TopPLogitsWarper(how.top_p)(ids, scores)
-    reference: torch.Tensor = scores.softmax(-1)[0]
-    return reference
+SETTINGS = [
+    sampling(),
+    sampling(temperature=0.5),
+    sampling(top_k=5),
+    sampling(top_p=0.7),
+    sampling(temperature=1.5, top_k=10, top_p=0.8),
+    sampling(top_k=1000),
+    sampling(top_k=1),
+    sampling(top_p=1e-6),
+    sampling(min_p=0.1),
+    sampling(temperature=2.0, min_p=0.05),
+    sampling(top_p=0.9, min_p=0.2),
+    sampling(temperature=1.2, top_k=12, top_p=0.95, min_p=0.02),
+]
 
 
 @pytest.mark.parametrize(
-    "how",
-    [
-        sampling(),
-        sampling(temperature=0.5),
-        sampling(top_k=5),
-        sampling(top_p=0.7),
-        sampling(temperature=1.5, top_k=10, top_p=0.8),
-        sampling(top_k=1000),
-        sampling(top_k=1),
-        sampling(top_p=1e-6),
-    ],
+    ("vocab", "how"),
+    [(40, how) for how in SETTINGS] + [(1200, SETTINGS[i]) for i in (0, 3, 5, 9, 10)],
     ids=str,
 )
-@pytest.mark.parametrize("vocab", [40, 3000])
-def test_draws_follow_the_distribution_that_transformers_filters_leave(
-    how: Sampling, vocab: int
+def test_20_000_draws_follow_the_distribution_that_transformers_warpers_leave(
+    vocab: int, how: Sampling
 ) -> None:
-    generator = torch.Generator().manual_seed(vocab)
-    logits = 3 * torch.randn(vocab, generator=generator)
-    expected = expected_distribution(logits, how)
-    num_draws = 4000
-    rows = logits.expand(num_draws, vocab)
-    drawn = Counter(choose_tokens(rows, [how] * num_draws, range(num_draws)))
-    assert all(token is not None and expected[token] > 0 for token in drawn)
-    # Everything expected fewer than 8 times is one bin.
-    common = [token for token in range(vocab) if expected[token] * num_draws >= 8]
-    rest = 1.0 - sum(float(expected[token]) for token in common)
-    bins = [(drawn[token], float(expected[token]) * num_draws) for token in common]
-    if rest * num_draws >= 8:
-        bins.append((num_draws - sum(count for count, _ in bins), rest * num_draws))
-    chi_square = sum((count - mean) ** 2 / mean for count, mean in bins)
-    freedom = len(bins) - 1
-    assert chi_square <= freedom + 4 * (2 * freedom) ** 0.5
+    logits = 3 * torch.randn(vocab, generator=torch.Generator().manual_seed(vocab))
+    expected = distribution(logits, how)
+    drawn: Counter[int | None] = Counter()
+    for start in range(0, NUM_DRAWS, 2000):
+        positions = range(start, start + 2000)
+        drawn.update(choose_tokens(logits.expand(2000, vocab), [how] * 2000, positions))
+    assert chi_square_excess(drawn, expected) < 0
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    vocab=st.integers(2, 60),
+    how=st.builds(
+        Sampling,
+        temperature=st.sampled_from([0.3, 1.0, 1.7]),
+        top_k=st.none() | st.integers(1, 70),
+        top_p=st.sampled_from([1.0, 0.2, 0.55, 0.9, 0.99]),
+        min_p=st.sampled_from([0.0, 0.03, 0.3, 1.0]),
+        seed=st.just(0),
+    ),
+)
+def test_every_tokens_share_of_the_noise_is_its_probability_under_transformers_warpers(
+    seed: int, vocab: int, how: Sampling
+) -> None:
+    logits = 2 * torch.randn(vocab, generator=torch.Generator().manual_seed(seed))
+    expected = distribution(logits, how)
+    ends = expected.cumsum(0)
+    # A tiny share lies at a slightly other place in float32.
+    tokens = [token for token in range(vocab) if expected[token] > 1e-5]
+    noise = [float(ends[token] - expected[token] * where) for token in tokens
+             for where in (0.99, 0.5, 0.01)]  # fmt: skip
+    drawn = draw(logits.expand(len(noise), vocab), [how] * len(noise), noise).tolist()
+    assert drawn == [token for token in tokens for _ in range(3)]
 
 
 def test_a_flat_nucleus_wider_than_the_first_guess_is_found() -> None:
@@ -141,7 +159,7 @@ def test_a_tiny_temperature_is_greedy_not_nan() -> None:
 
 def test_each_row_has_its_own_settings_and_draws_the_same_in_any_company() -> None:
     generator = torch.Generator().manual_seed(3)
-    logits = 2 * torch.randn(6, 700, generator=generator)
+    logits = 2 * torch.randn(7, 700, generator=generator)
     settings = [
         GREEDY,
         sampling(seed=1),
@@ -149,7 +167,8 @@ def test_each_row_has_its_own_settings_and_draws_the_same_in_any_company() -> No
         sampling(top_k=300, top_p=0.9, seed=3),
         sampling(top_p=0.4, seed=4),
         sampling(temperature=3.0, top_p=0.99, seed=5),
+        sampling(temperature=3.0, min_p=0.2, seed=6),
     ]
-    together = choose_tokens(logits, settings, range(6))
-    alone = [choose_tokens(logits[i : i + 1], [settings[i]], [i])[0] for i in range(6)]
+    together = choose_tokens(logits, settings, range(7))
+    alone = [choose_tokens(logits[i : i + 1], [settings[i]], [i])[0] for i in range(7)]
     assert together == alone

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import threading
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import models_zoo
 import pytest
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorwire_protocol.errors import BadParams
 from tensorwire_server.engine.errors import ModelLoadError
 from tensorwire_server.engine.tokenizing import TextDetokenizer, TextTokenizer, load_wrapper
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,6 +117,116 @@ def test_any_text_after_any_prompt_is_whole_with_byte_fallback(text: str, cut: i
     continued = "".join(pieces(TextDetokenizer(metaspace(), ids[:cut]), ids[cut:]))
     if not prompt.endswith("\ufffd"):
         assert prompt + continued == metaspace().decode(ids)
+
+
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "don",
+    "'",
+    "t",
+    "##s",
+    "##ing",
+    "##t",
+    "un",
+    ".",
+    ",",
+    "!",
+    "?",
+    "n't",
+]
+
+
+@cache
+def wordpiece() -> tokenizers.Tokenizer:
+    """As BERT's: words are joined by spaces, pieces of words are not, punctuation moves up."""
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1) if chr(code) not in WORDS]
+    pieces = [*specials, *WORDS, *letters, *(f"##{letter}" for letter in letters if letter != "s")]
+    made = Tokenizer(
+        models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]")
+    )
+    made.normalizer = normalizers.BertNormalizer(lowercase=True)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    made.add_special_tokens(specials)
+    return made
+
+
+@cache
+def sentencepiece_bpe() -> tokenizers.Tokenizer:
+    """As Llama 2's: BPE over text whose spaces are marks, bytes for what it does not know."""
+    words = ["▁", "t", "h", "e", "c", "a", "▁t", "▁th", "▁the", "ca", "▁c", "▁ca", ".", "\n"]
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *words]
+    merges = [("▁", "t"), ("▁t", "h"), ("▁th", "e"), ("c", "a"), ("▁", "c"), ("▁c", "a")]
+    made = Tokenizer(
+        models.BPE(
+            {piece: i for i, piece in enumerate(pieces)}, merges,
+            unk_token="<unk>", fuse_unk=True, byte_fallback=True,
+        )
+    )  # fmt: skip
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    made.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    made.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return made
+
+
+def assert_streamed_is_whole(tokenizer: tokenizers.Tokenizer, ids: list[int], cut: int) -> None:
+    assert "".join(pieces(TextDetokenizer(tokenizer, ()), ids)) == tokenizer.decode(ids)
+    prompt = tokenizer.decode(ids[:cut])
+    streamed = "".join(pieces(TextDetokenizer(tokenizer, ids[:cut]), ids[cut:]))
+    assert prompt + streamed == tokenizer.decode(ids)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 60), max_size=30), st.integers(0, 30))
+def test_any_word_pieces_after_any_prompt_are_streamed_as_the_whole(
+    ids: list[int], cut: int
+) -> None:
+    tokenizer = wordpiece()
+    assert_streamed_is_whole(tokenizer, [i % tokenizer.get_vocab_size() for i in ids], cut)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet="the ca.\n é🙂日", max_size=30), st.integers(0, 60))
+def test_any_text_of_a_sentencepiece_bpe_is_streamed_as_the_whole(text: str, cut: int) -> None:
+    tokenizer = sentencepiece_bpe()
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    while cut and tokenizer.decode(ids[:cut]).endswith("\ufffd"):
+        cut -= 1  # a prompt of whole characters; others have a test of their own
+    assert_streamed_is_whole(tokenizer, ids, cut)
+
+
+@pytest.mark.parametrize(
+    ("backend", "text"),
+    [
+        (wordpiece, "the cats don't sat, the cat sat. unsing!"),
+        (sentencepiece_bpe, "the cat. the\n日本 cat 🙂"),
+        (byte_level, "the cat sat — naïve 🙂"),
+    ],
+    ids=["wordpiece", "sentencepiece", "byte-level"],
+)
+def test_a_bad_word_is_known_at_the_beginning_and_in_the_middle(backend: Any, text: str) -> None:
+    wrapper = transformers.PreTrainedTokenizerFast(tokenizer_object=backend())
+    tokenizer = TextTokenizer(wrapper)
+    word = "the"
+    first, *behind = tokenizer.encode_word(word)
+    assert first == backend().encode(word, add_special_tokens=False).ids
+    ids = backend().encode("cat " + word, add_special_tokens=False).ids
+    assert any(ids[-len(variant) :] == variant for variant in [first, *behind])
+    assert tokenizer.decode(backend().encode(text).ids) == backend().decode(
+        backend().encode(text).ids
+    )
 
 
 def test_bytes_that_spoil_what_is_out_already_are_told_as_broken() -> None:

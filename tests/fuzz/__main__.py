@@ -28,7 +28,7 @@ from .trial import Trial, check_cuts, check_memory
 
 _FOLDER = Path(".cache/fuzz/findings")
 _UNTOUCHED = 0.03  # of the inputs: valid conversations must stay so
-_CHILDREN = 24  # mutations of one conversation
+_CHILDREN = 12  # mutations of one conversation
 
 
 def mutation_loop(runner: Runner, rng: Random, until: float) -> None:

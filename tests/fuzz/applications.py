@@ -14,6 +14,7 @@ from tensorwire_protocol.messages import (
     TERMINAL,
     Ack,
     Cancel,
+    Credit,
     Drain,
     End,
     Event,
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from tensorwire_protocol.connection import Connection
     from tensorwire_protocol.messages import Message
 
+    from .bodies import Places, SharedZeros
+
 
 _MOST_TOKENS = 1000  # that an answer has had here: nothing can be resumed behind them
 
@@ -51,8 +54,9 @@ class Application:
     dispatcher's book is kept for what it sends alone.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, places: Places, sharing: SharedZeros) -> None:
         self.connection = connection
+        self.places, self.sharing = places, sharing
         self.book = Book()
         self._attempts: dict[int, int] = {}  # at the worker
         self.actions = _ACTIONS[connection.role]
@@ -114,12 +118,18 @@ class Application:
                 inputs=inputs,
                 params=params,
                 so_far=list(range(rng.choice([0, 0, 4]))),
+                tenant=rng.choice(["", "a team"]),
             )
         )
 
     def _cancel(self, rng: Random) -> None:
         if self.book.last:
-            self._say(Cancel(stream=rng.randint(1, self.book.last)))
+            reason = rng.choice(["cancelled", "deadline"])
+            self._say(Cancel(stream=rng.randint(1, self.book.last), reason=reason))
+
+    def _allow_events(self, rng: Random) -> None:
+        if self.connection.has_credit and self.book.last:
+            self._say(Credit(stream=rng.randint(1, self.book.last), amount=rng.choice([1, 100])))
 
     def _drain(self, rng: Random) -> None:
         self._say(Drain(grace_ms=rng.choice([0, 100])))
@@ -179,6 +189,12 @@ class Application:
         card = rng.choice([None, {"max_tokens": 5}])
         self._say(Heartbeat(state="ready", steps=3, load=values.numbers(rng), card=card))
 
+    # -- within one machine -------------------------------------------------------------------
+
+    def _give_back(self, rng: Random) -> None:
+        del rng
+        self.sharing.give_back()
+
     # -- both ---------------------------------------------------------------------------------
 
     def _ping(self, rng: Random) -> None:
@@ -203,12 +219,22 @@ class Application:
 _Action: TypeAlias = "Callable[[Application, Random], None]"
 _ASK = (Application._cancel, Application._ping, Application._goaway)
 _ANSWER = (
-    Application._ack, Application._end, Application._result, Application._failure,
+    Application._ack, Application._end, Application._failure, *[Application._result] * 3,
     Application._ping, Application._goaway,
 )  # fmt: skip
 _ACTIONS: dict[Role, tuple[_Action, ...]] = {
-    Role.CLIENT: (Application._request, Application._request, Application._resume, *_ASK),
-    Role.SERVER: (Application._event, Application._event, Application._batch, *_ANSWER),
-    Role.DISPATCHER: (Application._submit, Application._submit, Application._drain, *_ASK),
-    Role.WORKER: (Application._step, Application._step, Application._beat, *_ANSWER),
-}
+    Role.CLIENT: (
+        Application._request, Application._request, Application._resume,
+        Application._allow_events, *_ASK,
+    ),
+    Role.SERVER: (
+        Application._event, Application._event, Application._batch,
+        *_ANSWER,
+    ),
+    Role.DISPATCHER: (
+        Application._submit, Application._submit, Application._drain, Application._give_back, *_ASK,
+    ),
+    Role.WORKER: (
+        Application._step, Application._step, Application._beat, Application._give_back, *_ANSWER,
+    ),
+}  # fmt: skip

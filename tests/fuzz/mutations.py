@@ -20,8 +20,9 @@ from tensorwire_protocol.messages import (
     Welcome,
 )
 
+from .bodies import END, in_pieces
 from .cases import Step, What
-from .conversations import converse
+from .conversations import converse, is_kind
 from .packing import edited
 
 if TYPE_CHECKING:
@@ -36,6 +37,14 @@ _GREETINGS = frozenset({Kind.HELLO, Kind.WELCOME, Kind.AUTH})
 _SPARE_THE_GREETING = 0.9  # of the changes: behind it there is more to break
 _STREAMS = [0, 1, 2, 3, 5, 512, 2**31, 2**32 - 1]
 _U32 = [0, 1, 7, 8, 15, 16, 17, 63, 64, 65, 4095, 4096, 4097, 16384, 65536, 1114112, 2**32 - 1]
+_LOANS: list[dict[str, Any]] = [
+    {},
+    {"returned": [1, 2**63]},
+    {"returned": [[], {}, None]},
+    {"loan": 1, "owners": [0], "offsets": [0]},
+    {"loan": 1, "owners": [2, -1], "offsets": [2**63, -1]},
+    {"loan": [[[[[]]]]], "owners": 1, "offsets": None},
+]
 _AUX = [0, 1, 2, 3, 64, 65, 256, 65535]
 
 
@@ -125,6 +134,35 @@ def _change_segments(case: Case, place: int, rng: Random) -> None:
     _put(case, place, bytes(data))
 
 
+def _break_body(case: Case, place: int, rng: Random) -> None:
+    """Put a message in pieces, or change which DATA comes when, of what, and which is the last."""
+    steps = case.steps
+    data = [i for i, s in enumerate(steps) if s.what is What.BYTES and is_kind(s.data, Kind.DATA)]
+    if not data:
+        steps[place : place + 1] = [
+            Step(What.BYTES, piece) for piece in in_pieces(steps[place].data, rng)
+        ]
+        return
+    place, other = rng.choice(data), rng.choice(data)
+    fields, payload = _header(steps[place].data), steps[place].data[HEADER_BYTES:]
+    match rng.randrange(6):
+        case 0:
+            fields[2] ^= END
+        case 1:
+            fields[3] = max(0, fields[3] + rng.choice([-1, 1]))
+        case 2:
+            payload = payload[: rng.randrange(len(payload) + 1)]
+        case 3:
+            payload += b"x"
+        case 4:  # one of all streams
+            fields[4] = _header(steps[other].data)[4]
+        case _:
+            steps[place], steps[other] = steps[other], steps[place]
+            return
+    fields[0] = len(payload)
+    _put(case, place, HEADER.pack(*fields) + payload)
+
+
 def _truncate(case: Case, place: int, rng: Random) -> None:
     data = case.steps[place].data
     cut = data[: rng.randrange(len(data) + 1)]
@@ -181,7 +219,8 @@ def _insert_frame(case: Case, place: int, rng: Random) -> None:
         Auth(payload={"proof": bytes(32)}),
         Failure(stream=rng.choice([0, stream]), code=0x0407, message="m"),
         Load(),
-        Shm(),
+        Shm(payload=rng.choice(_LOANS)),
+        Shm(stream=stream, payload=rng.choice(_LOANS)),
         Hello(),
         Welcome(),
     ]
@@ -219,6 +258,7 @@ _CHANGES: list[Callable[[Case, int, Random], None]] = [
     *[_change_header] * 4,
     *[_change_segments] * 2,
     *[_insert_frame] * 3,
+    *[_break_body] * 2,
     _truncate,
     _flip_bits,
     _splice,

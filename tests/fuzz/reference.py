@@ -61,8 +61,10 @@ class Book:
                 self._finish(message.stream, message)
 
     def _begin(self, stream: int, next_index: int) -> None:
-        assert stream > self.last, "a stream's number was used twice"
-        self.last = stream
+        # Not above all before: a body is complete later than its stream begins.
+        used = self.next_index.keys() | self.ends.keys()
+        assert stream not in used, "a stream's number was used twice"
+        self.last = max(self.last, stream)
         self.next_index[stream] = next_index
 
     def _finish(self, stream: int, message: Message) -> None:

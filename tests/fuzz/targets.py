@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,7 +20,7 @@ from .shapes import misshapen
 from .trial import Finding, check_survives, packed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from tensorwire_protocol.frames import Frame
     from tensorwire_protocol.limits import Limits
@@ -31,6 +32,7 @@ Decode: TypeAlias = "Callable[[Frame, Limits], Message]"
 # All must accept the same and make the same of it; another implementation is one line here.
 CODECS: dict[str, Decode] = {"plain": PLAIN.decode, "typed": TYPED.decode}
 _KINDS = frozenset(Kind)
+_LARGE_BYTES = 64 * 1024  # not to be cut into thousands of pieces
 
 
 def check_case(case: Case, codecs: Mapping[str, Decode] = CODECS) -> None:
@@ -53,17 +55,17 @@ def check_case(case: Case, codecs: Mapping[str, Decode] = CODECS) -> None:
 
 def check_frames(data: bytes, limits: Limits, cut_seed: int) -> list[Frame]:
     """Return the frames in `data`; the same must come out however it is cut."""
-    whole, error = _cut(data, [len(data)], limits)
+    whole, error = _cut(data, repeat(len(data)), limits)
     cuts = Random(cut_seed)
-    sizes = [cuts.choice([1, 3, 16, 64, 1000]) for _ in data]
-    parts, other = _cut(data, sizes, limits)
+    few = [1, 3, 16, 64, 1000] if len(data) < _LARGE_BYTES else [17, 100_000]
+    parts, other = _cut(data, (cuts.choice(few) for _ in data), limits)
     if [_plain(f) for f in whole] != [_plain(f) for f in parts] or str(error) != str(other):
         raise Finding("the same bytes are other frames when they are cut elsewhere")
     return whole
 
 
 def _cut(
-    data: bytes, sizes: list[int], limits: Limits
+    data: bytes, sizes: Iterable[int], limits: Limits
 ) -> tuple[list[Frame], TensorwireError | None]:
     decoder = FrameDecoder(
         max_frame_bytes=limits.frame_bytes,
@@ -74,6 +76,8 @@ def _cut(
     view = memoryview(data)
     try:
         for size in sizes:
+            if not len(view):
+                break
             piece, view = view[:size], view[size:]
             while len(piece):
                 buffer = decoder.get_buffer()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tensorwire_protocol.limits import Limits
     from tensorwire_protocol.messages import Message
 
-_FAMILIES = 300
+_FAMILIES = 400
 
 
 @pytest.mark.timeout(600)  # a dozen seconds of work, on however busy a machine
@@ -104,7 +104,7 @@ def test_an_exception_that_leaves_the_connection_is_found() -> None:
 
 
 def _request_frame() -> bytes:
-    client = make_end(Case(Role.CLIENT, "none", False, False, "plain", 0), Role.CLIENT)
+    client = make_end(Case(Role.CLIENT, "none", False, False, "plain", 0), Role.CLIENT).connection
     client.take_output()
     client.send(Request(stream=9999, op="health", key=bytes(16)))
     return b"".join(client.take_output())

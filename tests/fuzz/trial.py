@@ -17,7 +17,7 @@ from tensorwire_protocol.limits import WORKER_LINK
 from tensorwire_protocol.messages import Failure, Kind, Packed, PackedResult, Ping
 from tensorwire_protocol.roles import ACCEPTS, OPENERS, PEER, Role, State
 
-from .applications import Application
+from .bodies import BODY, BrokenBody, Reassembly
 from .cases import What
 from .conversations import frames_of, make_end
 from .shapes import misshapen
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from .cases import Case
 
+# The application is not told of these.
+_KEPT = frozenset({Kind.AUTH, Kind.PING, Kind.PONG, Kind.CREDIT, Kind.SHM})
 _T = TypeVar("_T")
 _Args = ParamSpec("_Args")
 CALL_CPU_S = 0.050
@@ -58,8 +60,8 @@ class Trial:
     def __init__(self, case: Case, tally: Tally, *, is_timed: bool = True) -> None:
         self._case, self._tally, self._is_timed = case, tally, is_timed
         self._now = _BEGINNING
-        self.connection = make_end(case, case.role)
-        self.application = Application(self.connection)
+        self.application = make_end(case, case.role)
+        self.connection = self.application.connection
         self.messages: list[Message] = []
         self.output = bytearray()
         self._num_bytes = 0  # that have arrived
@@ -82,6 +84,7 @@ class Trial:
                     self._call(self.application.act, *step.as_action())
                 case What.WAIT:
                     self._now += len(step.data) / 10
+                    self._call(self.application.places.come)
                     self._call(self.connection.on_timer, self._now)
             self._take_output()
         self._check_end()
@@ -114,7 +117,8 @@ class Trial:
             messages = self._feed(piece)
             if was_closed and messages:
                 raise Finding("a closed connection went on listening")
-            self._note_arrival(state, data if piece is data else None)
+            if piece is data:
+                self._note_arrival(state, data, messages)
             for message in messages:
                 self._check_message(message)
                 self._call(self.application.hear, message)
@@ -129,10 +133,12 @@ class Trial:
             return self._call(self.connection.feed, piece, self._now)
         # This call alone: what the application makes of it is its own.
         tracemalloc.reset_peak()
-        before, _ = tracemalloc.get_traced_memory()
+        places = self.application.places
+        before, placed = tracemalloc.get_traced_memory()[0], places.num_bytes
         messages = self._call(self.connection.feed, piece, self._now)
         allocated = tracemalloc.get_traced_memory()[1] - before
-        if allocated > _SLACK_BYTES + _PER_BYTE * self._num_bytes:
+        granted = places.num_bytes - placed
+        if allocated > _SLACK_BYTES + _PER_BYTE * self._num_bytes + granted:
             raise Finding(f"{self._num_bytes} bytes made the connection allocate {allocated}")
         return messages
 
@@ -164,7 +170,8 @@ class Trial:
             if bytes(self.output) != NOT_OURS:
                 raise Finding("a stranger got other than one line of text")
         else:
-            self._check_farewells(_said(bytes(self.output), self._case.role))
+            said = _said(bytes(self.output), self._case.role, self._tally)
+            self._check_farewells(said)
         if connection.is_closed:
             self._check_closed()
 
@@ -198,16 +205,21 @@ class Trial:
 
     # -- counting -----------------------------------------------------------------------------
 
-    def _note_arrival(self, state: State, frame: bytes | None) -> None:
+    def _note_arrival(self, state: State, frame: bytes, messages: list[Message]) -> None:
         tally, role = self._tally, self._case.role.value
-        if state in (State.PREFACE, State.CLOSED) or frame is None or len(frame) < HEADER_BYTES:
+        if state in (State.PREFACE, State.CLOSED) or len(frame) < HEADER_BYTES:
             return
-        body_bytes, kind = HEADER.unpack_from(frame)[:2]
+        body_bytes, kind, flags = HEADER.unpack_from(frame)[:3]
         if len(frame) != HEADER_BYTES + body_bytes:
             return
         tally.frames += 1
         tally.states[f"{role} {state.value}"] += 1
         tally.arrived[f"{role} {kind:#04x}"] += 1
+        is_kept = kind == Kind.DATA or (kind in _KEPT and not messages)
+        if is_kept and not self.connection.is_closed:
+            tally.heard[f"{role} {kind:#04x}"] += 1
+        if kind == Kind.DATA or flags & BODY:
+            tally.bodies.update(f"{role} {m.KIND:#04x}" for m in messages)
 
     def _count(self) -> None:
         tally, connection, case = self._tally, self.connection, self._case
@@ -264,22 +276,29 @@ def _frame_of(data: bytes) -> Frame:
     return frame
 
 
-def _said(output: bytes, role: Role) -> list[Message]:
+def _said(output: bytes, role: Role, tally: Tally) -> list[Message]:
     """Return what an end has said; it must be what its peer can read."""
     if role in OPENERS and not output.startswith(PREFACE):
         raise Finding("an opener did not begin with the preface")
-    said = []
+    said, bodies = [], Reassembly()
     for data in frames_of(output):
         if data == PREFACE:
             continue
+        if len(data) < HEADER_BYTES or len(data) != HEADER_BYTES + HEADER.unpack_from(data)[0]:
+            raise Finding("half a frame was sent")
+        kind, flags = data[4], data[5]
+        if kind not in ACCEPTS[PEER[role]]:
+            raise Finding(f"{Kind(kind).name} was sent to a peer that may not get it")
+        tally.sent[f"{role.value} {kind:#04x}"] += 1
         try:
-            frame = _frame_of(data)
-            message = decode(frame, WORKER_LINK)
-        except TensorwireError as error:
+            whole = bodies.take(data)
+            message = None if whole is None else decode(_frame_of(whole), WORKER_LINK)
+        except (BrokenBody, TensorwireError) as error:
             raise Finding(f"what was sent cannot be read: {error}") from error
-        if message.KIND not in ACCEPTS[PEER[role]]:
-            raise Finding(f"{message.KIND.name} was sent to a peer that may not get it")
-        said.append(message)
+        if message is not None:
+            said.append(message)
+            if kind == Kind.DATA or flags & BODY:
+                tally.sent_bodies[f"{role.value} {message.KIND:#04x}"] += 1
     return said
 
 

@@ -20,10 +20,24 @@ PARAMS: dict[str, list[Any]] = {
     "top_k": [1, 50],
     "top_p": [1, 0.9],
     "seed": [0, 2**63 - 1],
+    "min_p": [0, 0.1],
+    "repetition_penalty": [0.01, 1.3],
+    "presence_penalty": [-2, 1.5],
+    "frequency_penalty": [-2, 1.5],
+    "logit_bias": [[], [[0, -100], [1, 0.5]]],
+    "bad_words": [["a"], [[1, 2], "b"]],
+    "min_new_tokens": [0, 3],
+    "ignore_eos": [True, False],
+    "logprobs": [0, 20],
+    "prompt_logprobs": [0, 20],
+    "echo": [True, False],
     "stop": [["a"], ["b"] * 8],
     "stop_ids": [[0], [1, 2]],
     "wait": [True, False],
 }
+_LARGE, _INFER = 0.15, 0.4
+# Around the sizes from which messages leave as bodies, and need credit.
+_LARGE_BYTES = [64 * 1024 + 2, 256 * 1024, 256 * 1024 + 1, 300_001, 1024 * 1024 + 1, 1_200_001]
 _DTYPES = ["<f8", "<f4", "<f2", "<i8", "<i4", "<i2", "i1", "<u8", "<u4", "<u2", "u1", "?"]
 
 
@@ -62,6 +76,8 @@ def array(rng: Random) -> np.ndarray[Any, Any] | RawTensor:
 
 def arrays(rng: Random) -> dict[str, Any]:
     """Return named arrays, some of them inside other values."""
+    if rng.random() < _LARGE:
+        return {"large": np.zeros(rng.choice(_LARGE_BYTES), np.uint8)}
     named: dict[str, Any] = {}
     for name in ("a", "b", "x")[: rng.randrange(4)]:
         value = array(rng)
@@ -71,7 +87,7 @@ def arrays(rng: Random) -> dict[str, Any]:
 
 def operation(rng: Random) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Return an operation's name, inputs and params as a client writes them."""
-    name = rng.choice(list(OPERATIONS))
+    name = "infer" if rng.random() < _INFER else rng.choice(list(OPERATIONS))
     text = rng.choice(TEXTS) * rng.choice([1, 1, 1, 50])
     inputs: dict[str, Any] = {}
     if name in ("generate", "tokenize"):

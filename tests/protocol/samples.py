@@ -219,7 +219,13 @@ STRATEGIES: dict[type[Any], st.SearchStrategy[Any]] = {
         timings=NUMBERS,
         extra=MAP,
     ),
-    Submit: st.builds(Submit, **_REQUEST, attempt=st.integers(1, 2**32 - 1), so_far=TOKENS),
+    Submit: st.builds(
+        Submit,
+        **_REQUEST,
+        attempt=st.integers(1, 2**32 - 1),
+        so_far=TOKENS,
+        tenant=st.text(max_size=8),
+    ),
     Step: columns(attempts=True).map(lambda drawn: Step(**drawn)),
     Heartbeat: st.builds(
         Heartbeat, state=TEXT, steps=U32, load=MAP, card=st.none() | MAP, detail=st.none() | TEXT

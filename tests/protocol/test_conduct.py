@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tensorwire_protocol.conduct import CancelPace, Conduct, is_fault
+from tensorwire_protocol.conduct import CancelPace, Conduct, Silence, is_fault
 from tensorwire_protocol.connection import FEATURE_CREDIT, Connection
-from tensorwire_protocol.errors import ErrorCode, Flood
+from tensorwire_protocol.errors import ErrorCode, Flood, PeerSilent
 from tensorwire_protocol.frames import FrameDecoder
 from tensorwire_protocol.limits import Limits
 from tensorwire_protocol.messages import Cancel, Credit, Failure, Goaway, Message, Pong
@@ -145,3 +145,11 @@ def test_a_closed_connection_sends_no_late_cancels() -> None:
     output(client)
     client.on_timer(50.0)
     assert output(client) == b""
+
+
+def test_after_silence_a_ping_is_due_once_in_a_while_and_then_the_peer_is_given_up() -> None:
+    silence = Silence(Limits(ping_after_s=20.0, dead_after_s=60.0))
+    due = [now for now in range(100, 160) if silence.is_ping_due(now, silent_s=now - 100)]
+    assert due == [120, 140]
+    with pytest.raises(PeerSilent, match="60 s"):
+        silence.is_ping_due(160, silent_s=60)

@@ -119,16 +119,48 @@ ALLOWED: list[tuple[str, list[Any], list[Any]]] = [
     ("temperature", [0, 0.0, 1, 99.9, 100], [-0.1, 100.1, NAN, INF, -INF, True, "1", None]),
     ("top_k", [1, 2, I31], [0, -1, I31 + 1, 1.5, True]),
     ("top_p", [1e-9, 0.5, 1, 1.0], [0, 0.0, -0.1, 1.01, NAN, INF, True]),
+    ("min_p", [0, 0.0, 0.05, 1], [-0.01, 1.01, NAN, True, "0.1"]),
+    ("repetition_penalty", [0.01, 1, 1.2, 100], [0, 0.009, 100.1, -1, NAN, True]),
+    ("presence_penalty", [-2, -0.5, 0, 2.0], [-2.1, 2.1, NAN, INF, True, "1"]),
+    ("frequency_penalty", [-2, -0.5, 0, 2.0], [-2.1, 2.1, NAN, INF, True, "1"]),
+    (
+        "logit_bias",
+        [[], [[0, 100]], [[I31, -100.0]], [[i, 0.5] for i in range(300)]],
+        [
+            [[i, 0.5] for i in range(301)],
+            [[1, 1], [1, 2]],
+            [[-1, 1]],
+            [[I31 + 1, 1]],
+            [[1]],
+            [[1, 100.1]],
+            [[1, NAN]],
+            [[1, True]],
+            [[1.0, 1]],
+            [[1, 1, 1]],
+            {"1": 1},
+            [1, 1],
+            None,
+        ],
+    ),
+    (
+        "bad_words",
+        [[], ["a"], ["a" * 64], [[1]], [[0, I31]], [[1] * 16], ["a"] * 32, ["a", [1]]],
+        [["a"] * 33, [""], ["a" * 65], [[]], [[1] * 17], [[-1]], [[I31 + 1]], [1], "a", [["a"]]],
+    ),
+    ("min_new_tokens", [0, 1, I31], [-1, I31 + 1, 1.0, True]),
+    ("ignore_eos", [True, False], [0, 1, None, "true"]),
+    ("logprobs", [0, 1, 19, 20], [-1, 21, 1.0, True, None]),
+    ("prompt_logprobs", [0, 1, 19, 20], [-1, 21, 1.0, True, None]),
     ("seed", [0, 1, I63 - 1, I63], [-1, I63 + 1, 0.0, False]),
     (
         "stop",
-        [["a"], ["a"] * 8, ["a" * 63], ["a" * 64], ["é" * 32]],
-        [[], ["a"] * 9, [""], ["a" * 65], ["é" * 33], "a", ["a", 1], [b"a"], None],
+        [[], ["a"], ["a"] * 8, ["a" * 63], ["a" * 64], ["é" * 32]],
+        [["a"] * 9, [""], ["a" * 65], ["é" * 33], "a", ["a", 1], [b"a"], None],
     ),
     (
         "stop_ids",
-        [[0], [I31], [1] * 64],
-        [[], [1] * 65, [-1], [I31 + 1], [1.0], [True], 1, "1", [[1]], None],
+        [[], [0], [I31], [1] * 64],
+        [[1] * 65, [-1], [I31 + 1], [1.0], [True], 1, "1", [[1]], None],
     ),
     ("wait", [True, False], [0, 1, None, "true"]),
 ]
@@ -151,7 +183,16 @@ def test_an_option_is_taken_up_to_its_bounds_and_refused_beyond(
 
 def test_every_option_is_tested_here() -> None:
     named = {name for op in OPERATIONS.values() for name in op.params}
-    assert named == {name for name, _, _ in ALLOWED}
+    assert named == {name for name, _, _ in ALLOWED} | {"echo"}
+
+
+def test_only_a_prompt_can_be_echoed() -> None:
+    check("generate", params={"echo": True})
+    check("generate", params={"echo": False})
+    with pytest.raises(BadParams, match="echo must be true to have the prompt's text before"):
+        check("generate", params={"echo": 1})
+    with pytest.raises(BadParams, match="chat has no option 'echo'"):
+        check("chat", params={"echo": True})
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,9 @@ def test_the_tables_of_operations_are_those_of_the_code() -> None:
         operation = OPERATIONS[name]
         assert model == YES_NO[operation.needs_model], name
         expected = set(re.findall(r"`?(\w+)`", params)) if "`" in params else {params}
-        expected = sampling | {"wait"} if params.startswith("sampling") else expected - {"none"}
+        expected -= {"none"}
+        if params.startswith("sampling"):
+            expected = sampling | expected | {"wait"}
         assert expected == set(operation.params), name
         for param in operation.params:
             assert rules[param] == operation.params[param].rule

@@ -535,3 +535,51 @@ def test_an_answer_with_a_body_needs_the_feature() -> None:
     client.feed(head_of(Result(stream=1), 9))
     assert client.error is not None
     assert client.error.code == ErrorCode.FRAMING
+
+
+@pytest.mark.parametrize("peer_bytes", [4096, 4097, 2 * MIB])
+def test_data_frames_are_no_larger_than_the_peer_takes(peer_bytes: int) -> None:
+    client, server = ends(limits=Limits(frame_bytes=peer_bytes))
+    client.send(request(1, op="infer", inputs={"x": np.ones(1_040_000, np.uint8)}))
+    sizes = [
+        len(frame.segments[0]) for frame in cut(b"".join(client.take_output())) if frame.segments
+    ]
+    assert max(sizes) == min(peer_bytes, 1_040_000)
+    assert sum(sizes) == 1_040_000
+    assert server.error is None
+
+
+def stopped_body(num_faults: int) -> Connection:
+    """Return a server whose client has given up a body of 2 MiB before its first byte."""
+    server = ends(limits=Limits(fault_burst=num_faults, faults_per_s=1.0))[1]
+    server.feed(head_of(request(1), 2 * MIB) + wire(Cancel(stream=1)))
+    output = b"".join(server.take_output())
+    assert [frame.kind for frame in cut(output)] == [Kind.CREDIT, Kind.ERR]
+    return server
+
+
+def late(num_bytes: int, *, last: bool = False) -> bytes:
+    return wire(Data(stream=1, segment=0, payload=bytes(num_bytes), last=last))
+
+
+@pytest.mark.parametrize("num_bytes", [1, 0])
+@pytest.mark.parametrize(("num_late", "is_flood"), [(3, False), (4, False), (5, True)])
+def test_data_that_nobody_can_have_asked_for_is_a_flood_at_last(
+    num_late: int, is_flood: bool, num_bytes: int
+) -> None:
+    server = stopped_body(5)  # one of which is the CANCEL
+    server.feed(late(MIB) * 2)  # was allowed, and may have been on its way
+    assert not server.is_closed
+    server.feed(late(num_bytes) * num_late)
+    assert server.is_closed == is_flood
+    assert server.error is None or server.error.code == ErrorCode.FLOOD
+    if not is_flood:
+        server.feed(late(0, last=True))
+        assert server.feed(wire(request(2)))
+        assert not server.is_closed
+
+
+def test_the_end_of_a_body_that_was_given_up_is_no_fault() -> None:
+    server = stopped_body(1)
+    server.feed(late(0, last=True))
+    assert not server.is_closed

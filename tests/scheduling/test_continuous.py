@@ -9,7 +9,6 @@ import pytest
 from emissions import Emission, each
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from tensorwire_server.scheduling.continuous import (
     ContinuousScheduler,
     NeverFits,
@@ -36,7 +35,9 @@ def sequence(
     deadline: float | None = None,
     priority: int = 0,
     arrived_at: float = 0.0,
+    tenant: str | None = None,
 ) -> Sequence:
+    """Make one that shares nothing with others, unless it is told a tenant."""
     return Sequence(
         id=number,
         prompt_ids=tuple(range(1, prompt + 1)),
@@ -47,6 +48,7 @@ def sequence(
         deadline=deadline,
         priority=priority,
         arrived_at=arrived_at,
+        tenant=str(number) if tenant is None else tenant,
     )
 
 
@@ -318,139 +320,240 @@ def test_a_budget_below_the_batch_is_refused() -> None:
         scheduler(max_running=8, step_tokens=7)
 
 
-class AnyHistory(RuleBasedStateMachine):
-    """Arrivals, cancels, expiries, failures and lost plans in any order."""
+def run_one(subject: ContinuousScheduler, token_id: int = 50) -> StepPlan:
+    plan = subject.plan(0.0)
+    assert plan is not None
+    seen = replace(plan, rows=tuple(map(replace, plan.rows)))
+    subject.commit(plan, answer(plan, token_id))
+    subject.check_invariants()
+    return seen
 
-    @initialize(
-        num_pages=st.integers(4, 24), max_running=st.integers(1, 5), slack=st.integers(0, 6)
-    )
-    def start(self, num_pages: int, max_running: int, slack: int) -> None:
-        self.pool = PagePool(num_pages, PAGE_TOKENS)
-        self.step_tokens = max_running + slack
-        self.subject = ContinuousScheduler(
-            self.pool, max_running=max_running, step_tokens=self.step_tokens, max_waiting=6
+
+def test_within_a_priority_the_nearer_deadline_goes_first() -> None:
+    subject = scheduler(max_running=1)
+    for number, deadline in [(1, None), (2, 25.0), (3, 9.0), (4, 100.0)]:
+        subject.submit(sequence(number, deadline=deadline))
+    order = [e.sequence_id for _, emissions in steps(subject) for e in emissions if e.finish]
+    assert order == [3, 2, 1, 4]
+
+
+def test_a_priority_is_worth_30_seconds_of_arrival() -> None:
+    subject = scheduler(max_running=1)
+    for number, priority, arrived_at in [(1, 0, 100.0), (2, 1, 129.0), (3, 1, 131.0)]:
+        subject.submit(sequence(number, priority=priority, arrived_at=arrived_at))
+    order = [e.sequence_id for _, emissions in steps(subject) for e in emissions if e.finish]
+    assert order == [2, 1, 3]
+
+
+# -- prefixes --------------------------------------------------------------------------------------
+
+
+def test_a_text_that_begins_like_one_before_begins_with_its_pages() -> None:
+    subject = scheduler()
+    subject.submit(sequence(1, prompt=11, max_new_tokens=1, tenant="a"))
+    run_one(subject)
+    subject.submit(sequence(2, prompt=13, max_new_tokens=1, tenant="a"))
+    plan = run_one(subject)
+    pages = tuple(save.page for save in plan.saves)
+    assert [(save.sequence_id, save.start, save.end) for save in plan.saves] == [
+        (1, 0, 4),
+        (1, 4, 8),
+    ]
+    assert [(load.sequence_id, load.pages) for load in plan.loads] == [(2, pages)]
+    assert plan.loads[0].token_ids == tuple(range(1, 9))
+    assert fed(plan) == {2: (9, 10, 11, 12, 13)}
+    assert plan.rows[0].start == 8
+    stats = subject.stats()
+    assert (stats["prefix_asked_tokens"], stats["prefix_hit_tokens"]) == (24, 8)
+    assert stats["prefix_hit_rate"] == round(8 / 24, 4)
+
+
+def test_of_a_text_that_is_all_there_the_last_token_is_fed_for_its_logits() -> None:
+    subject = scheduler()
+    for number in (1, 2):
+        subject.submit(sequence(number, prompt=8, max_new_tokens=1, tenant="a"))
+        plan = run_one(subject)
+    assert fed(plan) == {2: (5, 6, 7, 8)}
+
+
+def test_another_tenant_finds_nothing_unless_prefixes_are_shared() -> None:
+    for share, hits in [(False, 0), (True, 8)]:
+        subject = ContinuousScheduler(
+            PagePool(64, PAGE_TOKENS),
+            max_running=4,
+            step_tokens=16,
+            max_waiting=16,
+            share_prefixes=share,
         )
-        self.now = 0.0
-        self.next_id = 0
-        self.live: dict[int, Sequence] = {}
-        self.ended: set[int] = set()
-        self.cache: dict[int, int] = {}  # what an engine holds: sequence id -> tokens
+        for number in (1, 2):
+            subject.submit(sequence(number, prompt=11, max_new_tokens=1, tenant=str(number)))
+            run_one(subject)
+        assert subject.stats()["prefix_hit_tokens"] == hits
 
-    @rule(
-        prompt=st.integers(1, 20),
-        new=st.integers(1, 8),
-        so_far=st.integers(0, 3),
-        wait=st.none() | st.integers(1, 30),
-        priority=st.integers(0, 1),
+
+def test_an_answer_is_found_by_the_text_that_goes_on_from_it() -> None:
+    subject = scheduler()
+    subject.submit(sequence(1, prompt=3, max_new_tokens=6, tenant="a"))
+    for _ in range(7):
+        run_one(subject)
+    going_on = replace_prompt(sequence(2, tenant="a"), (1, 2, 3, 50, 50, 50, 50, 50, 50, 7))
+    subject.submit(going_on)
+    assert fed(run_one(subject)) == {2: (50, 7)}  # the last token was never fed, so never cached
+
+
+def replace_prompt(one: Sequence, prompt_ids: tuple[int, ...]) -> Sequence:
+    return Sequence(
+        id=one.id,
+        prompt_ids=prompt_ids,
+        max_new_tokens=one.max_new_tokens,
+        sampling=one.sampling,
+        tenant=one.tenant,
     )
-    def submit(self, prompt: int, new: int, so_far: int, wait: int | None, priority: int) -> None:
-        candidate = sequence(
-            self.next_id,
-            prompt=prompt,
-            so_far=tuple(range(60, 60 + so_far)),
-            max_new_tokens=new + so_far,
-            deadline=None if wait is None else self.now + wait,
-            priority=priority,
-            arrived_at=self.now,
-        )
-        is_full = self.subject.num_waiting == 6
-        never_fits = self.pool.pages_for(candidate.num_tokens_at_most) > self.pool.num_pages
-        refused: type[Exception] | None = None
-        try:
-            self.subject.submit(candidate)
-        except (WaitingFull, NeverFits) as refusal:
-            refused = type(refusal)
-        else:
-            self.live[self.next_id] = candidate
-        assert refused is (WaitingFull if is_full else NeverFits if never_fits else None)
-        self.next_id += 1
-
-    @rule(pick=st.integers(0, 100))
-    def cancel(self, pick: int) -> None:
-        if self.live:
-            number = sorted(self.live)[pick % len(self.live)]
-            assert self.subject.cancel(number)
-            self.end(number)
-
-    @rule()
-    def lose_a_plan(self) -> None:
-        self.plan()
-
-    @rule(token=st.sampled_from([50, 51, STOP]), fails=st.booleans(), cancels=st.booleans())
-    def step(self, token: int, fails: bool, cancels: bool) -> None:
-        plan = self.plan()
-        if plan is None:
-            return
-        self.run_engine(plan)
-        if cancels and plan.rows:
-            number = plan.rows[0].sequence_id
-            assert self.subject.cancel(number)
-            self.end(number)
-        failing = {plan.rows[-1].sequence_id: "broken"} if fails and plan.rows else {}
-        sampled = {row.sequence_id: token for row in plan.rows if row.sample}
-        tokens = {number: token for number, token in sampled.items() if number not in failing}
-        before = {number: live.num_new for number, live in self.live.items()}
-        for emission in each(self.subject.commit(plan, StepResult(tokens=tokens, failed=failing))):
-            assert emission.index == before[emission.sequence_id]
-            if emission.finish is not None:
-                self.end(emission.sequence_id)
-        for number in self.subject.take_failed():
-            self.end(number)
-
-    def plan(self) -> StepPlan | None:
-        self.now += 1.0
-        plan = self.subject.plan(self.now)
-        for number in self.subject.take_expired():
-            deadline = self.live[number].deadline
-            assert deadline is not None
-            assert deadline <= self.now
-            self.end(number)
-        return plan
-
-    def run_engine(self, plan: StepPlan) -> None:
-        for number in plan.released:
-            assert number in self.ended
-            self.cache.pop(number, None)
-        assert sum(len(row.token_ids) for row in plan.rows) <= self.step_tokens
-        for row in plan.rows:
-            assert row.start <= self.cache.get(row.sequence_id, 0), "a gap in the cache"
-            end = row.start + len(row.token_ids)
-            assert len(row.pages) == self.pool.pages_for(end)
-            assert row.token_ids == tuple(self.live[row.sequence_id].tokens[row.start : end])
-            self.cache[row.sequence_id] = end
-        decoding = {
-            number for number, live in self.live.items() if live.pages and live.num_to_feed == 1
-        }
-        assert decoding <= {row.sequence_id for row in plan.rows}, "a decode was left out"
-
-    def end(self, number: int) -> None:
-        del self.live[number]
-        self.ended.add(number)
-
-    @invariant()
-    def nothing_leaks(self) -> None:
-        if hasattr(self, "subject"):
-            self.subject.check_invariants()
-            assert self.subject.num_waiting + self.subject.num_running == len(self.live)
-
-    def teardown(self) -> None:
-        if not hasattr(self, "subject"):
-            return
-        for _ in range(2000):
-            plan = self.plan()
-            if plan is None:
-                break
-            self.run_engine(plan)
-            for emission in each(self.subject.commit(plan, answer(plan))):
-                if emission.finish is not None:
-                    self.end(emission.sequence_id)
-        assert not self.live, "some never finished"
-        assert not self.cache, "some were never released"
-        assert self.pool.used == 0
 
 
-TestAnyHistory = AnyHistory.TestCase
-TestAnyHistory.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+def test_who_needs_what_another_one_computes_waits_for_it_and_then_finds_it() -> None:
+    subject = scheduler(step_tokens=8)
+    for number in (1, 2, 3):
+        subject.submit(sequence(number, prompt=13, max_new_tokens=2, tenant="a"))
+    subject.submit(sequence(4, prompt=2, max_new_tokens=9))
+    plans = [run_one(subject) for _ in range(3)]
+    assert [fed(plan) for plan in plans] == [
+        {1: tuple(range(1, 9))},
+        {1: tuple(range(9, 14)), 4: (1, 2)},  # who shares nothing does not wait
+        {1: (50,), 2: (13,), 3: (13,), 4: (50,)},
+    ]
+    assert [len(load.pages) for load in plans[2].loads] == [3, 3]
+    assert subject.stats()["prefix_hit_tokens"] == 24
+
+
+def test_who_waits_for_a_prefix_goes_on_alone_when_its_reader_leaves() -> None:
+    subject = scheduler(step_tokens=4)
+    for number in (1, 2):
+        subject.submit(sequence(number, prompt=13, tenant="a"))
+    run_one(subject)
+    subject.cancel(1)
+    plan = run_one(subject)
+    assert fed(plan) == {2: (5, 6, 7, 8)}  # the page that was computed is not lost
+
+
+def test_who_was_held_back_four_times_is_held_back_no_more() -> None:
+    subject = scheduler(step_tokens=4)
+    patient = sequence(0, prompt=13, tenant="a")
+    subject.submit(patient)
+    for number in range(1, 6):
+        # One of higher priority that begins to compute the same, and leaves.
+        subject.submit(sequence(number, prompt=13, tenant="a", priority=1))
+        row = run_one(subject).rows[0]
+        if row.sequence_id == 0:
+            break
+        subject.cancel(number)
+        subject._pool.forget_page(subject._pool.find(patient.digests[row.start // 4]) or 0)
+        subject._prefixes._note_evicted()
+    assert patient.num_held_back <= 4
+
+
+def test_what_failed_is_not_kept_for_others() -> None:
+    subject = scheduler(step_tokens=8)
+    subject.submit(sequence(1, prompt=11, tenant="a"))
+    run_one(subject)
+    plan = subject.plan(0.0)
+    assert plan is not None
+    assert len(plan.saves) == 2
+    subject.commit(plan, StepResult(tokens={}, failed={1: "non-finite logits"}))
+    subject.check_invariants()
+    subject.submit(sequence(2, prompt=11, tenant="a"))
+    assert fed(run_one(subject)) == {2: tuple(range(1, 9))}
+
+
+def test_what_a_broken_step_may_not_have_saved_is_not_kept() -> None:
+    subject = scheduler(step_tokens=8)
+    subject.submit(sequence(1, prompt=8, max_new_tokens=1, tenant="a"))
+    run_one(subject)
+    subject.submit(sequence(2, prompt=2))
+    plan = subject.plan(0.0)
+    assert plan is not None
+    assert len(plan.saves) == 2
+    assert subject.fail(plan) == [2]
+    subject.check_invariants()
+    subject.submit(sequence(3, prompt=8, tenant="a"))
+    plan = run_one(subject)
+    assert fed(plan) == {3: tuple(range(1, 9))}
+    assert plan.released == (1, 2)
+
+
+def test_what_was_used_longest_ago_goes_first_and_of_a_text_its_end() -> None:
+    subject = scheduler(num_pages=12)
+    for number, tenant in [(1, "a"), (2, "b"), (3, "a")]:
+        subject.submit(sequence(number, prompt=12, max_new_tokens=1, tenant=tenant))
+        run_one(subject)
+    assert subject.stats()["pages_cached"] == 6
+    # Takes 4 pages and keeps as many, where 6 are free.
+    subject.submit(sequence(4, prompt=16, max_new_tokens=1, tenant="c"))
+    run_one(subject)
+    found = {}
+    for number, tenant in [(5, "a"), (6, "b")]:
+        one = sequence(number, prompt=13, tenant=tenant)
+        found[tenant] = len(subject._prefixes.find(one))
+    assert found == {"a": 3, "b": 1}
+    assert subject.stats()["page_evictions"] == 2
+
+
+# -- preemption ------------------------------------------------------------------------------------
+
+
+def optimist(num_pages: int) -> ContinuousScheduler:
+    """Make one that admits whoever has room for a prompt."""
+    return ContinuousScheduler(
+        PagePool(num_pages, PAGE_TOKENS),
+        max_running=4,
+        step_tokens=16,
+        max_waiting=16,
+        expected_share=0.0,
+    )
+
+
+def test_when_pages_are_short_the_last_in_the_queues_order_gives_its_own_back() -> None:
+    subject = optimist(num_pages=4)
+    for number, priority in [(1, -1), (2, 0), (3, 1)]:
+        subject.submit(sequence(number, prompt=3, max_new_tokens=6, priority=priority))
+    plans = [run_one(subject) for _ in range(3)]
+    assert set(fed(plans[1])) == {1, 2, 3}
+    # All three fill their page with the second token, and one page is free.
+    assert (set(fed(plans[2])), plans[2].released) == ({2, 3}, (1,))
+    assert subject.stats()["preemptions"] == 1
+
+
+def test_what_was_preempted_finds_what_it_had_computed_or_counts_what_it_has_not() -> None:
+    subject = optimist(num_pages=5)
+    subject.submit(sequence(1, prompt=7, max_new_tokens=8))
+    subject.submit(sequence(2, prompt=7, max_new_tokens=8))
+    emitted: dict[int, list[int]] = {1: [], 2: []}
+    for _, emissions in steps(subject):
+        for one in emissions:
+            emitted[one.sequence_id].append(one.index)
+    assert emitted == {1: list(range(8)), 2: list(range(8))}, "an index missing or twice"
+    stats = subject.stats()
+    assert stats["preemptions"] >= 1
+    assert stats["recomputed_tokens"] > 0
+    assert stats["prefix_asked_tokens"] == 14, "what is read again is not asked again"
+
+
+def test_answers_that_end_early_let_more_sequences_in() -> None:
+    subject = scheduler(num_pages=12, max_running=4)
+
+    def largest_batch(first: int) -> int:
+        for number in range(first, first + 3):
+            subject.submit(sequence(number, prompt=3, max_new_tokens=21))
+        largest = 0
+        while (plan := subject.plan(0.0)) is not None:
+            largest = max(largest, len(plan.rows))
+            subject.commit(plan, answer(plan, STOP))
+        return largest
+
+    assert largest_batch(0) == 2
+    for number in range(10, 60, 3):
+        largest_batch(number)
+    assert largest_batch(100) == 3
 
 
 @given(st.lists(st.tuples(st.integers(2, 12), st.integers(1, 5)), min_size=1, max_size=12))

@@ -14,7 +14,7 @@ def test_more_than_is_free_takes_nothing() -> None:
     pool.allocate(3)
     with pytest.raises(PagesExhausted) as caught:
         pool.allocate(2)
-    assert (caught.value.wanted, caught.value.free) == (2, 1)
+    assert (caught.value.wanted, caught.value.available) == (2, 1)
     assert (pool.used, pool.free) == (3, 1)
 
 
@@ -35,7 +35,7 @@ def test_a_pool_of_nothing_is_refused(pages: int, tokens: int) -> None:
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 6))))
 def test_no_page_is_lost_or_doubled_whatever_the_order(actions: list[tuple[bool, int]]) -> None:
     pool = PagePool(12, 16)
-    held: list[tuple[int, ...]] = []
+    held: list[list[int]] = []
     for takes, number in actions:
         if takes and number <= pool.free:
             held.append(pool.allocate(number))

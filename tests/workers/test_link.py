@@ -207,7 +207,7 @@ def test_a_deadline_ends_what_waits(oracle: Address) -> None:
     async def main() -> None:
         async with connected(oracle) as link:
             hogs = [link.generate(f"{i}", max_new_tokens=900) for i in range(32)]
-            stream = link.submit("generate", {"prompt": "Once"}, deadline_ms=100)
+            stream = link.submit("generate", {"prompt": "Once"}, deadline_ms=100, priority=-1)
             answer, end = await link.ended(stream)
             assert (answer.tokens, end.finish) == ([], Finish.DEADLINE)
             assert end.usage["completion_tokens"] == 0

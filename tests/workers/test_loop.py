@@ -113,7 +113,7 @@ def fail_once(driven: Driven, error: Exception) -> None:
 def test_a_step_is_posted_once_with_the_tokens_of_all(driven: Driven) -> None:
     driven.loop.post([a_sequence(1, b"one"), a_sequence(2, b"two")])
     outcomes = [driven.next() for _ in range(3)]
-    assert outcomes[0].started == [1, 2]
+    assert outcomes[0].started == (1, 2)
     assert [outcome.num_rows for outcome in outcomes] == [2, 2, 2]
     for id, prompt in ((1, b"one"), (2, b"two")):
         made = [e.token_id for o in outcomes for e in each(o.emissions) if e.sequence_id == id]

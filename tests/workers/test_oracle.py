@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tensorwire_server.scheduling.work import Row, Sampling, StepPlan
+from tensorwire_server.scheduling.work import Load, Row, Sampling, StepPlan
 from tensorwire_server.workers.oracle import (
     ByteTokenizer,
     OracleEngine,
@@ -96,3 +96,16 @@ def test_text_goes_in_as_bytes_and_comes_out_printable() -> None:
     assert tokenizer.render_chat([{"role": "user", "content": "hi"}]) == list(
         b"user: hi\nassistant: "
     )
+
+
+def test_a_sequence_that_begins_with_pages_of_others_gives_the_same_tokens() -> None:
+    so_far = oracle_tokens(PROMPT, 7, 9)
+    for text in (PROMPT, PROMPT + so_far):
+        for loaded in (1, 5, len(PROMPT), len(text) - 1):
+            if loaded >= len(text):
+                continue
+            load = Load(sequence_id=1, pages=(3,), token_ids=tuple(text[:loaded]))
+            engine = OracleEngine()
+            plan = StepPlan(rows=(row(text[loaded:], loaded),), released=(), loads=(load,))
+            expected = oracle_token(PROMPT, 7, len(text) - len(PROMPT))
+            assert engine.step(plan).tokens == {1: expected}

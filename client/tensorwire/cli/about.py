@@ -10,6 +10,7 @@ from tensorwire.cli import options, output
 _COLUMNS = (
     "name", "state", "detail", "tasks", "ready_replicas", "replicas", "architecture",
     "backend", "quantization", "parameters", "context_tokens", "embedding_size",
+    "kv_bytes", "kv_tokens",
 )  # fmt: skip
 
 

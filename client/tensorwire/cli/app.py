@@ -9,7 +9,7 @@ import typer
 from tensorwire_protocol.errors import TensorwireError
 from typer.core import TyperGroup
 
-from tensorwire.cli import about, arrays, plugins, text
+from tensorwire.cli import about, arrays, bench, plugins, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Run models on a Tensorwire server, and serve them.",
 )
-for _module in (text, arrays, about):
+for _module in (text, arrays, about, bench):
     _module.register(app)
 
 

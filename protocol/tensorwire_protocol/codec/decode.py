@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import struct
 from typing import TYPE_CHECKING, Any
-
-import msgpack
 
 from tensorwire_protocol.codec.checks import (
     STR_ONLY,
@@ -21,7 +17,8 @@ from tensorwire_protocol.codec.checks import (
     string,
     tokens_column,
 )
-from tensorwire_protocol.errors import BadMeta, BadTensor, Executed, TensorwireError
+from tensorwire_protocol.codec.unpack import unpack
+from tensorwire_protocol.errors import BadMeta, BadTensor, Executed
 from tensorwire_protocol.frames import SEGMENT_KINDS, Flag, Frame
 from tensorwire_protocol.messages import (
     Ack,
@@ -54,18 +51,12 @@ from tensorwire_protocol.messages import (
 from tensorwire_protocol.tensors import TensorSource, unpack_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from tensorwire_protocol.limits import Limits
 
 _EXECUTED = {e.value: e for e in Executed}
 FINISH = {f.value: f for f in Finish}
-_HARMLESS_BYTES = 640  # so small a meta cannot promise more than `_PROMISED_BYTES`
-_PROMISED_BYTES = 1024 * 1024
-_PROMISED_PER_BYTE = 80
-_LONG_HEADERS = b"\xdc\xdd\xde\xdf"  # arrays and maps of more than 15 items
-_LONG_HEADER = re.compile(rb"[\xdc-\xdf]")
-_U16, _U32 = struct.Struct(">H"), struct.Struct(">I")
 
 
 def decode(frame: Frame, limits: Limits) -> Message:
@@ -82,68 +73,6 @@ def decode(frame: Frame, limits: Limits) -> Message:
     elif frame.kind != Kind.DATA:
         meta = unpack(frame.meta, limits)
     return _DECODERS[frame.kind](frame, meta, limits)
-
-
-def unpack(
-    meta: bytes | memoryview, limits: Limits, ext_hook: Callable[[int, bytes], Any] | None = None
-) -> Any:
-    """Return the one msgpack object in `meta`, its containers bounded, no key twice in a map.
-
-    Raises:
-        BadMeta: it is not readable within the limits.
-        BadTensor: an ext type, where `ext_hook` does not take it.
-    """
-    # No container has more items than the meta has bytes.
-    items = min(limits.container_items, len(meta))
-    if len(meta) > _HARMLESS_BYTES:
-        _check_promises(bytes(meta), items)
-    try:
-        return msgpack.unpackb(
-            meta,
-            max_array_len=items,
-            max_map_len=items,
-            object_pairs_hook=_unique_pairs,
-            ext_hook=ext_hook or _no_ext,
-        )
-    except TensorwireError:
-        raise
-    except Exception as error:
-        # msgpack raises a dozen types here; which one is no business of the peer.
-        raise BadMeta("the meta is not one readable msgpack object within the limits") from error
-
-
-def _check_promises(meta: bytes, items: int) -> None:
-    """Refuse a meta whose containers promise far more than came.
-
-    msgpack allocates a container when it reads its header and nests up to 1,024 of them, whatever
-    depth is allowed here: 3 KiB of `dc 10 00` would cost 32 MiB before the depth is looked at.
-    Bytes of texts that look like headers are counted too; almost all of them promise more than
-    `items`, which msgpack refuses by itself, and so count as nothing.
-    """
-    allowance = _PROMISED_BYTES + _PROMISED_PER_BYTE * len(meta)
-    if (len(meta) - len(meta.translate(None, _LONG_HEADERS))) * 8 * items <= allowance:
-        return
-    promised = 0
-    for found in _LONG_HEADER.finditer(meta):
-        at = found.start()
-        length = _U16 if meta[at] in (0xDC, 0xDE) else _U32
-        if at + 1 + length.size <= len(meta):
-            (n,) = length.unpack_from(meta, at + 1)
-            promised += 8 * n if n <= items else 0
-        if promised > allowance:
-            raise BadMeta("the meta's containers promise more than came")
-
-
-def _no_ext(code: int, _: bytes) -> Any:
-    raise BadTensor(f"msgpack ext type {code} is not allowed here")
-
-
-def _unique_pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
-    listed = pairs if type(pairs) is list else list(pairs)  # a list from msgpack's C code
-    unique = dict(listed)
-    if len(unique) != len(listed):
-        raise BadMeta("a map has the same key twice")
-    return unique
 
 
 def unpacked_ids(value: Any, name: str) -> list[int]:
@@ -340,7 +269,9 @@ def _end(frame: Frame, meta: Any, limits: Limits) -> End:
 
 
 def _submit(frame: Frame, meta: Any, limits: Limits) -> Submit:
-    op, key, attempt, model, inputs, params, deadline, priority, so_far = padded(meta, 3, 9)
+    op, key, attempt, model, inputs, params, deadline, priority, so_far, tenant = padded(
+        meta, 3, 10
+    )
     return Submit(
         stream=frame.stream,
         op=string(op, "op"),
@@ -352,6 +283,7 @@ def _submit(frame: Frame, meta: Any, limits: Limits) -> Submit:
         deadline_ms=optional_integer(deadline, "deadline_ms"),
         priority=integer(0 if priority is None else priority, "priority", -100, 100),
         so_far=unpacked_ids(so_far, "so_far"),
+        tenant=optional_string(tenant, "tenant") or "",
     )
 
 

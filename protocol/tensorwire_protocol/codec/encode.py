@@ -102,7 +102,7 @@ def _encode_request(m: Request, limits: Limits) -> list[Any]:
 def _encode_submit(m: Submit, limits: Limits) -> list[Any]:
     meta = [
         m.op, m.key, m.attempt, m.model, m.inputs, m.params, m.deadline_ms, m.priority,
-        _pack_ids(m.so_far),
+        _pack_ids(m.so_far), m.tenant,
     ]  # fmt: skip
     return _tensor_frame(m, m.stream, meta, limits, plain=m.params)
 

@@ -19,8 +19,9 @@ from msgspec.msgpack import Decoder, Encoder, Ext
 
 from tensorwire_protocol.codec.checks import U32_MAX, plain_map
 from tensorwire_protocol.codec.choice import Codec
-from tensorwire_protocol.codec.decode import FINISH, columns, decode, unpack, unpacked_ids
+from tensorwire_protocol.codec.decode import FINISH, columns, decode, unpacked_ids
 from tensorwire_protocol.codec.encode import encode
+from tensorwire_protocol.codec.unpack import unpack
 from tensorwire_protocol.errors import BadMeta, BadTensor
 from tensorwire_protocol.frames import HEADER, build_segmented_frame
 from tensorwire_protocol.limits import WORKER_LINK
@@ -103,6 +104,7 @@ class _SubmitMeta(_Meta):
     deadline_ms: _U32 | None
     priority: _Priority
     so_far: bytes
+    tenant: str
 
 
 class _ResultMeta(_Meta):
@@ -210,6 +212,7 @@ def _submit(frame: Frame, limits: Limits) -> Submit:
         deadline_ms=read.deadline_ms,
         priority=read.priority,
         so_far=unpacked_ids(read.so_far, "so_far") if read.so_far else [],
+        tenant=read.tenant,
     )
 
 
@@ -381,6 +384,7 @@ def _write_submit(m: Submit, limits: Limits) -> list[Any]:
     so_far = pack_ids(m.so_far) if m.so_far else b""
     meta = [
         m.op, m.key, m.attempt, m.model, inputs, m.params, m.deadline_ms, m.priority, so_far,
+        m.tenant,
     ]  # fmt: skip
     return _frame(m, m.stream, meta, limits, segments)
 

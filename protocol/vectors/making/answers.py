@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,30 @@ def of_a_stream() -> list[Vector]:
                 usage={"prompt_tokens": 3, "completion_tokens": 2},
                 timings={"queued_ms": 0.25, "largest_batch": 4},
                 extra={"a": None},
+            ),
+        ),
+        good(
+            "end: log-probabilities",
+            DOWN,
+            End(
+                stream=1,
+                finish=Finish.LENGTH,
+                count=2,
+                checksum=ids_checksum([5, 6]),
+                usage={"prompt_tokens": 2, "completion_tokens": 2},
+                extra={
+                    "logprobs": {
+                        "token_logprobs": struct.pack("<2f", -0.5, -1.25),
+                        "top_ids": struct.pack("<2i", 5, 9),
+                        "top_logprobs": struct.pack("<2f", -0.5, -0.75),
+                    },
+                    "prompt_logprobs": {
+                        "token_logprobs": struct.pack("<f", -3.5),
+                        "top_ids": b"",
+                        "top_logprobs": b"",
+                        "token_ids": struct.pack("<i", 300),
+                    },
+                },
             ),
         ),
         *[

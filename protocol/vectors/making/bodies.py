@@ -8,9 +8,20 @@ from typing import Any
 import numpy as np
 from tensorwire_protocol.errors import ErrorCode
 from tensorwire_protocol.frames import PREFACE, Flag
-from tensorwire_protocol.messages import Cancel, Data, Hello, Kind, Ping, Pong, Result, Welcome
+from tensorwire_protocol.messages import (
+    Cancel,
+    Data,
+    Goaway,
+    Hello,
+    Kind,
+    Ping,
+    Pong,
+    Result,
+    Welcome,
+)
 from vectors.making.building import fields_of, frame, pack, request, splice, tensor
 from vectors.making.scripts import Script, failure, hello, welcome
+from vectors.tagged import tagged
 
 BODY = ("body",)
 SEQUENCE, FRAMING = ErrorCode.SEQUENCE, ErrorCode.FRAMING
@@ -60,7 +71,7 @@ def client(name: str) -> Script:
 
 def body_scripts() -> list[Script]:
     """Return all scripts about bodies."""
-    return [*_received(), *_refused(), *_out_of_order(), *_answers()]
+    return [*_received(), *_refused(), *_given_up(), *_out_of_order(), *_answers()]
 
 
 def _received() -> list[Script]:
@@ -115,6 +126,25 @@ def _refused() -> list[Script]:
         .peer(asked(11, inputs={"x": tensor("I16", [6], 0)}), data(0, bytes(11), last=True))
         .sends(failure(1, ErrorCode.BAD_TENSOR))
         .open(),
+    ]
+
+
+def _given_up() -> list[Script]:
+    goaway = tagged(Goaway(code=int(ErrorCode.FLOOD), last_stream=1))
+    stopped = server("body: what was on its way is thrown away, more is a flood", fault_burst=3)
+    return [
+        stopped.peer(asked(*LENGTHS), Cancel(stream=1))
+        .sends(failure(1, ErrorCode.CANCELLED))
+        .peer(*[data(0, bytes(10))] * 2, *[data(0, b"x")] * 2)
+        .open()
+        .peer(data(0, b"x"))
+        .hears()
+        .fails(ErrorCode.FLOOD, goaway),
+        server("body: DATA without bytes is not free after CANCEL", fault_burst=2)
+        .peer(asked(*LENGTHS), Cancel(stream=1), data(0, b""))
+        .sends(failure(1, ErrorCode.CANCELLED))
+        .peer(data(0, b""))
+        .fails(ErrorCode.FLOOD, goaway),
     ]
 
 

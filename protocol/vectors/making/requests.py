@@ -34,6 +34,10 @@ def requests() -> list[Vector]:
         inputs={"prompt": "Größe 🙂"},
         params={
             "max_new_tokens": 8, "temperature": 0.5, "top_k": 40, "top_p": 0.95,
+            "min_p": 0.05, "repetition_penalty": 1.25, "presence_penalty": -2,
+            "frequency_penalty": 1.5, "logit_bias": [[7, -100], [2**31 - 1, 0.5]],
+            "bad_words": ["no", [1, 2]], "min_new_tokens": 2, "ignore_eos": True,
+            "logprobs": 2, "prompt_logprobs": 0, "echo": True,
             "seed": 2**63 - 1, "stop": ["\n", "END"], "stop_ids": [0, 2**31 - 1], "wait": False,
         },
         deadline_ms=30_000,

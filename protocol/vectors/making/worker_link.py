@@ -47,6 +47,7 @@ def worker_link() -> list[Vector]:
         deadline_ms=1,
         priority=7,
         so_far=[5, 2**31 - 1],
+        tenant="a team",
     )
     step = Step(
         streams=[1, 2],
@@ -87,6 +88,13 @@ def worker_link() -> list[Vector]:
             "submit: tokens so far that are not whole",
             TO_WORKER,
             submitted("stats", KEY, 1, None, {}, {}, None, 0, b"abc"),
+            BAD,
+            STREAM,
+        ),
+        bad(
+            "submit: a tenant that is no text",
+            TO_WORKER,
+            submitted("stats", KEY, 1, None, {}, {}, None, 0, b"", 7),
             BAD,
             STREAM,
         ),

@@ -89,7 +89,8 @@ def step_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: Any = module.layer_idx
     extra["attention_mask"] = attention_mask
-    return _STEP.get().attend(layer, query[0], key[0], value[0], scale, extra).unsqueeze(0), None
+    out_TND = _STEP.get().attend(layer, query[0], key[0], value[0], scale, extra)
+    return out_TND.contiguous()[None], None  # some modules take a view of it
 
 
 AttentionInterface.register(ATTENTION_NAME, step_attention)
@@ -154,6 +155,8 @@ class StepLayout:
 
         self.rows = sorted(rows, key=order)
         self._cache = cache
+        geometry = cache.geometry
+        self._place_shape = geometry.num_heads, geometry.head_size, geometry.head_size
         self._longest = max((row.start + len(row.token_ids) for row in rows), default=0)
         self._shares: list[ArenaShare] = []
         first = 0
@@ -176,13 +179,13 @@ class StepLayout:
         extra: dict[str, Any],
     ) -> torch.Tensor:
         """Write this step's keys and values, then answer each token; see `AttentionStep`."""
-        num_heads, head_size, value_size = k_HTD.shape[0], k_HTD.shape[2], v_HTD.shape[2]
+        (num_heads, _, key_size), value_size = k_HTD.shape, v_HTD.shape[2]
         terms = Terms.of_call(scale, num_heads, extra)
         window: int | None = extra.get("sliding_window")
         if window is not None and window >= self._longest:
             window = None
-        geometry = self._cache.geometry
-        if num_heads != geometry.num_heads or not head_size == value_size == geometry.head_size:
+        is_smaller = (num_heads, key_size, value_size) != self._place_shape
+        if is_smaller:
             q_NTD, k_HTD, v_HTD = self._widen(q_NTD, k_HTD, v_HTD)
         q_TND = q_NTD.transpose(0, 1)
         q_THGD = q_TND.reshape(len(q_TND), num_heads, -1, q_TND.shape[-1])
@@ -193,7 +196,7 @@ class StepLayout:
             tokens = slice(share.first, share.last)
             _write(k_SHPD, share.write_index, k_THD[tokens])
             _write(v_SHPD, share.write_index, v_THD[tokens])
-            if num_heads != geometry.num_heads:
+            if is_smaller:
                 k_SHPD, v_SHPD = k_SHPD[:, :num_heads], v_SHPD[:, :num_heads]
             if share.slots:
                 q = q_THGD[share.first : share.first + len(share.slots)]
@@ -201,7 +204,7 @@ class StepLayout:
             for number in range(len(share.chunks)):
                 parts.append(_read(q_THGD, k_SHPD, v_SHPD, share, number, window, terms))
         out_THGD = parts[0] if len(parts) == 1 else torch.cat(parts)
-        if value_size != out_THGD.shape[3]:
+        if is_smaller:
             out_THGD = out_THGD[..., :value_size]
         return out_THGD.flatten(1, 2)
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from tensorwire_server.engine.errors import ModelLoadError
 
 DEVICES = ("auto", "cpu", "cuda")
+# Limit and use, for control groups of both versions.
+_GROUP_FILES = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
 
 
 def pick_device(name: str) -> torch.device:
@@ -33,3 +40,30 @@ def pick_dtype(device: torch.device, stored: torch.dtype | None) -> torch.dtype:
     if device.type == "cpu" or stored is None:
         return torch.float32
     return stored
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory of a device that nobody uses now, within this process's control group."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    limits = [_meminfo_bytes("MemAvailable"), _group_bytes()]
+    return min(limit for limit in limits if limit is not None)
+
+
+def _meminfo_bytes(name: str) -> int:
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/meminfo does not say {name}")
+
+
+def _group_bytes() -> int | None:
+    """Return what the control group leaves, as containers have it; None without a limit."""
+    for limit, used in _GROUP_FILES:
+        try:
+            limit_bytes = Path(limit).read_text(encoding="ascii").strip()
+            if limit_bytes.isdigit():  # else "max"
+                return max(0, int(limit_bytes) - int(Path(used).read_text(encoding="ascii")))
+        except OSError:
+            continue
+    return None

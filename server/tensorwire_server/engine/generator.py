@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from tensorwire_server.engine.attention import StepLayout, serving
-from tensorwire_server.engine.sampling import choose_tokens
+from tensorwire_server.engine.sampler import Sampler, wanted_logits
 from tensorwire_server.scheduling.work import StepResult
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from tensorwire_server.engine.kv_cache import KVGeometry, SlotCache
     from tensorwire_server.engine.tokenizing import TextTokenizer
     from tensorwire_server.scheduling.work import ModelCard, Row, StepPlan
-
-NOT_FINITE = "non-finite logits"
 
 
 class Steps(Protocol):
@@ -36,7 +34,8 @@ class Steps(Protocol):
         """Run one forward pass.
 
         Returns:
-            The rows that asked for a sample, and their logits in that order: (R, V), float32.
+            The rows whose logits are wanted (`sampler.wanted_logits`), and these in that order:
+            (R, V), float32.
         """
 
 
@@ -58,27 +57,22 @@ class RaggedModel:
         """Run one forward pass.
 
         Returns:
-            The rows that asked for a sample, and their logits in that order: (R, V), float32.
+            The rows whose logits are wanted (`wanted_logits`), and these in that order: (R, V),
+            float32.
         """
         device = self.cache.geometry.device
         layout = self.lay_out(rows)
-        ids: list[int] = []
-        sampled: list[Row] = []
-        last_tokens: list[int] = []
-        for row in layout.rows:
-            ids.extend(row.token_ids)
-            if row.sample:
-                sampled.append(row)
-                last_tokens.append(len(ids) - 1)
+        ids = [token_id for row in layout.rows for token_id in row.token_ids]
+        wanted, places = wanted_logits(layout.rows)
         positions = self.positions(layout.rows)
         with serving(layout):
             output = self._model(
                 input_ids=torch.tensor(ids, device=device)[None],
                 position_ids=torch.tensor(positions, device=device)[None],
                 use_cache=False,
-                logits_to_keep=torch.tensor(last_tokens, dtype=torch.long, device=device),
+                logits_to_keep=torch.tensor(places, dtype=torch.long, device=device),
             )
-        return sampled, output.logits[0].float()
+        return wanted, output.logits[0].float()
 
     def lay_out(self, rows: Sequence[Row]) -> StepLayout:
         """Return the rows in the order of the ragged row, with their places in the cache."""
@@ -96,6 +90,7 @@ class Generator:
         self._model = model
         self._tokenizer = tokenizer
         self._card = card
+        self._sampler = Sampler()
 
     @property
     def card(self) -> ModelCard:
@@ -115,24 +110,14 @@ class Generator:
     def step(self, plan: StepPlan) -> StepResult:
         """Run one step. An exception here is the engine's failure, not a request's."""
         with torch.inference_mode():
+            self._model.cache.prepare(plan)
             for sequence_id in plan.released:
-                self._model.cache.release(sequence_id)
+                self._sampler.release(sequence_id)
             if not plan.rows:
                 return StepResult(tokens={}, failed={})
             rows, logits_RV = self._model.forward(plan.rows)
-            samplings = [row.sampling for row in rows]
-            chosen = choose_tokens(
-                logits_RV, samplings, [row.start + len(row.token_ids) for row in rows]
-            )
-        tokens: dict[int, int] = {}
-        failed: dict[int, str] = {}
-        for row, token in zip(rows, chosen, strict=True):
-            if token is None:
-                failed[row.sequence_id] = NOT_FINITE
-            else:
-                tokens[row.sequence_id] = token
-        return StepResult(tokens=tokens, failed=failed)
+            return self._sampler.run(rows, logits_RV)
 
     def stats(self) -> Mapping[str, int]:
-        """Return `kv_sequences`, `kv_tokens` and `kv_bytes`."""
+        """Return what the cache says of itself."""
         return self._model.cache.stats()

@@ -9,21 +9,33 @@ over its life. Two rules make attention over an arena one call without a gather:
 - whatever lies beyond a slot's length is zero: a masked key or value is multiplied by zero, and
   zero times a stale NaN would poison the slot's next owner.
 
+Beside the slots stands the store of the prefix cache (`page_store.py`). Both take memory where
+something was written, and give it back (`memory.py`): what the scheduler counts in pages is what
+the process holds, but for the rest of a system page in each head's row (`KVGeometry.slack_bytes`).
+
 Dimensions: L layers, S slots, H heads (of keys), P positions, D head size.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import product
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-import torch
+from tensorwire_server.engine.device import free_bytes
+from tensorwire_server.engine.memory import SYSTEM_PAGE_BYTES, ZeroedTensor, round_up
+from tensorwire_server.engine.page_store import PageStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import torch
+
+    from tensorwire_server.scheduling.work import Load, Save, StepPlan
 
 SMALLEST_CLASS_TOKENS = 128
 # What an arena begins with: several slots of a small class, one of a large class.
 _FIRST_ALLOCATION_TOKENS = 512
-_ALIGNMENT_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +53,32 @@ class KVGeometry:
         """Bytes of keys and values of one token in all layers."""
         return 2 * self.num_layers * self.num_heads * self.head_size * self.dtype.itemsize
 
+    def page_bytes(self, page_tokens: int) -> int:
+        """Return what a page takes, in a sequence's rows or in the prefix cache."""
+        num_bytes = page_tokens * self.bytes_per_token
+        return round_up(num_bytes) if self.device.type == "cpu" else num_bytes
+
+    def slack_bytes(self, page_tokens: int) -> int:
+        """Return what a sequence may take beyond its pages: the rest of a system page by head."""
+        row_bytes = page_tokens * self.head_size * self.dtype.itemsize
+        if self.device.type != "cpu" or row_bytes % SYSTEM_PAGE_BYTES == 0:
+            return 0
+        return 2 * self.num_layers * self.num_heads * SYSTEM_PAGE_BYTES
+
+    def free_bytes(self) -> int:
+        """Return how much memory is free in this place now."""
+        return free_bytes(self.device)
+
+    def zeros(self, shape: Sequence[int]) -> ZeroedTensor:
+        """Return zeros of this type in this place."""
+        return ZeroedTensor(shape, self.dtype, self.device)
+
 
 class KVCache(Protocol):
     """Where sequences' keys and values live; slots here, pages once a kernel reads them."""
+
+    def prepare(self, plan: StepPlan) -> None:
+        """Do what a plan says before its rows: drop, save, release, load."""
 
     def reserve(self, sequence_id: int, start: int, end: int) -> None:
         """Make room for positions 0 .. end - 1; the first `start` are kept."""
@@ -52,7 +87,7 @@ class KVCache(Protocol):
         """Forget a sequence; one that is unknown is no error."""
 
     def stats(self) -> dict[str, int]:
-        """Return `kv_sequences`, `kv_tokens` and `kv_bytes` (allocated)."""
+        """Return `kv_sequences`, `kv_tokens`, `kv_cached_pages` and `kv_bytes` (of both)."""
 
 
 class Arena:
@@ -63,12 +98,22 @@ class Arena:
         self.num_positions = num_positions
         self.owners: list[int] = []  # by slot
         self.lengths: list[int] = []  # by slot
-        self.kv_L2SHPD = self._zeros(0)
+        self._memory = self._zeros(0)
+
+    @property
+    def kv_L2SHPD(self) -> torch.Tensor:
+        """All keys (0) and values (1)."""
+        return self._memory.tensor
 
     @property
     def num_bytes(self) -> int:
-        """Bytes allocated; on a CPU, what was never written takes no memory yet."""
-        return self.kv_L2SHPD.numel() * self.kv_L2SHPD.element_size()
+        """Bytes in use; on a device, bytes allocated."""
+        g = self._geometry
+        if g.device.type != "cpu":
+            return self.kv_L2SHPD.numel() * self.kv_L2SHPD.element_size()
+        row_bytes = g.head_size * g.dtype.itemsize
+        rows = sum(round_up(length * row_bytes) for length in self.lengths)
+        return 2 * g.num_layers * g.num_heads * rows
 
     def take_slot(self, sequence_id: int) -> int:
         """Give the sequence the slot after the last one in use."""
@@ -82,37 +127,42 @@ class Arena:
     def free_slot(self, slot: int) -> int | None:
         """Empty a slot; returns the id of the sequence that moved into it, if one did."""
         last = len(self.owners) - 1
-        self.kv_L2SHPD[:, :, slot, :, : self.lengths[slot]] = 0
+        self._clear(slot)
         if slot != last:
-            length = self.lengths[last]
-            self.kv_L2SHPD[:, :, slot, :, :length] = self.kv_L2SHPD[:, :, last, :, :length]
-            self.kv_L2SHPD[:, :, last, :, :length] = 0
-            self.owners[slot], self.lengths[slot] = self.owners[last], length
+            self.move_slot(last, self.kv_L2SHPD, slot)
+            self.owners[slot], self.lengths[slot] = self.owners[last], self.lengths[last]
         self.owners.pop()
         self.lengths.pop()
         if not self.owners:
-            # Else each class would keep its own peak, and together they would exceed the budget.
-            self.kv_L2SHPD = self._zeros(0)
+            self._memory = self._zeros(0)
         return None if slot == last else self.owners[slot]
 
     def _grow(self) -> None:
         num_slots = self.kv_L2SHPD.shape[2]
         first = max(1, _FIRST_ALLOCATION_TOKENS // self.num_positions)
         grown = self._zeros(num_slots + max(first, num_slots // 2))
-        for slot, length in enumerate(self.lengths):  # the zeros beyond need not be touched
-            grown[:, :, slot, :, :length] = self.kv_L2SHPD[:, :, slot, :, :length]
-        self.kv_L2SHPD = grown
+        for slot in range(len(self.lengths)):
+            self.move_slot(slot, grown.tensor, slot)
+        self._memory = grown
 
-    def _zeros(self, num_slots: int) -> torch.Tensor:
+    def move_slot(self, slot: int, to_L2SHPD: torch.Tensor, to_slot: int) -> None:
+        """Copy a slot elsewhere and clear it, bit by bit: the whole is never there twice."""
+        length = self.lengths[slot]  # what lies beyond is zero, and need not be touched
+        for index in self._halves():
+            to_L2SHPD[index][to_slot, :, :length] = self.kv_L2SHPD[index][slot, :, :length]
+            self._memory.clear((*index, slot))
+
+    def _clear(self, slot: int) -> None:
+        for index in self._halves():
+            self._memory.clear((*index, slot))
+
+    def _halves(self) -> Iterator[tuple[int, int]]:
+        return product(range(self._geometry.num_layers), range(2))
+
+    def _zeros(self, num_slots: int) -> ZeroedTensor:
         g = self._geometry
         shape = (g.num_layers, 2, num_slots, g.num_heads, self.num_positions, g.head_size)
-        if g.device.type != "cpu":
-            return torch.zeros(shape, dtype=g.dtype, device=g.device)
-        # torch.zeros writes each byte; numpy asks for pages that the system zeroes when touched.
-        num_bytes = num_slots * self.num_positions * g.bytes_per_token
-        raw = np.zeros(num_bytes + _ALIGNMENT_BYTES, dtype=np.uint8)
-        offset = -raw.ctypes.data % _ALIGNMENT_BYTES
-        return torch.from_numpy(raw)[offset : offset + num_bytes].view(g.dtype).view(shape)
+        return g.zeros(shape)
 
 
 class SlotCache:
@@ -125,7 +175,47 @@ class SlotCache:
             sizes.append(2 * sizes[-1])
         sizes[-1] = max(context_tokens, 1)
         self.arenas = [Arena(geometry, size) for size in sizes]
+        self.store = PageStore(geometry)
         self._places: dict[int, tuple[int, int]] = {}  # sequence id -> arena, slot
+
+    def prepare(self, plan: StepPlan) -> None:
+        """Do what a plan says before its rows: drop, save, release, load."""
+        for page in plan.dropped:
+            self.store.drop(page)
+        leaving = set(plan.released)
+        last_saves = {save.sequence_id: save for save in plan.saves}
+        for save in plan.saves:
+            self._save(save)
+            # Before the next one is saved: what leaves is there twice until it is released.
+            if save.sequence_id in leaving and last_saves[save.sequence_id] is save:
+                self.release(save.sequence_id)
+        for sequence_id in plan.released:
+            self.release(sequence_id)
+        for load in plan.loads:
+            self.release(load.sequence_id)  # a plan that is told twice begins again
+        for sequence_id, num_tokens in plan.reading:
+            # Else it would move from class to class as it is read.
+            if sequence_id not in self._places:
+                self._take(sequence_id, num_tokens)
+        for load in plan.loads:
+            self._load(load)
+
+    def _save(self, save: Save) -> None:
+        if save.sequence_id in self._places:  # else it was saved before it was released
+            kv_L2HPD = self._rows(save.sequence_id)
+            self.store.save(save.page, kv_L2HPD[:, :, :, save.start : save.end])
+
+    def _load(self, load: Load) -> None:
+        page_tokens = len(load.token_ids) // len(load.pages)
+        self.reserve(load.sequence_id, 0, len(load.token_ids))
+        kv_L2HPD = self._rows(load.sequence_id)
+        for i, page in enumerate(load.pages):
+            part = slice(i * page_tokens, (i + 1) * page_tokens)
+            kv_L2HPD[:, :, :, part] = self.store.page(page)
+
+    def _rows(self, sequence_id: int) -> torch.Tensor:
+        arena, slot = self._places[sequence_id]
+        return self.arenas[arena].kv_L2SHPD[:, :, slot]
 
     def place(self, sequence_id: int) -> tuple[int, int]:
         """Return the indices of the sequence's arena and slot; valid until the next change."""
@@ -138,16 +228,12 @@ class SlotCache:
 
     def reserve(self, sequence_id: int, start: int, end: int) -> None:
         """Make room for positions 0 .. end - 1; the first `start` are kept."""
-        wanted = next(
-            (i for i, arena in enumerate(self.arenas) if arena.num_positions >= end), None
-        )
-        assert wanted is not None, f"{end} tokens exceed the model's context"
         held = self._places.get(sequence_id)
         assert start <= (self.length(sequence_id) if held else 0), "a gap in the cache"
         if held is None:
-            self._places[sequence_id] = (wanted, self.arenas[wanted].take_slot(sequence_id))
-        elif held[0] < wanted:
-            self._move(sequence_id, wanted)
+            self._take(sequence_id, end)
+        elif self.arenas[held[0]].num_positions < end:
+            self._move(sequence_id, self._class_of(end))
         arena, slot = self._places[sequence_id]
         self.arenas[arena].lengths[slot] = max(end, self.arenas[arena].lengths[slot])
 
@@ -158,11 +244,12 @@ class SlotCache:
             self._free(*held)
 
     def stats(self) -> dict[str, int]:
-        """Return `kv_sequences`, `kv_tokens` and `kv_bytes` (allocated)."""
+        """Return `kv_sequences`, `kv_tokens`, `kv_cached_pages` and `kv_bytes` (of both)."""
         return {
             "kv_sequences": len(self._places),
             "kv_tokens": sum(sum(arena.lengths) for arena in self.arenas),
-            "kv_bytes": sum(arena.num_bytes for arena in self.arenas),
+            "kv_cached_pages": self.store.num_pages,
+            "kv_bytes": sum(arena.num_bytes for arena in self.arenas) + self.store.num_bytes,
         }
 
     def check_invariants(self) -> None:
@@ -176,12 +263,22 @@ class SlotCache:
                 length = arena.lengths[slot] if slot < len(arena.lengths) else 0
                 assert not arena.kv_L2SHPD[:, :, slot, :, length:].any(), "stale keys or values"
 
+    def _class_of(self, num_tokens: int) -> int:
+        for index, arena in enumerate(self.arenas):
+            if arena.num_positions >= num_tokens:
+                return index
+        raise AssertionError(f"{num_tokens} tokens exceed the model's context")
+
+    def _take(self, sequence_id: int, num_tokens: int) -> None:
+        index = self._class_of(num_tokens)
+        self._places[sequence_id] = (index, self.arenas[index].take_slot(sequence_id))
+
     def _move(self, sequence_id: int, wanted: int) -> None:
         old_index, old_slot = self._places[sequence_id]
         old, new = self.arenas[old_index], self.arenas[wanted]
         length = old.lengths[old_slot]
         slot = new.take_slot(sequence_id)
-        new.kv_L2SHPD[:, :, slot, :, :length] = old.kv_L2SHPD[:, :, old_slot, :, :length]
+        old.move_slot(old_slot, new.kv_L2SHPD, slot)
         new.lengths[slot] = length
         self._places[sequence_id] = (wanted, slot)
         self._free(old_index, old_slot)

@@ -109,6 +109,9 @@ def _load_generator(
     _refuse_batch_dependent_rope(text_config, context)
     steps, choice = _load_steps(folder, config, device, context, choice, architecture)
     generation = _generation_config(folder, config)
+    ignored = ignored_settings(generation)
+    if ignored:
+        log.warning("generation_config_ignored settings=%s", ",".join(ignored))
     tasks = {"generate", "tokenize"} | ({"chat"} if tokenizer.has_chat_template else set())
     card = ModelCard(
         tasks=frozenset(tasks),
@@ -212,16 +215,43 @@ def _load_encoder(
     return Encoder(model, tokenizer, card, said.recipe)
 
 
+# Of transformers' generation config: they change what is generated, and are not had here.
+_NOT_HONOURED = (
+    "no_repeat_ngram_size", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h", "sequence_bias",
+    "forced_bos_token_id", "forced_eos_token_id", "begin_suppress_tokens", "num_beams",
+    "guidance_scale", "exponential_decay_length_penalty", "watermarking_config",
+)  # fmt: skip
+_MEANS_NOTHING = (None, False, 0, 0.0, 1, 1.0)
+
+
 def sampling_defaults(config: GenerationConfig) -> dict[str, Any]:
     """Return what unset sampling options mean: the model's own, greedy unless it samples."""
-    temperature = getattr(config, "temperature", None)
-    sampled = bool(getattr(config, "do_sample", None))
-    top_p = getattr(config, "top_p", None)
-    return {
-        "temperature": (1.0 if temperature is None else float(temperature)) if sampled else 0.0,
-        "top_k": getattr(config, "top_k", None) or None,
-        "top_p": 1.0 if top_p is None else float(top_p),
+
+    def said(name: str, unset: Any) -> Any:
+        value = getattr(config, name, None)
+        return unset if value is None else value
+
+    sampled = bool(said("do_sample", False))
+    banned = [list(word) for word in said("bad_words_ids", [])]
+    banned += [[token_id] for token_id in said("suppress_tokens", [])]
+    rare = {
+        "min_p": float(said("min_p", 0.0)),
+        "min_new_tokens": int(said("min_new_tokens", 0)),
+        "bad_words": banned,
     }
+    repetition_penalty = float(said("repetition_penalty", 1.0))
+    return {
+        "temperature": float(said("temperature", 1.0)) if sampled else 0.0,
+        "top_k": said("top_k", None) or None,
+        "top_p": float(said("top_p", 1.0)),
+        **({} if repetition_penalty == 1 else {"repetition_penalty": repetition_penalty}),
+        **{name: value for name, value in rare.items() if value},
+    }
+
+
+def ignored_settings(config: GenerationConfig) -> list[str]:
+    """Return the names of what the generation config asks for and does not get."""
+    return [name for name in _NOT_HONOURED if getattr(config, name, None) not in _MEANS_NOTHING]
 
 
 def _read_config(folder: Path) -> Any:

@@ -7,7 +7,9 @@ without a word. So before a model is served:
 
 1. one forward pass over a plain sequence notes what each layer asks for, and refuses what we lack;
 2. the mask of each layer is compared with the window the layer asks for, over the whole context;
-3. two short sequences run through the real cache, prompts in chunks, then decodes, and the logits
+3. so is the cache that transformers' `generate` would use, which also names state beyond keys and
+   values;
+4. two short sequences run through the real cache, prompts in chunks, then decodes, and the logits
    must equal those of the model alone with transformers' own attention. For this, windows and soft
    caps are made so small that seven tokens feel them.
 """
@@ -19,6 +21,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.cache_utils import (
+    DummyLayer,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+)
 
 from tensorwire_server.engine.attention import ATTENTION_NAME, serving
 from tensorwire_server.engine.errors import ModelLoadError
@@ -37,6 +45,8 @@ _SERVED = frozenset({"sliding_window", "softcap", "s_aux", "key_bias", "attentio
 _HARMLESS = frozenset(
     {"position_ids", "use_cache", "cache_position", "is_causal", "output_attentions"}
 )
+# Without keys and values of their own are layers that read another's.
+_PLAIN_CACHES = frozenset({DynamicLayer, DynamicSlidingWindowLayer, DummyLayer})
 _GREEDY = Sampling(temperature=0.0, top_k=None, top_p=1.0, seed=0)
 # Relative to the largest logit: float32 errs around 1e-6, an omitted feature well above 1e-3.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -51,6 +61,7 @@ class _Recorder:
         self._masks = masks
         self._context_tokens = context_tokens
         self.shapes: dict[int, tuple[int, int]] = {}  # layer -> key heads, the larger head size
+        self.windows: dict[int, int | None] = {}  # by layer; None: no window within the context
 
     def attend(
         self,
@@ -91,6 +102,7 @@ class _Recorder:
                 f"its layer {layer} is masked to {_told(masked)}, but asks its attention for "
                 f"{_told(asked)}"
             )
+        self.windows[layer] = asked
 
 
 def _told(window: int | None) -> str:
@@ -114,6 +126,7 @@ def inspect(model: Any, *, num_layers: int, vocab_size: int, context_tokens: int
             f"only {len(recorder.shapes)} of its {num_layers} layers use an attention "
             "this engine can run"
         )
+    _check_own_cache(model.config, recorder.windows, context_tokens)
     return KVGeometry(
         num_layers=num_layers,
         num_heads=max(heads for heads, _ in recorder.shapes.values()),
@@ -121,6 +134,22 @@ def inspect(model: Any, *, num_layers: int, vocab_size: int, context_tokens: int
         dtype=model.dtype,
         device=model.device,
     )
+
+
+def _check_own_cache(config: Any, windows: dict[int, int | None], context_tokens: int) -> None:
+    for layer, kept in enumerate(DynamicCache(config=config).layers):
+        if type(kept) not in _PLAIN_CACHES:
+            raise ModelLoadError(
+                f"its layer {layer} keeps more than keys and values ({type(kept).__name__} of "
+                "transformers), which is not supported"
+            )
+        window = getattr(kept, "sliding_window", None)
+        if window is not None and window < context_tokens and window != windows[layer]:
+            # A `sliding_window` in config.json that the architecture knows nothing of does this.
+            raise ModelLoadError(
+                f"transformers would forget all but {_told(window)} of its layer {layer}, which "
+                f"asks its attention for {_told(windows[layer])}"
+            )
 
 
 def prove(

@@ -6,7 +6,8 @@ counter = position. The token is where the inverse of the cumulated distribution
 order after filtering, meets that number. So a sequence draws the same alone, in company, and when
 it is continued elsewhere.
 
-Filters follow transformers' order: temperature, top-k, top-p.
+Filters have the order and meaning of transformers' warpers: temperature, top-k, top-p, min-p
+(`transformers.generation.logits_process`). What changes logits before that is in `shaping.py`.
 
 Dimensions: R rows, V vocabulary, C candidates.
 """
@@ -48,19 +49,24 @@ def uniform(seed: int, position: int) -> float:
 
 
 def choose_tokens(
-    logits_RV: torch.Tensor, samplings: Sequence[Sampling], positions: Sequence[int]
+    logits_RV: torch.Tensor,
+    samplings: Sequence[Sampling],
+    positions: Sequence[int],
+    finite_R: torch.Tensor | None = None,
 ) -> list[int | None]:
-    """Return each row's token, or None where the row's logits are not finite.
+    """Return each row's token, or None where the row's logits cannot be used.
 
     Args:
-        logits_RV: float32.
+        logits_RV: float32; -inf is a token that is banned.
         samplings: one per row.
         positions: the position each row's new token will stand at.
+        finite_R: False for rows that have no token, whatever their logits are; by default those
+            whose logits are not finite.
     """
     if not samplings:
         return []
     # A NaN or an infinity survives a sum, which costs one pass and no copy.
-    finite = torch.isfinite(logits_RV.sum(-1))
+    finite = torch.isfinite(logits_RV.sum(-1)) if finite_R is None else finite_R
     tokens = logits_RV.argmax(-1)
     drawn = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
     if drawn:
@@ -69,7 +75,7 @@ def choose_tokens(
             # A bad row must not disturb the others; what it draws is thrown away below.
             logits = torch.where(finite[drawn, None], logits, 0.0)
         noise = [uniform(samplings[row].seed, positions[row]) for row in drawn]
-        tokens[drawn] = _draw(logits, [samplings[row] for row in drawn], noise)
+        tokens[drawn] = draw(logits, [samplings[row] for row in drawn], noise)
     chosen: list[int] = tokens.tolist()
     usable: list[bool] = finite.tolist()
     return [token if good else None for token, good in zip(chosen, usable, strict=True)]
@@ -80,9 +86,16 @@ def _pick(values_RV: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
     return values_RV if len(rows) == len(values_RV) else values_RV[rows]
 
 
-def _draw(
+def draw(
     logits_RV: torch.Tensor, samplings: Sequence[Sampling], noise: Sequence[float]
 ) -> torch.Tensor:
+    """Return the token of each row that its noise falls on: (R,), long.
+
+    Args:
+        logits_RV: float32; -inf is a token that is banned.
+        samplings: one per row, none of them greedy.
+        noise: numbers from 0 to below 1, one per row.
+    """
     device, vocab = logits_RV.device, logits_RV.shape[1]
     # The maximum becomes 0 first, so that a tiny temperature gives 0 and -inf, never inf or NaN.
     temperatures = torch.tensor([s.temperature for s in samplings], device=device)
@@ -92,22 +105,28 @@ def _draw(
     uniforms = torch.tensor(noise, dtype=torch.float64, device=device)
     tokens = torch.empty(len(samplings), dtype=torch.long, device=device)
 
-    def draw(rows: list[int], width: int) -> None:
+    def fill_in(rows: list[int], width: int) -> None:
         """Fill in the rows' tokens, looking at each one's `width` likeliest only."""
         if rows:
             settings = [samplings[row] for row in rows]
             tokens[rows] = _draw_likeliest(_pick(weights, rows), settings, uniforms[rows], width)
 
     limited = [row for row, s in enumerate(samplings) if s.top_k is not None and s.top_k < vocab]
-    draw(limited, max((samplings[row].top_k or 0 for row in limited), default=0))
+    fill_in(limited, max((samplings[row].top_k or 0 for row in limited), default=0))
     free = [row for row in range(len(samplings)) if row not in limited]
     nucleus = [row for row in free if samplings[row].top_p < 1]
     within = _nucleus_within(weights, samplings, nucleus, min(_NUCLEUS_GUESS, vocab))
-    draw([row for row in nucleus if row in within], min(_NUCLEUS_GUESS, vocab))
-    draw([row for row in nucleus if row not in within], vocab)
+    fill_in([row for row in nucleus if row in within], min(_NUCLEUS_GUESS, vocab))
+    fill_in([row for row in nucleus if row not in within], vocab)
     plain = [row for row in free if row not in nucleus]
     if plain:
-        tokens[plain] = _invert(_pick(weights, plain), uniforms[plain])
+        least = [samplings[row].min_p for row in plain]
+        chosen = _pick(weights, plain)
+        if any(least):
+            # The largest weight is 1, so that a weight is its token's share of the likeliest's.
+            bound = torch.tensor(least, dtype=weights.dtype, device=device)
+            chosen = torch.where(chosen < bound[:, None], 0.0, chosen)
+        tokens[plain] = _invert(chosen, uniforms[plain])
     return tokens
 
 
@@ -137,6 +156,9 @@ def _draw_likeliest(
     # Out is what comes after the share is reached; the likeliest has nothing before it.
     out = (before >= (top_p * whole)[:, None]) & (top_p < 1)[:, None]
     weights.masked_fill_(out, 0)
+    if any(s.min_p for s in samplings):
+        min_p = torch.tensor([s.min_p for s in samplings], dtype=torch.float64, device=device)
+        weights.masked_fill_(weights < min_p[:, None], 0)
     tokens, order = best.indices.sort(-1)
     choice = _invert(weights.gather(1, order), noise_R)
     return tokens.gather(1, choice[:, None])[:, 0]

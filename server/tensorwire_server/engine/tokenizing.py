@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import tokenizers
 from tensorwire_protocol.errors import BadParams
 from tokenizers.decoders import DecodeStream
 from transformers import AutoTokenizer
 
 from tensorwire_server.engine.errors import ModelLoadError
+from tensorwire_server.engine.rendering import ChatRenderer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -104,7 +104,7 @@ class TextTokenizer:
         prefix: str = "",
         lower_case: bool = False,
     ) -> None:
-        self._wrapper = wrapper
+        self._renderer = _renderer(wrapper)
         self._prefix = prefix
         self._lower_case = lower_case
         self._backend = tokenizers.Tokenizer.from_str(wrapper.backend_tokenizer.to_str())
@@ -114,10 +114,12 @@ class TextTokenizer:
         else:
             self._backend.enable_truncation(max_length=max_tokens)
 
+    renders_at_once = False  # another process does it
+
     @property
     def has_chat_template(self) -> bool:
         """Whether the model says how a conversation is written."""
-        return bool(self._wrapper.chat_template)
+        return self._renderer is not None
 
     def encode(self, text: str) -> list[int]:
         """Return the prompt's ids, special tokens added as the model wants them."""
@@ -125,29 +127,49 @@ class TextTokenizer:
         ids: list[int] = self._backend.encode(text.lower() if self._lower_case else text).ids
         return ids
 
+    def encode_word(self, text: str) -> list[list[int]]:
+        """Return the ids of a text at the beginning and in the middle of a line, nothing added."""
+        starts = (text, " " + text.lstrip(" "))
+        found = [self._backend.encode(start, add_special_tokens=False).ids for start in starts]
+        return found[:1] if found[0] == found[1] else found
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of a prompt given as ids, without special tokens."""
+        text: str = self._backend.decode(list(ids), skip_special_tokens=True)
+        return text
+
     def render_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Return the ids of a conversation, ready for the assistant's turn.
 
         Raises:
             BadParams: the model has no chat template, or refuses these roles.
         """
-        if not self.has_chat_template:
+        if self._renderer is None:
             raise BadParams("this model has no chat template; use generate with a prompt")
-        try:
-            # transformers renders templates in jinja's immutable sandbox.
-            text: str = self._wrapper.apply_chat_template(
-                [dict(message) for message in messages],
-                add_generation_prompt=True,
-                tokenize=False,
-            )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
-            raise BadParams(f"the model's chat template refuses these messages: {error}") from error
+        text = self._renderer.render(messages)
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
     def detokenizer(self, prompt_ids: Sequence[int]) -> TextDetokenizer:
         """Return a fresh incremental decoder for text that follows `prompt_ids`."""
         return TextDetokenizer(self._backend, prompt_ids)
+
+
+def _renderer(wrapper: Any) -> ChatRenderer | None:
+    if not wrapper.chat_template:
+        return None
+    try:
+        template = wrapper.get_chat_template()
+    except ValueError:  # several, and none of them is for conversations as such
+        return None
+    return ChatRenderer(template, _plain(wrapper.special_tokens_map))
+
+
+def _plain(value: Any) -> Any:
+    """Return special tokens as text: transformers may have objects for them."""
+    if isinstance(value, dict):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else str(value)
 
 
 def load_wrapper(folder: Path) -> Any:

@@ -9,17 +9,27 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tensorwire_protocol.errors import Busy
-from tensorwire_protocol.roles import State
 
 if TYPE_CHECKING:
-    from tensorwire_protocol.transports.aio import AioTransport
+    from tensorwire_protocol.errors import TensorwireError
 
     from tensorwire_server.config import ListenConfig
 
 _SITE_BITS = 64  # of an IPv6 address: whoever has one has all of its /64
+
+
+class Guest(Protocol):
+    """A connection, from the moment it is accepted."""
+
+    @property
+    def is_stranger(self) -> bool:
+        """Say if it is still to show who it is."""
+
+    def fail(self, error: TensorwireError) -> None:
+        """End it and tell the peer why, where it can be told."""
 
 
 class Door:
@@ -27,37 +37,37 @@ class Door:
 
     def __init__(self, config: ListenConfig) -> None:
         self._config = config
-        self._sources: dict[AioTransport, str] = {}
+        self._sources: dict[Guest, str] = {}
         self._num_of: Counter[str] = Counter()  # connections of each source
         self.num_refused = 0
-        self._strangers: dict[
-            AioTransport, None
-        ] = {}  # in order; some may have logged in meanwhile
+        self._strangers: dict[Guest, None] = {}  # in order; some may have logged in meanwhile
 
-    def enter(self, transport: AioTransport, source: str) -> None:
+    def enter(self, guest: Guest, source: str) -> None:
         """Let a new connection in, or close it or another one with BUSY.
 
         Args:
             source: whose it is, see `source_of`; empty for a peer on a Unix socket.
         """
-        self._sources[transport] = source
+        self._sources[guest] = source
         self._num_of[source] += 1
         try:
             self._check(source)
         except Busy as error:
-            self._evict(transport, error)
+            self._evict(guest, error)
         else:
-            self._strangers[transport] = None
+            self._strangers[guest] = None
             if len(self._strangers) > self._config.max_unauthenticated:
                 self._make_room()
 
-    def leave(self, transport: AioTransport) -> None:
-        """Forget a connection that is gone."""
-        source = self._sources.pop(transport)
+    def leave(self, guest: Guest) -> None:
+        """Forget a connection that is gone, if it is known."""
+        source = self._sources.pop(guest, None)
+        if source is None:
+            return
         self._num_of[source] -= 1
         if not self._num_of[source]:
             del self._num_of[source]
-        self._strangers.pop(transport, None)
+        self._strangers.pop(guest, None)
 
     def _check(self, source: str) -> None:
         most = self._config.max_connections
@@ -68,8 +78,7 @@ class Door:
             raise Busy(f"the server takes {most_of_one} connections from one address")
 
     def _make_room(self) -> None:
-        waiting = (State.PREFACE, State.HANDSHAKE, State.AUTHENTICATING)
-        self._strangers = {t: None for t in self._strangers if t.connection.state in waiting}
+        self._strangers = {guest: None for guest in self._strangers if guest.is_stranger}
         most = self._config.max_unauthenticated
         if len(self._strangers) > most:
             oldest = next(iter(self._strangers))
@@ -77,9 +86,9 @@ class Door:
             full = Busy(f"{most} newer connections have not logged in either; try again")
             self._evict(oldest, full)
 
-    def _evict(self, transport: AioTransport, error: Busy) -> None:
+    def _evict(self, guest: Guest, error: Busy) -> None:
         self.num_refused += 1
-        transport.fail(error)
+        guest.fail(error)
 
     def check_invariants(self) -> None:
         """All counts are those of the connections that are here."""

@@ -7,19 +7,22 @@ import errno
 import ipaddress
 import logging
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from tensorwire_protocol.allowance import Allowance
 
 from tensorwire_server.gateway.door import Door, source_of
-from tensorwire_server.gateway.tls import HANDSHAKE_S, SHUTDOWN_S
+from tensorwire_server.gateway.handshakes import TlsPort
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
     from tensorwire_server.config import ListenConfig
+    from tensorwire_server.gateway.door import Guest
     from tensorwire_server.gateway.gateway import Gateway
+    from tensorwire_server.gateway.handshakes import Handshake
     from tensorwire_server.gateway.session import Session
 
 log = logging.getLogger(__name__)
@@ -99,7 +102,7 @@ class Listener:
         self._door = Door(config)
         self._warnings = Allowance(1, 1 / _WARN_EACH_S)
         self._tls = tls
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.Server | TlsPort | None = None
 
     @property
     def address(self) -> str:
@@ -109,22 +112,39 @@ class Listener:
 
     async def start(self) -> None:
         """Begin to accept."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: _Arrival(self._accept),
-            sock=self._sock,
-            backlog=_BACKLOG,
-            ssl=self._tls,
-            ssl_handshake_timeout=HANDSHAKE_S if self._tls else None,
-            ssl_shutdown_timeout=SHUTDOWN_S if self._tls else None,
+        if self._tls is None:
+            loop = asyncio.get_running_loop()
+            self._server = await loop.create_server(
+                lambda: _Arrival(self._accept), sock=self._sock, backlog=_BACKLOG
+            )
+            return
+        self._server = TlsPort(
+            self._sock,
+            self._tls,
+            on_arrival=lambda handshake: self._enter(handshake, handshake.address),
+            build_protocol=lambda handshake: _Arrival(partial(self._greet, handshake)),
+            on_over=self._door.leave,
         )
 
-    def _accept(self, transport: asyncio.Transport) -> asyncio.BaseProtocol:
+    def _greet(self, handshake: Handshake, transport: asyncio.Transport) -> asyncio.BaseProtocol:
+        """Go on with a connection whose handshake is done; its time counts from the beginning."""
+        self._door.leave(handshake)
+        return self._accept(transport, since=handshake.arrived_at)
+
+    def _accept(
+        self, transport: asyncio.Transport, since: float | None = None
+    ) -> asyncio.BaseProtocol:
         session = self._gateway.open_session(
             is_private=is_private(transport), on_closed=self._leave
         )
+        if since is not None:
+            session.transport.connection.on_timer(since)
+        self._enter(session.transport, transport.get_extra_info("peername"))
+        return session.transport
+
+    def _enter(self, guest: Guest, peername: object) -> None:
         refused_before = self._door.num_refused
-        self._door.enter(session.transport, source_of(transport.get_extra_info("peername")))
+        self._door.enter(guest, source_of(peername))
         # However many there are, the log grows slowly.
         if self._door.num_refused > refused_before and self._warnings.spend(self._gateway.now()):
             log.warning(
@@ -132,7 +152,6 @@ class Listener:
                 self._door.num_refused,
                 len(self._gateway.sessions),
             )
-        return session.transport
 
     def _leave(self, session: Session) -> None:
         self._door.leave(session.transport)

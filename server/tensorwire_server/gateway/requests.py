@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from tensorwire_server.routing.replica import Replica
 
 
+_PASSED_ON = ("logprobs", "prompt_logprobs")  # of END's `extra`
+
+
 class Phase(Enum):
     """Where a request is in its life."""
 
@@ -198,6 +201,7 @@ class LiveRequest:
             deadline_ms=self._remaining_ms(),
             priority=request.priority,
             so_far=entry.tokens,
+            tenant=self.name[0],
         )
 
     def _remaining_ms(self) -> int | None:
@@ -324,6 +328,7 @@ class LiveRequest:
             checksum=end.checksum,
             usage=end.usage,
             timings=self._timings(end.timings),
+            extra={name: end.extra[name] for name in _PASSED_ON if name in end.extra},
         )
         self._close(passed_on, end.finish.value)
 

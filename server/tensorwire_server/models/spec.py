@@ -50,7 +50,7 @@ def parse_spec(text: str) -> ModelSpec:
     source = source.strip()
     if not source:
         raise SpecError(f"{text!r} names no model; give a folder, a hub name, or 'demo'")
-    builtin = None if _exists(Path(source)) else _builtin_folder(source)
+    builtin = None if _exists(Path(source) / "config.json") else _builtin_folder(source)
     folder = builtin or Path(os.path.expanduser(source))
     if not given:
         name = source if builtin else _name_of(source, folder)

@@ -2,13 +2,24 @@
 
 A sequence's life:
 
-    submit -> waiting --admitted: all pages reserved--> running --stop, length, failed--> gone
-                 |                                         |
-                 +---------- cancel, deadline -------------+---> gone
+    submit -> waiting --admitted: pages for what is known--> running --stop, length, failed--> gone
+               |   ^                                          |  |
+               |   +----------- preempted: no pages ----------+  |
+               +---------------- cancel, deadline ---------------+---> gone
+
+A running sequence gets a page whenever it has filled the one before. When there is none, the last
+of the running ones in the order of the queue is preempted: it gives its pages back and waits in its
+old place; what it had computed is read again, or found in the prefix cache. The first one in that
+order is never preempted, and fits alone: so somebody always gets to the end.
+
+The order of the queue is a time, and never changes: of arrival, later by up to `_STEP_S` for a far
+or no deadline, and earlier by `_STEP_S` for each step of priority. So a higher priority goes first,
+and within a priority the nearer deadline; but whoever has waited long goes before all newcomers.
 
 Whatever has run and is gone stands in the `released` of the next plan, so that the engine drops its
-cache before the freed pages are used again. `plan` and `commit` alternate. A plan that was not
-committed is superseded by the next one, which feeds the same tokens at the same positions again.
+cache before the freed pages are used again. `plan` and `commit` (or `fail`) alternate. A plan that
+was not committed is superseded by the next one, which feeds the same tokens at the same positions
+again.
 
 While nobody joins, leaves or reads a prompt, the rows of a step are those of the step before, each
 moved on by a token: `commit` moves them, and `plan` has nothing to do.
@@ -22,12 +33,19 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
 
+from tensorwire_server.scheduling.forecast import Forecast
+from tensorwire_server.scheduling.pace import Pace
+from tensorwire_server.scheduling.prefix_cache import PrefixCache
 from tensorwire_server.scheduling.sequences import Sequence, SequenceState
-from tensorwire_server.scheduling.work import Row, StepPlan
+from tensorwire_server.scheduling.work import Load, Row, StepPlan
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from tensorwire_server.scheduling.pages import PagePool
     from tensorwire_server.scheduling.work import StepResult
+
+_STEP_S = 30.0  # what a step of priority is worth in time of arrival
 
 
 class WaitingFull(Exception):
@@ -61,10 +79,29 @@ class Emissions:
 
 
 class ContinuousScheduler:
-    """Joins and leaves between steps; priority then arrival; decodes first, then prompt chunks."""
+    """Joins and leaves between steps; decodes first, then chunks of prompts.
+
+    Args:
+        step_tokens: of one step; beside sequences that are continued, prompts get less of it.
+        model: its name and revision: prefixes are shared within it.
+        slowdown: by how much prompts may slow down steps that continue sequences.
+        expected_share: of `max_new_tokens`, that answers are taken to use before there were any.
+        saved_on_leaving: pages of a sequence that leaves which go to the prefix cache at most.
+        share_prefixes: between tenants.
+    """
 
     def __init__(
-        self, pool: PagePool, *, max_running: int, step_tokens: int, max_waiting: int
+        self,
+        pool: PagePool,
+        *,
+        max_running: int,
+        step_tokens: int,
+        max_waiting: int,
+        model: str = "",
+        slowdown: float = 2.0,
+        expected_share: float = 1.0,
+        saved_on_leaving: int = 64,
+        share_prefixes: bool = False,
     ) -> None:
         if max_running < 1 or max_waiting < 1:
             raise ValueError(f"bounds must be at least 1, got {max_running} and {max_waiting}")
@@ -78,22 +115,34 @@ class ContinuousScheduler:
         self._arrivals = count()
         # Entries of sequences that were cancelled or expired stay in the heap until they surface,
         # or until they outnumber the living.
-        self._queue: list[tuple[int, float, int, Sequence]] = []
+        self._queue: list[_Queued] = []
+        self._is_blocked = False  # the head of the queue has no room, and nobody has left since
         self._earliest_deadline = math.inf  # no live deadline is earlier; spares a scan per step
         self._sequences: dict[int, Sequence] = {}  # waiting and running, by id
         self._running: dict[int, Sequence] = {}  # by id, in order of admission
+        self._prefixes = PrefixCache(
+            pool, model, saved_on_leaving=saved_on_leaving, share=share_prefixes
+        )
+        self._pace = Pace(slowdown)
+        self._forecast = Forecast(expected_share)
+        self._short: list[Sequence] = []  # that have no page for their next token
+        self._num_preemptions = 0
         self._released: list[int] = []
         self._expired: list[int] = []
         self._failed: dict[int, str] = {}
         self._outstanding: StepPlan | None = None
         self._rows: tuple[Row, ...] = ()  # of the latest plan, or moved on by its commit
         self._in_step: list[Sequence] = []  # whose rows these are
+        self._num_decodes = 0  # the first ones of them
+        self._loads: tuple[Load, ...] = ()  # for them
+        self._started: tuple[int, ...] = ()  # of them
+        self._reading: tuple[tuple[int, int], ...] = ()  # of them, and how long they are
         self._rows_are_next = False  # they are the next plan's
         self._last_batch_size = 0
 
     @property
     def num_waiting(self) -> int:
-        """Sequences that were submitted and have no pages yet."""
+        """Sequences that were submitted and have no pages."""
         return len(self._sequences) - len(self._running)
 
     @property
@@ -106,6 +155,23 @@ class ContinuousScheduler:
         """Rows of the latest plan."""
         return self._last_batch_size
 
+    def stats(self) -> Mapping[str, float]:
+        """Return what is held and what happened since the start."""
+        counts, pool = self._prefixes.counts, self._pool
+        return {
+            "waiting": self.num_waiting,
+            "running": self.num_running,
+            "pages_used": pool.used,
+            "pages_cached": pool.cached,
+            "pages_total": pool.num_pages,
+            "page_evictions": pool.num_evictions,
+            "prefix_asked_tokens": counts.asked_tokens,
+            "prefix_hit_tokens": counts.hit_tokens,
+            "prefix_hit_rate": round(counts.hit_tokens / max(1, counts.asked_tokens), 4),
+            "preemptions": self._num_preemptions,
+            "recomputed_tokens": counts.recomputed_tokens,
+        }
+
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence.
 
@@ -117,14 +183,14 @@ class ContinuousScheduler:
             raise ValueError(f"sequence {sequence.id} is already known")
         if self.num_waiting >= self._max_waiting:
             raise WaitingFull(queued=self.num_waiting, limit=self._max_waiting)
-        if self._pages_needed(sequence) > self._pool.num_pages:
+        if self._pool.pages_for(sequence.num_tokens_at_most) > self._pool.num_pages:
             raise NeverFits(
                 needed_tokens=sequence.num_tokens_at_most,
                 limit_tokens=self._pool.num_pages * self._pool.page_tokens,
             )
+        sequence.order = (_due(sequence), next(self._arrivals))
         self._sequences[sequence.id] = sequence
-        order = (-sequence.priority, sequence.arrived_at, next(self._arrivals), sequence)
-        heapq.heappush(self._queue, order)
+        self._enqueue((sequence,))
         if sequence.deadline is not None:
             self._earliest_deadline = min(self._earliest_deadline, sequence.deadline)
 
@@ -137,26 +203,39 @@ class ContinuousScheduler:
         return True
 
     def plan(self, now: float) -> StepPlan | None:
-        """Return the next step, or None when there is nothing to run or to release."""
+        """Return the next step, or None when there is nothing to run, to save or to release."""
         self._expire(now)
-        self._admit()
+        if self._short:
+            self._make_room()
+        else:
+            self._admit()
         if not self._rows_are_next:
             self._build_rows()
         self._rows_are_next = False
-        rows = self._rows
-        if not rows and not self._released:
+        rows, prefixes = self._rows, self._prefixes
+        if not (rows or self._released or prefixes.saves or prefixes.dropped):
             return None
-        plan = StepPlan(rows=rows, released=tuple(self._released))
+        plan = StepPlan(
+            rows=rows,
+            released=tuple(self._released),
+            dropped=tuple(prefixes.dropped),
+            saves=tuple(prefixes.saves.values()),
+            loads=self._loads,
+            started=self._started,
+            reading=self._reading,
+        )
         self._outstanding = plan
         self._last_batch_size = len(rows)
         return plan
 
-    def commit(self, plan: StepPlan, result: StepResult) -> Emissions:
-        """Take in what a step made; returns the new tokens in the order of the plan's rows."""
-        assert plan is self._outstanding, "only the latest plan can be committed, once"
-        self._outstanding = None
-        # Cancels since `plan` have appended to the list; theirs are still to be told.
-        del self._released[: len(plan.released)]
+    def commit(self, plan: StepPlan, result: StepResult, *, took_s: float = 0.0) -> Emissions:
+        """Take in what a step made; returns the new tokens in the order of the plan's rows.
+
+        Args:
+            took_s: how long the step took, as far as that is known.
+        """
+        self._note_told(plan)
+        self._note_pace(plan, took_s)
         emissions = Emissions()
         tokens, failed, running = result.tokens, result.failed, SequenceState.RUNNING
         page_tokens = self._pool.page_tokens
@@ -169,8 +248,11 @@ class ContinuousScheduler:
             id = sequence.id
             if failed and id in failed:
                 self._failed[id] = failed[id]
-                self._drop(sequence)
-            elif row.sample:
+                self._drop(sequence, keep=False)
+                continue
+            if sequence.is_reading:
+                self._note_read(sequence, row)
+            if row.sample:
                 token_id, known = tokens[id], sequence.tokens
                 add_id(id)
                 add_index(len(known) - len(sequence.prompt_ids))
@@ -178,21 +260,40 @@ class ContinuousScheduler:
                 known.append(token_id)
                 if token_id in sequence.stop_ids:
                     emissions.finishes[id] = "stop"
-                    self._drop(sequence)
+                    self._finish(sequence)
                     continue
                 if len(known) >= sequence.num_tokens_at_most:
                     emissions.finishes[id] = "length"
-                    self._drop(sequence)
+                    self._finish(sequence)
                     continue
                 row.token_ids, row.start = (token_id,), num_cached
                 if num_cached % page_tokens == 0:
-                    row.pages = sequence.pages[: num_cached // page_tokens + 1]
-        # One for each row, and nobody has joined or left: every row has been moved on.
+                    self._grow(sequence)
+                    row.pages = tuple(sequence.pages)
+        # One for each row, and nobody has joined, left or stopped: every row has been moved on.
         self._rows_are_next = (
             len(emissions.token_ids) == len(self._running) == len(plan.rows)
             and not emissions.finishes
+            and not self._short
         )
+        if self._rows_are_next:
+            self._num_decodes = len(plan.rows)
+        self._loads = self._started = self._reading = ()
         return emissions
+
+    def fail(self, plan: StepPlan) -> list[int]:
+        """Take in that a step broke off, nobody knows where; returns who was in it, now dropped."""
+        assert plan is self._outstanding, "only the latest plan can fail, once"
+        self._outstanding = None
+        self._prefixes.note_failed(plan)
+        dropped = [s for s in self._in_step if s.state is SequenceState.RUNNING]
+        for sequence in dropped:
+            self._drop(sequence, keep=False)
+        if not plan.rows:
+            # The same would be planned for ever.
+            del self._released[: len(plan.released)]
+            del self._prefixes.dropped[: len(plan.dropped)]
+        return [sequence.id for sequence in dropped]
 
     def take_expired(self) -> list[int]:
         """Return the ids whose deadline passed since the last call; they are already dropped."""
@@ -207,23 +308,30 @@ class ContinuousScheduler:
     def check_invariants(self) -> None:
         """Fail if pages leaked or the books disagree."""
         self._pool.check_invariants()
+        self._prefixes.check_invariants()
         held = [page for sequence in self._running.values() for page in sequence.pages]
         assert len(held) == len(set(held)) == self._pool.used, "pages leaked or shared"
         assert len(self._running) <= self._max_running
-        assert self.num_waiting <= self._max_waiting
-        queued = {entry[3].id for entry in self._queue if self._is_live(entry[3])}
-        assert len(self._queue) <= 2 * self._max_waiting + 16
-        assert queued == self._sequences.keys() - self._running.keys(), "lost in the queue"
+        assert self.num_waiting <= self._max_waiting + self._max_running
+        queued = [entry[-1].id for entry in self._queue if self._is_live(entry[-1])]
+        queued += [sequence.id for sequence in self._prefixes.held_back]
+        assert len(self._queue) <= 2 * self.num_waiting + 16 + self._max_running
+        assert len(queued) == len(set(queued)), "twice in the queue"
+        assert set(queued) == self._sequences.keys() - self._running.keys(), "lost in the queue"
         for sequence in self._running.values():
             assert sequence.state is SequenceState.RUNNING
             assert sequence.num_to_feed >= 1, "a running sequence has nothing to feed"
-            assert len(sequence.pages) == self._pages_needed(sequence)
+            assert len(sequence.pages) <= self._pool.pages_for(sequence.num_tokens_at_most)
+            if sequence not in self._short:
+                assert len(sequence.pages) >= self._pool.pages_for(sequence.num_cached + 1)
 
-    def _pages_needed(self, sequence: Sequence) -> int:
-        # The last new token is never fed back, so its place is never written; it is reserved
-        # all the same, so that the numbers a client sees (prompt + max_new_tokens) are the ones
-        # that decide.
-        return self._pool.pages_for(sequence.num_tokens_at_most)
+    # -- queue and admission --------------------------------------------------------------------
+
+    def _enqueue(self, sequences: Iterable[Sequence]) -> None:
+        for sequence in sequences:
+            heapq.heappush(self._queue, (*sequence.order, sequence))
+            if self._queue[0][-1] is sequence:
+                self._is_blocked = False
 
     def _is_live(self, queued: Sequence) -> bool:
         return queued.state is SequenceState.WAITING
@@ -239,16 +347,79 @@ class ContinuousScheduler:
         self._earliest_deadline = min((at for at in deadlines if at is not None), default=math.inf)
 
     def _admit(self) -> None:
-        while self._queue and len(self._running) < self._max_running:
-            sequence = self._queue[0][3]
+        while self._queue and not self._is_blocked and len(self._running) < self._max_running:
+            sequence = self._queue[0][-1]
             if self._is_live(sequence):
-                if self._pages_needed(sequence) > self._pool.free:
-                    return  # nobody overtakes: a long sequence would wait for ever
-                sequence.pages = self._pool.allocate(self._pages_needed(sequence))
-                sequence.state = SequenceState.RUNNING
-                self._running[sequence.id] = sequence
-                self._rows_are_next = False
+                hits = self._prefixes.find(sequence)
+                if not self._prefixes.hold_back(sequence, len(hits)):
+                    if not self._take_in(sequence, hits):
+                        # Nobody overtakes: a long sequence would wait for ever.
+                        self._is_blocked = True
+                        return
+                    self._rows_are_next = False
             heapq.heappop(self._queue)
+
+    def _take_in(self, sequence: Sequence, hits: list[int]) -> bool:
+        """Start a sequence, if there is room; False if there is not."""
+        pool = self._pool
+        num_pages = pool.pages_for(len(sequence.tokens))
+        spare = pool.available - num_pages
+        if spare < 0 or (self._running and spare < self._growth_to_come(sequence)):
+            return False
+        # What is loaded must not be evicted for the room that it is loaded into.
+        while hits and pool.num_idle(hits) > spare:
+            hits.pop()
+        self._prefixes.begin(sequence, hits)
+        sequence.pages = self._prefixes.allocate(num_pages)
+        sequence.num_cached = len(hits) * pool.page_tokens
+        sequence.is_reading = True
+        sequence.state = SequenceState.RUNNING
+        self._running[sequence.id] = sequence
+        return True
+
+    def _growth_to_come(self, newcomer: Sequence) -> int:
+        """Return how many pages the running sequences and one more will ask for, probably."""
+        pages_for, tokens = self._pool.pages_for, self._forecast.tokens
+        growth = pages_for(tokens(newcomer)) - pages_for(len(newcomer.tokens))
+        for sequence in self._running.values():
+            growth += pages_for(tokens(sequence)) - len(sequence.pages)
+        return growth
+
+    # -- pages of running sequences -------------------------------------------------------------
+
+    def _grow(self, sequence: Sequence) -> bool:
+        """Give a sequence its next page; False, and it is short of one, if there is none."""
+        if self._pool.available:
+            sequence.pages += self._prefixes.allocate(1)
+            return True
+        self._short.append(sequence)
+        return False
+
+    def _make_room(self) -> None:
+        """Find a page for everybody who has none for the next token, by preempting the last."""
+        short, self._short = sorted(self._short, key=_by_order), []
+        self._rows_are_next = False
+        for sequence in short:
+            while sequence.state is SequenceState.RUNNING and not self._grow(sequence):
+                self._short.clear()
+                self._preempt(max(self._running.values(), key=_by_order))
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._num_preemptions += 1
+        sequence.num_lost = sequence.num_cached
+        self._stop_running(sequence, keep=True)
+        sequence.state = SequenceState.WAITING
+        sequence.num_cached = 0
+        self._enqueue((sequence,))
+        self._is_blocked = False
+
+    def _stop_running(self, sequence: Sequence, *, keep: bool) -> None:
+        del self._running[sequence.id]
+        self._rows_are_next = self._is_blocked = False
+        self._enqueue(self._prefixes.leave(sequence, keep=keep))
+        self._released.append(sequence.id)
+
+    # -- steps ----------------------------------------------------------------------------------
 
     def _build_rows(self) -> None:
         """Every decode, then chunks of prompts in order of admission until the budget is spent."""
@@ -258,6 +429,8 @@ class ContinuousScheduler:
             (decoding if sequence.num_to_feed == 1 else reading).append(sequence)
         rows = [self._row(sequence, 1) for sequence in decoding]
         budget = self._step_tokens - len(rows)
+        if decoding and reading:
+            budget = min(budget, self._pace.prompt_tokens())
         for sequence in reading:
             if budget == 0:
                 break
@@ -266,6 +439,11 @@ class ContinuousScheduler:
             budget -= num_tokens
         self._rows = tuple(rows)
         self._in_step = decoding + reading[: len(rows) - len(decoding)]
+        self._num_decodes = len(decoding)
+        loads = self._prefixes.loads
+        self._loads = tuple(loads[s.id] for s in self._in_step if s.id in loads) if loads else ()
+        self._started = tuple(s.id for s in self._in_step if not s.has_run)
+        self._reading = tuple((s.id, len(s.tokens)) for s in self._in_step if s.is_reading)
 
     def _row(self, sequence: Sequence, num_tokens: int) -> Row:
         start, tokens = sequence.num_cached, sequence.tokens
@@ -274,23 +452,65 @@ class ContinuousScheduler:
             sequence_id=sequence.id,
             token_ids=tuple(tokens[start:end]),
             start=start,
-            pages=sequence.pages[: self._pool.pages_for(end)],
+            pages=tuple(sequence.pages[: self._pool.pages_for(end)]),
             sample=end == len(tokens),
             sampling=sequence.sampling,
+            history=tokens,
+            num_prompt_tokens=len(sequence.prompt_ids),
         )
 
-    def _drop(self, sequence: Sequence) -> None:
+    def _note_told(self, plan: StepPlan) -> None:
+        assert plan is self._outstanding, "only the latest plan can be committed, once"
+        self._outstanding = None
+        # Cancels since `plan` have appended to the list; theirs are still to be told.
+        del self._released[: len(plan.released)]
+        if plan.saves or plan.dropped or plan.loads:
+            self._prefixes.note_told(plan)
+
+    def _note_pace(self, plan: StepPlan, took_s: float) -> None:
+        num_prompt_tokens = 0
+        for row in plan.rows[self._num_decodes :]:
+            num_prompt_tokens += len(row.token_ids)
+        # Copies are a part of what a prompt costs, but not of what others cost.
+        if plan.rows and not plan.loads and (num_prompt_tokens or not plan.saves):
+            self._pace.note(self._num_decodes, num_prompt_tokens, took_s)
+
+    def _note_read(self, sequence: Sequence, row: Row) -> None:
+        sequence.has_run = True
+        sequence.is_reading = not row.sample
+        self._enqueue(self._prefixes.note_read(sequence, row.start))
+
+    # -- ends -----------------------------------------------------------------------------------
+
+    def _finish(self, sequence: Sequence) -> None:
+        self._forecast.note_end(sequence)
+        self._drop(sequence)
+
+    def _drop(self, sequence: Sequence, *, keep: bool = True) -> None:
         """The one way out: whatever ends a sequence passes here."""
         was_running = sequence.state is SequenceState.RUNNING
         sequence.state = SequenceState.FINISHED
         del self._sequences[sequence.id]
         if was_running:
-            del self._running[sequence.id]
-            self._rows_are_next = False
-            self._pool.release(sequence.pages)
-            sequence.pages = ()
-            self._released.append(sequence.id)
-        elif len(self._queue) > 2 * self.num_waiting + 16:
-            # Without this, submits and cancels behind a blocked head would grow the heap for ever.
-            self._queue = [entry for entry in self._queue if self._is_live(entry[3])]
-            heapq.heapify(self._queue)
+            self._stop_running(sequence, keep=keep)
+        elif not self._prefixes.forget_held_back(sequence):
+            self._is_blocked = False
+            if len(self._queue) > 2 * self.num_waiting + 16:
+                # Without this, submits and cancels behind a blocked head would grow the heap.
+                self._queue = [entry for entry in self._queue if self._is_live(entry[-1])]
+                heapq.heapify(self._queue)
+
+
+_Queued = tuple[float, int, Sequence]  # its order, and who
+
+
+def _due(sequence: Sequence) -> float:
+    """Return the time that orders the queue."""
+    slack = _STEP_S
+    if sequence.deadline is not None:
+        slack = min(slack, max(0.0, sequence.deadline - sequence.arrived_at))
+    return sequence.arrived_at + slack - _STEP_S * sequence.priority
+
+
+def _by_order(sequence: Sequence) -> tuple[float, int]:
+    return sequence.order

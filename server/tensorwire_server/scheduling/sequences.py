@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 class SequenceState(Enum):
-    """WAITING -> RUNNING -> FINISHED; a cancel or an expiry may skip RUNNING."""
+    """WAITING -> RUNNING -> FINISHED; preempted back to WAITING; an end may skip RUNNING."""
 
-    WAITING = "waiting"  # no pages yet
-    RUNNING = "running"  # has all pages it can ever need
+    WAITING = "waiting"  # no pages
+    RUNNING = "running"  # has pages for all its tokens, and gets more as it grows
     FINISHED = "finished"  # holds nothing
 
 
@@ -35,10 +35,17 @@ class Sequence:
     deadline: float | None = None  # monotonic s
     priority: int = 0  # the higher goes first
     arrived_at: float = 0.0  # monotonic s
+    tenant: str = ""  # whose prefixes it may share
 
     state: SequenceState = SequenceState.WAITING
-    pages: tuple[int, ...] = ()
+    order: tuple[float, int] = (0.0, 0)  # who goes first, and who is preempted last
+    pages: list[int] = field(default_factory=list)  # its own; the i-th is for the i-th page_tokens
     num_cached: int = 0  # tokens of `tokens` whose keys and values are in the cache
+    is_reading: bool = False  # what was known when it was admitted is not all in the cache
+    has_run: bool = False
+    num_lost: int = 0  # tokens that were in the cache when it was preempted
+    num_held_back: int = 0  # times it waited for another one to compute its prefix
+    digests: list[bytes] = field(default_factory=list)  # names of its full pages, as far as needed
     tokens: list[int] = field(init=False)  # prompt, so_far, then what was sampled
     num_tokens_at_most: int = field(init=False)  # how long these may become
 

@@ -16,10 +16,15 @@ if TYPE_CHECKING:
 
     from tensorwire_protocol.messages import End
 
+    from tensorwire_server.scheduling.work import Scores
     from tensorwire_server.workers.arrays import BatchOutcome
     from tensorwire_server.workers.link import Link
     from tensorwire_server.workers.loop import StepOutcome
     from tensorwire_server.workers.registry import Registry
+
+
+# Text of one frame: with a prompt that is echoed to each of many streams it could grow too large.
+_MOST_CHARS = 64 * 1024
 
 
 class Answers:
@@ -37,6 +42,8 @@ class Answers:
             for id in outcome.started:
                 if id in streams:
                     streams[id].started_at = outcome.started_at
+            for scores in outcome.scores:
+                self._take_scores(scores)
         self._send_tokens(outcomes)
         for outcome in outcomes:
             for id, error in outcome.failed.items():
@@ -46,6 +53,16 @@ class Answers:
                 if id in streams:
                     registry.cut(streams[id], Finish.DEADLINE)
         registry.flush()
+
+    def _take_scores(self, scores: Scores) -> None:
+        stream = self._registry.streams.get(scores.sequence_id)
+        if stream is None:
+            return  # ended meanwhile
+        assert isinstance(stream, TextStream)
+        try:
+            stream.add_scores(scores)
+        except Exception as error:
+            self._registry.fail(stream, error)
 
     def _send_tokens(self, outcomes: Sequence[StepOutcome]) -> None:
         frames: dict[Link, StepColumns] = {}
@@ -65,6 +82,9 @@ class Answers:
             end = self._take(stream, first_index, token_ids, finishes.get(id), columns)
             if end is not None:
                 ended.append((stream, end))
+            if columns.num_chars > _MOST_CHARS:
+                link, frame = stream.link, frames.pop(stream.link).frame()
+                link.send(frame)
         for link, columns in frames.items():
             if columns.streams:
                 link.send(columns.frame())
@@ -81,19 +101,25 @@ class Answers:
     ) -> End | None:
         """Put tokens into their link's frame; return the END of their stream if it is there."""
         num_before = len(stream.tokens)
+        reason: Finish | None
         try:
-            text, reason = stream.take(token_ids, finish)
+            if stream.ends_with is not None:
+                text, reason = "", stream.ends_with
+            else:
+                text, reason = stream.take(token_ids, finish)
+            end = None if reason is None else stream.end(reason)
         except Exception as error:  # a detokenizer's fault is one request's
             self._registry.fail(stream, error)
             return None
-        if reason is None:
+        if end is None:
             columns.add(stream, first_index, token_ids, text)
             return None
-        columns.add(stream, first_index, token_ids[: len(stream.tokens) - num_before], text)
+        if stream.ends_with is None:
+            columns.add(stream, first_index, token_ids[: len(stream.tokens) - num_before], text)
         if finish is None:
             # A stop string: the scheduler does not know of it.
             self._registry.commands.append(Leave(stream.id))
-        return stream.end(reason)
+        return end
 
     def on_batch(self, outcome: BatchOutcome) -> None:
         """Answer the requests whose last item this batch had."""

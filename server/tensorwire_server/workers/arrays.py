@@ -69,7 +69,7 @@ class ArrayLoop:
     def outcome_taken(self) -> None:
         """Nothing: a batch is bounded by the items that are open."""
 
-    def load(self) -> Mapping[str, int]:
+    def load(self) -> Mapping[str, float]:
         """Return how many items wait and run."""
         return {"waiting": len(self._batcher), "running": self._num_running}
 
@@ -136,7 +136,7 @@ class InlineArrays:
     def outcome_taken(self) -> None:
         """Nothing: nothing runs ahead."""
 
-    def load(self) -> Mapping[str, int]:
+    def load(self) -> Mapping[str, float]:
         """Return zeros: nothing ever waits."""
         return {"waiting": 0, "running": 0}
 

@@ -24,7 +24,7 @@ class Compute(Protocol):
     def outcome_taken(self) -> None:
         """Hear that one outcome was dealt with."""
 
-    def load(self) -> Mapping[str, int]:
+    def load(self) -> Mapping[str, float]:
         """Return what waits and runs."""
 
     def run(self) -> None:

@@ -153,6 +153,7 @@ class WorkerHost:
             "model": self._spec.model,
             "revision": revision,
             **card_map(compute.engine.card),
+            **_kv_card(compute),
         }
         settle_garbage_collector()
         self._beat(with_card=True)
@@ -204,3 +205,13 @@ class WorkerHost:
         )
         if self._state == "failed" and link.is_greeted:
             self._loop.call_soon(link.transport.close)
+
+
+def _kv_card(compute: Compute) -> dict[str, int]:
+    """Return how much of texts fits into the memory for keys and values."""
+    if not isinstance(compute, GenerateLoop):
+        return {}
+    budget = compute.kv_budget
+    if budget.num_bytes is None:  # an engine without a cache
+        return {}
+    return {"kv_bytes": budget.num_bytes, "kv_tokens": budget.num_tokens}

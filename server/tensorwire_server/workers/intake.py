@@ -13,8 +13,15 @@ from tensorwire_protocol.operations import OPERATIONS, check_inputs, read_texts
 
 from tensorwire_server.workers.arrays import ArrayItem
 from tensorwire_server.workers.faults import as_internal_error
+from tensorwire_server.workers.logprobs import LogprobBook
 from tensorwire_server.workers.registry import log
-from tensorwire_server.workers.requests import build_sequence, check_operation, read_prompt
+from tensorwire_server.workers.requests import (
+    build_order,
+    check_operation,
+    read_bad_words,
+    read_echo,
+    read_prompt,
+)
 from tensorwire_server.workers.streams import ArrayStream, TextStream
 from tensorwire_server.workers.text import StopMatcher
 
@@ -31,6 +38,7 @@ T = TypeVar("T")
 
 # Tokenizing this much takes as long as a trip to another thread and back (measured: 70 us).
 INLINE_CHARS = 256
+RENDERING_THREADS = 4
 # More ids than this do not fit into the meta of an ACK; the journal does without them.
 _MAX_ACK_IDS = 250_000
 
@@ -43,6 +51,8 @@ class Intake:
         self._registry = registry
         self._ids = count(1)
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
+        # A chat template may take its time: it must hold up neither a text nor another chat.
+        self._rendering = ThreadPoolExecutor(RENDERING_THREADS, thread_name_prefix="render")
 
     def submit(self, link: Link, submit: Submit, now: float) -> None:
         """Take one request that arrived at `now` (monotonic s)."""
@@ -83,40 +93,61 @@ class Intake:
     # -- text: generate and chat ----------------------------------------------------------------
 
     def _begin_text(self, stream: TextStream, submit: Submit, compute: Compute) -> None:
-        num_chars, encode = read_prompt(submit, compute.engine.tokenizer)
+        tokenizer = compute.engine.tokenizer
+        num_chars, encode = read_prompt(submit, tokenizer)
+        num_word_chars, encode_words = read_bad_words(submit.params, tokenizer)
+        renders = submit.op == "chat" and not tokenizer.renders_at_once
 
-        def join(prompt_ids: list[int]) -> None:
-            self._join_text(stream, submit, prompt_ids, compute)
+        def join(read: tuple[list[int], list[tuple[int, ...]]]) -> None:
+            self._join_text(stream, submit, *read, compute)
 
-        self._tokenize(stream, num_chars, encode, join)
+        self._tokenize(
+            stream,
+            num_chars + num_word_chars,
+            lambda: (encode(), encode_words()),
+            join,
+            thread=self._rendering if renders else None,
+        )
 
     def _join_text(
-        self, stream: TextStream, submit: Submit, prompt_ids: list[int], compute: Compute
+        self,
+        stream: TextStream,
+        submit: Submit,
+        prompt_ids: list[int],
+        bad_words: list[tuple[int, ...]],
+        compute: Compute,
     ) -> None:
         engine = compute.engine
-        sequence = build_sequence(
+        order = build_order(
             submit,
             prompt_ids,
-            id=stream.id,
             card=engine.card,
             model=self._registry.model,
             arrived_at=stream.arrived_at,
+            bad_words=bad_words,
         )
+        sampling = order.sampling
         stream.prompt_tokens = len(prompt_ids)
         stops = submit.params.get("stop")
-        matcher = StopMatcher(stops) if stops else None
-        stream.begin(engine.tokenizer.detokenizer(prompt_ids), matcher)
-        was_stopped = stream.replay(submit.so_far)
+        stream.begin(
+            engine.tokenizer.detokenizer(prompt_ids),
+            StopMatcher(stops) if stops else None,
+            min_new_tokens=sampling.shaping.min_new_tokens if sampling.shaping else 0,
+            lead=read_echo(submit, prompt_ids, engine.tokenizer),
+            logprobs=LogprobBook(sampling, prompt_ids) if sampling.reports else None,
+        )
+        finish = Finish.STOP if stream.replay(order.so_far) else order.finish
         shown_ids = prompt_ids if len(prompt_ids) <= _MAX_ACK_IDS else None
         stream.link.send(
             Ack(stream=stream.number, prompt_tokens=len(prompt_ids), prompt_ids=shown_ids)
         )
-        if was_stopped:
-            sequence = Finish.STOP
-        if isinstance(sequence, Finish):
-            self._registry.finish(stream, stream.end(sequence))
+        if finish is None:
+            self._registry.commands.append(order.sequence(stream.id))
+        elif sampling.reports:
+            stream.ends_with = finish
+            self._registry.commands.append(order.scoring_sequence(stream.id))
         else:
-            self._registry.commands.append(sequence)
+            self._registry.finish(stream, stream.end(finish))
 
     # -- answered once: embed, infer, tokenize --------------------------------------------------
 
@@ -161,9 +192,15 @@ class Intake:
         num_chars: int,
         encode: Callable[[], T],
         then: Callable[[T], None],
+        *,
+        thread: ThreadPoolExecutor | None = None,
     ) -> None:
-        """Call `then` with what `encode` gives: at once, or from the loop after a while."""
-        if num_chars <= INLINE_CHARS:
+        """Call `then` with what `encode` gives: at once, or from the loop after a while.
+
+        Args:
+            thread: where it is done; None: here if it is little, else on the tokenizer's thread.
+        """
+        if thread is None and num_chars <= INLINE_CHARS:
             then(encode())
             return
 
@@ -177,4 +214,6 @@ class Intake:
             self._registry.flush()
 
         call_soon = self._registry.loop.call_soon_threadsafe
-        self._tokenizing.submit(encode).add_done_callback(lambda future: call_soon(take, future))
+        (thread or self._tokenizing).submit(encode).add_done_callback(
+            lambda future: call_soon(take, future)
+        )

@@ -12,20 +12,26 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from tensorwire_protocol.errors import Busy, NumericError
+from tensorwire_protocol.errors import BadParams, Busy, NumericError
 
-from tensorwire_server.scheduling.continuous import ContinuousScheduler, Emissions, WaitingFull
+from tensorwire_server.scheduling.continuous import (
+    ContinuousScheduler,
+    Emissions,
+    NeverFits,
+    WaitingFull,
+)
 from tensorwire_server.scheduling.pages import PagePool
-from tensorwire_server.scheduling.work import StepResult
 from tensorwire_server.workers.faults import as_wire_error
+from tensorwire_server.workers.kv_budget import find_kv_budget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from collections.abc import Sequence as PySequence
 
     from tensorwire_protocol.errors import TensorwireError
 
     from tensorwire_server.scheduling.sequences import Sequence
-    from tensorwire_server.scheduling.work import GenerateEngine, StepPlan
+    from tensorwire_server.scheduling.work import GenerateEngine, Scores, StepPlan
     from tensorwire_server.workers.spec import WorkerSpec
 
 log = logging.getLogger(__name__)
@@ -50,9 +56,10 @@ class StepOutcome:
     emissions: Emissions = field(default_factory=Emissions)
     failed: dict[int, TensorwireError] = field(default_factory=dict)
     expired: list[int] = field(default_factory=list)
-    started: list[int] = field(default_factory=list)  # ran for the first time, at `started_at`
+    started: tuple[int, ...] = ()  # ran for the first time, at `started_at`
     started_at: float = 0.0
     num_rows: int = 0
+    scores: PySequence[Scores] = ()
 
 
 class GenerateLoop:
@@ -70,13 +77,17 @@ class GenerateLoop:
         self.engine = engine
         self.num_steps = 0
         self._model = spec.model
-        self._pool = PagePool(num_pages(engine, spec), spec.page_tokens)
+        self.kv_budget = budget = find_kv_budget(engine, spec)
         self._scheduler = ContinuousScheduler(
-            self._pool,
-            max_running=spec.max_running,
-            step_tokens=max(spec.step_tokens, spec.max_running),
+            PagePool(budget.num_pages, budget.page_tokens),
+            max_running=budget.max_running,
+            step_tokens=max(spec.step_tokens, budget.max_running),
             # Whoever submits keeps the bound over waiting and running together.
             max_waiting=spec.max_requests,
+            model=spec.model,
+            slowdown=spec.max_slowdown,
+            saved_on_leaving=budget.saved_on_leaving,
+            share_prefixes=spec.share_prefixes,
         )
         self._post_outcome = post
         self._commands: SimpleQueue[list[Sequence | Leave]] = SimpleQueue()
@@ -84,7 +95,7 @@ class GenerateLoop:
         self._permits: SimpleQueue[None] = SimpleQueue()
         for _ in range(min(OUTCOMES_AHEAD, 1 + _GATHERED_TOKENS // spec.max_running)):
             self._permits.put(None)
-        self._load: Mapping[str, int] = {}
+        self._load: Mapping[str, float] = {}
         self._publish_load()
 
     def post(self, commands: list[Sequence | Leave]) -> None:
@@ -95,7 +106,7 @@ class GenerateLoop:
         """Allow the thread one more outcome."""
         self._permits.put(None)
 
-    def load(self) -> Mapping[str, int]:
+    def load(self) -> Mapping[str, float]:
         """Return the counts as they stood after the latest step."""
         return self._load
 
@@ -116,19 +127,24 @@ class GenerateLoop:
             if expired:
                 self._post(StepOutcome(expired=expired))
             return False
-        outcome = StepOutcome(expired=expired, started_at=time.monotonic(), num_rows=len(plan.rows))
-        outcome.started = [row.sequence_id for row in plan.rows if row.start == 0]
+        began = time.monotonic()
+        outcome = StepOutcome(
+            expired=expired, started=plan.started, started_at=began, num_rows=len(plan.rows)
+        )
         try:
             result = self.engine.step(plan)
         except Exception as error:
             self._fail_step(plan, error, outcome)
         else:
-            outcome.emissions = self._scheduler.commit(plan, result)
+            took_s = time.monotonic() - began
+            outcome.emissions = self._scheduler.commit(plan, result, took_s=took_s)
+            outcome.scores = result.scores
             failed = self._scheduler.take_failed()
             outcome.failed = {id_: NumericError(why) for id_, why in failed.items()}
         self.num_steps += 1
         self._publish_load()
-        if outcome.emissions.token_ids or outcome.failed or expired or outcome.started:
+        made = outcome.emissions.token_ids or outcome.scores
+        if made or outcome.failed or expired or outcome.started:
             self._post(outcome)
         return True
 
@@ -140,12 +156,7 @@ class GenerateLoop:
     def _fail_step(self, plan: StepPlan, error: Exception, outcome: StepOutcome) -> None:
         """Fail whoever was in the step; the others go on."""
         wire_error = as_wire_error(error, "step_failed", self._model, log)
-        for row in plan.rows:
-            if self._scheduler.cancel(row.sequence_id):
-                outcome.failed[row.sequence_id] = wire_error
-        if not plan.rows:
-            # The same releases would be planned for ever.
-            self._scheduler.commit(plan, StepResult(tokens={}, failed={}))
+        outcome.failed = dict.fromkeys(self._scheduler.fail(plan), wire_error)
 
     def _apply(self, commands: list[Sequence | Leave]) -> None:
         refused: dict[int, TensorwireError] = {}
@@ -157,27 +168,10 @@ class GenerateLoop:
                 self._scheduler.submit(command)
             except WaitingFull as error:
                 refused[command.id] = Busy(str(error))
+            except NeverFits as error:
+                refused[command.id] = BadParams(f"{self._model!r}: the request {error}")
         if refused:
             self._post(StepOutcome(failed=refused))
 
     def _publish_load(self) -> None:
-        scheduler = self._scheduler
-        self._load = {
-            "waiting": scheduler.num_waiting,
-            "running": scheduler.num_running,
-            "pages_used": self._pool.used,
-            "pages_total": self._pool.num_pages,
-            **self.engine.stats(),
-        }
-
-
-def num_pages(engine: GenerateEngine, spec: WorkerSpec) -> int:
-    """Return the pages that `spec.kv_bytes` buy: at least one whole context, never more than
-    `max_running` of them could use."""
-    pages_per_context = -(-engine.card.context_tokens // spec.page_tokens)
-    most = spec.max_running * pages_per_context
-    geometry = getattr(engine, "kv_geometry", None)
-    if geometry is None:
-        return most
-    affordable = spec.kv_bytes // (int(geometry.bytes_per_token) * spec.page_tokens)
-    return max(pages_per_context, min(most, affordable))
+        self._load = {**self._scheduler.stats(), **self.engine.stats()}

@@ -24,7 +24,7 @@ from tensorwire_server.workers.options import parse_options
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tensorwire_server.scheduling.work import Row, StepPlan
+    from tensorwire_server.scheduling.work import StepPlan
 
 FIRST_GENERATED_ID = 256
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ."
@@ -123,6 +123,16 @@ class _Characters:
 class ByteTokenizer:
     """UTF-8 bytes as ids."""
 
+    renders_at_once = True
+
+    def encode_word(self, text: str) -> list[list[int]]:
+        """Return the bytes of a text: they are the same everywhere."""
+        return [self.encode(text)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids; those from 256 on are one character each."""
+        return "".join(map(_character, ids))
+
     def encode(self, text: str) -> list[int]:
         """Return the bytes of a text."""
         return list(text.encode())
@@ -157,12 +167,12 @@ class _Slot:
         return 0
 
 
-def _read_lead(slot: _Slot, row: Row) -> None:
-    """Take in what a row has of the prompt's own bytes."""
-    lead = _leading_bytes(row.token_ids)
+def _read_lead(slot: _Slot, token_ids: Sequence[int], *, is_last: bool) -> None:
+    """Take in what some tokens have of the prompt's own bytes."""
+    lead = _leading_bytes(token_ids)
     slot.hasher.update(pack_ids(lead))
     slot.lead += bytes(lead)
-    slot.lead_is_over = len(lead) < len(row.token_ids) or row.sample
+    slot.lead_is_over = len(lead) < len(token_ids) or is_last
     if slot.lead_is_over:
         slot.state = _state(slot.hasher)
         slot.trigger = next((t for t in _TRIGGERS if t in slot.lead), None)
@@ -194,6 +204,8 @@ class OracleEngine:
         """Run one step."""
         for sequence_id in plan.released:
             self._slots.pop(sequence_id, None)
+        # Its cache is the tokens themselves: nothing has to be saved to be loaded.
+        loads = {load.sequence_id: load.token_ids for load in plan.loads}
         self._pass_time(plan)
         tokens: dict[int, int] = {}
         failed: dict[int, str] = {}
@@ -201,15 +213,18 @@ class OracleEngine:
         for row in plan.rows:
             id = row.sequence_id
             slot = slots.get(id)
-            if slot is None or row.start == 0:
+            if slot is None or row.start == 0 or id in loads:
                 slot = slots[id] = _Slot(_hasher(row.sampling.seed, ()))
+                if id in loads:
+                    slot.num_cached = len(loads[id])
+                    _read_lead(slot, loads[id], is_last=False)
             if slot.num_cached != row.start:
                 failed[id] = f"fed at {row.start}, {slot.num_cached} are cached"
                 slot.num_cached = -1
                 continue
             slot.num_cached += len(row.token_ids)
             if not slot.lead_is_over:
-                _read_lead(slot, row)
+                _read_lead(slot, row.token_ids, is_last=row.sample)
             if not row.sample:
                 continue
             if slot.trigger is not None and self._is_fatal(slot.trigger):

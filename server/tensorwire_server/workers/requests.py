@@ -6,6 +6,7 @@ both checks); here is what needs the model. Everything is refused before it join
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tensorwire_protocol.errors import BadParams, UnknownOperation
@@ -13,16 +14,19 @@ from tensorwire_protocol.messages import Finish
 from tensorwire_protocol.operations import read_ids, read_text, read_texts
 
 from tensorwire_server.scheduling.sequences import Sequence
-from tensorwire_server.scheduling.work import Sampling
+from tensorwire_server.scheduling.work import Sampling, Shaping
+from tensorwire_server.workers.logprobs import check_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from collections.abc import Sequence as PySequence
 
     from tensorwire_protocol.messages import Submit
 
     from tensorwire_server.scheduling.work import ModelCard, Tokenizer
 
 DEFAULT_NEW_TOKENS = 256
+MAX_ECHO_CHARS = 64 * 1024  # they travel with an event, among others
 
 
 def check_operation(op: str, card: ModelCard, model: str) -> None:
@@ -59,44 +63,132 @@ def read_prompt(submit: Submit, tokenizer: Tokenizer) -> tuple[int, Callable[[],
     return len(text), lambda: tokenizer.encode(text)
 
 
-def build_sequence(
+def read_bad_words(
+    params: Mapping[str, Any], tokenizer: Tokenizer
+) -> tuple[int, Callable[[], list[tuple[int, ...]]]]:
+    """Return how many characters are to be tokenized, and what gives the sequences of `bad_words`.
+
+    A word given as text is banned as it stands at the beginning of a line, and behind a space.
+    """
+    words: list[Any] = params.get("bad_words", [])
+
+    def encode() -> list[tuple[int, ...]]:
+        found: dict[tuple[int, ...], None] = {}
+        for word in words:
+            variants = tokenizer.encode_word(word) if isinstance(word, str) else [word]
+            found |= {tuple(ids): None for ids in variants if ids}
+        return [*found]
+
+    return 2 * sum(len(word) for word in words if isinstance(word, str)), encode
+
+
+def read_echo(submit: Submit, prompt_ids: list[int], tokenizer: Tokenizer) -> str:
+    """Return the text that is sent before the answer's: the prompt's, if the client wants it.
+
+    Raises:
+        BadParams: it is too long.
+    """
+    if not submit.params.get("echo") or submit.so_far:  # sent with the first token
+        return ""
+    inputs = submit.inputs
+    is_text = "prompt" in inputs
+    text = read_text(inputs["prompt"], "prompt") if is_text else tokenizer.decode(prompt_ids)
+    if len(text) > MAX_ECHO_CHARS:
+        raise BadParams(
+            f"echo returns a prompt of up to {MAX_ECHO_CHARS} characters, not of {len(text)}"
+        )
+    return text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """A generate or chat that has been checked, with nothing left unset."""
+
+    prompt_ids: tuple[int, ...]
+    so_far: tuple[int, ...]  # what earlier attempts made
+    max_new_tokens: int
+    sampling: Sampling
+    stop_ids: frozenset[int]
+    deadline: float | None  # monotonic s
+    priority: int
+    arrived_at: float  # monotonic s
+    tenant: str  # whose it is: prefixes are shared within it
+
+    @property
+    def finish(self) -> Finish | None:
+        """Why earlier attempts ended it; None if there is more to be made."""
+        if self.so_far and self.so_far[-1] in self.stop_ids:
+            return Finish.STOP
+        return Finish.LENGTH if len(self.so_far) >= self.max_new_tokens else None
+
+    def sequence(self, id: int) -> Sequence:
+        """Return what the scheduler is given.
+
+        Args:
+            id: for the scheduler, unique in this process.
+        """
+        return Sequence(
+            id=id,
+            prompt_ids=self.prompt_ids,
+            max_new_tokens=self.max_new_tokens,
+            sampling=self.sampling,
+            so_far=self.so_far,
+            stop_ids=self.stop_ids,
+            deadline=self.deadline,
+            priority=self.priority,
+            arrived_at=self.arrived_at,
+            tenant=self.tenant,
+        )
+
+    def scoring_sequence(self, id: int) -> Sequence:
+        """Return what reads a whole answer again, and can choose nothing but its last token."""
+        shaping = self.sampling.shaping or Shaping()
+        only = replace(self.sampling, shaping=replace(shaping, only=self.so_far[-1]))
+        again = replace(
+            self, so_far=self.so_far[:-1], max_new_tokens=len(self.so_far), sampling=only
+        )
+        return again.sequence(id)
+
+
+def build_order(
     submit: Submit,
     prompt_ids: list[int],
     *,
-    id: int,
     card: ModelCard,
     model: str,
     arrived_at: float,
-) -> Sequence | Finish:
-    """Return the sequence that a generate or chat asks for, or why earlier attempts ended it.
+    bad_words: PySequence[tuple[int, ...]] = (),
+) -> Order:
+    """Return what a generate or chat asks for.
 
     Args:
-        id: for the scheduler, unique in this process.
         arrived_at: monotonic s.
+        bad_words: those of the request as token ids.
 
     Raises:
-        BadParams: an empty prompt, ids outside the vocabulary, or more than the context holds.
+        BadParams: an empty prompt, ids outside the vocabulary, more than the context holds, or
+            more log-probabilities than an answer does.
     """
     _check_ids(prompt_ids, card, model)
     params = submit.params
-    stop_ids = card.eos_ids.union(params.get("stop_ids", ()))
+    stop_ids = frozenset(params.get("stop_ids", ()))
+    _check_ids_of_options(params, bad_words, card, model)
+    if not params.get("ignore_eos"):
+        stop_ids |= card.eos_ids
     asked = params.get("max_new_tokens")
     max_new_tokens = _max_new_tokens(len(prompt_ids), asked, card.context_tokens, model)
-    so_far = tuple(submit.so_far)
-    if so_far and so_far[-1] in stop_ids:
-        return Finish.STOP
-    if len(so_far) >= max_new_tokens:
-        return Finish.LENGTH
-    return Sequence(
-        id=id,
+    sampling = _sampling(params, card.defaults, submit.key, stop_ids, bad_words, max_new_tokens)
+    check_size(sampling, len(prompt_ids), max_new_tokens)
+    return Order(
         prompt_ids=tuple(prompt_ids),
+        so_far=tuple(submit.so_far),
         max_new_tokens=max_new_tokens,
-        sampling=_sampling(params, card.defaults, submit.key),
-        so_far=so_far,
+        sampling=sampling,
         stop_ids=stop_ids,
         deadline=None if submit.deadline_ms is None else arrived_at + submit.deadline_ms / 1000,
         priority=submit.priority,
         arrived_at=arrived_at,
+        tenant=submit.tenant,
     )
 
 
@@ -127,7 +219,30 @@ def _max_new_tokens(prompt: int, asked: int | None, context: int, model: str) ->
     return asked
 
 
-def _sampling(params: Mapping[str, Any], defaults: Mapping[str, Any], key: bytes) -> Sampling:
+def _check_ids_of_options(
+    params: Mapping[str, Any], bad_words: PySequence[tuple[int, ...]], card: ModelCard, model: str
+) -> None:
+    ids_by_name = {
+        "stop_ids": params.get("stop_ids", ()),
+        "logit_bias": [token_id for token_id, _ in params.get("logit_bias", ())],
+        "bad_words": [token_id for word in bad_words for token_id in word],
+    }
+    for name, ids in ids_by_name.items():
+        if ids and max(ids) >= card.vocab_size:
+            raise BadParams(
+                f"token id {max(ids)} in {name} is outside the vocabulary of {model!r}"
+                f" (0 to {card.vocab_size - 1})"
+            )
+
+
+def _sampling(
+    params: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    key: bytes,
+    stop_ids: frozenset[int],
+    bad_words: PySequence[tuple[int, ...]],
+    max_new_tokens: int,
+) -> Sampling:
     def value(name: str, unset: Any) -> Any:
         return params[name] if name in params else defaults.get(name, unset)
 
@@ -135,9 +250,32 @@ def _sampling(params: Mapping[str, Any], defaults: Mapping[str, Any], key: bytes
     if seed is None:
         # From the request's key: a retry under the same key draws the same tokens.
         seed = int.from_bytes(key[:8], "little") & (2**63 - 1)
+    min_new_tokens = min(value("min_new_tokens", 0), max_new_tokens)
+    if params.get("min_new_tokens", 0) > max_new_tokens:
+        raise BadParams(
+            f"min_new_tokens {params['min_new_tokens']} is above the {max_new_tokens} tokens that"
+            " are made at most"
+        )
+    shaping = Shaping(
+        bias=tuple((token_id, float(bias)) for token_id, bias in params.get("logit_bias", ())),
+        repetition_penalty=float(value("repetition_penalty", 1.0)),
+        frequency_penalty=float(params.get("frequency_penalty", 0.0)),
+        presence_penalty=float(params.get("presence_penalty", 0.0)),
+        # The model's own hold besides.
+        bad_words=(*map(tuple, defaults.get("bad_words", ())), *bad_words),
+        min_new_tokens=min_new_tokens,
+        stop_ids=tuple(sorted(stop_ids)) if min_new_tokens else (),
+    )
     return Sampling(
         temperature=float(value("temperature", 0.0)),
         top_k=value("top_k", None),
         top_p=float(value("top_p", 1.0)),
+        min_p=float(value("min_p", 0.0)),
         seed=seed,
+        shaping=None if shaping == _NO_SHAPING else shaping,
+        logprobs=params.get("logprobs"),
+        prompt_logprobs=params.get("prompt_logprobs"),
     )
+
+
+_NO_SHAPING = Shaping()

@@ -48,7 +48,7 @@ class Service:
         """Steps and batches so far: as long as something runs, they must grow."""
         return self.registry.compute.num_steps if self.registry.compute else 0
 
-    def load(self) -> dict[str, int]:
+    def load(self) -> dict[str, float]:
         """Return what heartbeats say of the queues."""
         loads = self.registry.compute.load() if self.registry.compute else {}
         return {"open_streams": len(self.registry.streams), **loads}

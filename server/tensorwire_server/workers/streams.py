@@ -12,8 +12,9 @@ from tensorwire_protocol.tensors import ids_checksum
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tensorwire_server.scheduling.work import Detokenizer
+    from tensorwire_server.scheduling.work import Detokenizer, Scores
     from tensorwire_server.workers.link import Link
+    from tensorwire_server.workers.logprobs import LogprobBook
     from tensorwire_server.workers.text import StopMatcher
 
 
@@ -54,7 +55,13 @@ class Stream:
             "largest_batch": self.largest_batch,
         }
 
-    def _end(self, finish: Finish, tokens: list[int], timings: dict[str, float]) -> End:
+    def _end(
+        self,
+        finish: Finish,
+        tokens: list[int],
+        timings: dict[str, float],
+        reports: Mapping[str, Any] | None = None,
+    ) -> End:
         return End(
             stream=self.number,
             finish=finish,
@@ -62,14 +69,17 @@ class Stream:
             checksum=ids_checksum(tokens),
             usage={"prompt_tokens": self.prompt_tokens, "completion_tokens": len(tokens)},
             timings=timings,
-            extra={"attempt": self.attempt},
+            extra={"attempt": self.attempt, **(reports or {})},
         )
 
 
 class TextStream(Stream):
     """A request whose answer is tokens and their text."""
 
-    __slots__ = ("_detokenizer", "_stops", "first_at", "last_at", "tokens")
+    __slots__ = (
+        "_detokenizer", "_lead", "_logprobs", "_min_new_tokens", "_stops", "ends_with",
+        "first_at", "last_at", "tokens",
+    )  # fmt: skip
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -77,16 +87,43 @@ class TextStream(Stream):
         self.first_at: float | None = None
         self.last_at = 0.0
         self._detokenizer: Detokenizer | None = None
+        # All tokens were known before; they are read again for their log-probabilities alone, and
+        # when those are there the stream ends for this reason.
+        self.ends_with: Finish | None = None
         self._stops: StopMatcher | None = None
+        self._min_new_tokens = 0
+        self._lead = ""
+        self._logprobs: LogprobBook | None = None
 
-    def begin(self, detokenizer: Detokenizer, stops: StopMatcher | None) -> None:
-        """Set how tokens become text."""
+    def begin(
+        self,
+        detokenizer: Detokenizer,
+        stops: StopMatcher | None,
+        *,
+        min_new_tokens: int = 0,
+        lead: str = "",
+        logprobs: LogprobBook | None = None,
+    ) -> None:
+        """Set how tokens become text, and what else is wanted of them.
+
+        Args:
+            min_new_tokens: the text of so many is not searched for stop strings.
+            lead: text that is sent with the first token's.
+        """
         self._detokenizer, self._stops = detokenizer, stops
+        self._min_new_tokens, self._lead, self._logprobs = min_new_tokens, lead, logprobs
 
     def replay(self, so_far: Sequence[int]) -> bool:
         """Take tokens whose text an earlier attempt sent; True if a stop string ended them."""
+        if not so_far:
+            return False
         _, finish = self.take(so_far, None)
         return finish is not None
+
+    def add_scores(self, scores: Scores) -> None:
+        """Take log-probabilities of the prompt's or the answer's tokens."""
+        assert self._logprobs is not None
+        self._logprobs.add(scores)
 
     def take(self, token_ids: Sequence[int], finish: str | None) -> tuple[str, Finish | None]:
         """Take the next tokens; return the text that is certain now, and why the stream ends.
@@ -103,6 +140,8 @@ class TextStream(Stream):
             return self._take_until_stop(token_ids, finish, self._stops)
         self.tokens += token_ids
         text = "".join([push(token_id) for token_id in token_ids])
+        if self._lead:
+            text, self._lead = self._lead + text, ""
         if finish is None:
             return text, None
         return text + self._detokenizer.flush(), Finish(finish)
@@ -111,13 +150,17 @@ class TextStream(Stream):
         self, token_ids: Sequence[int], finish: str | None, stops: StopMatcher
     ) -> tuple[str, Finish | None]:
         assert self._detokenizer is not None
-        certain = []
+        certain = [self._lead]
+        self._lead = ""
         for number, token_id in enumerate(token_ids, 1):
             self.tokens.append(token_id)
             text = self._detokenizer.push(token_id)
             is_last = finish is not None and number == len(token_ids)
             if is_last:
                 text += self._detokenizer.flush()
+            if len(self.tokens) <= self._min_new_tokens:
+                certain.append(text)
+                continue
             text, matched = stops.push(text)
             certain.append(text)
             if matched:
@@ -135,8 +178,16 @@ class TextStream(Stream):
             self.largest_batch = num_rows
 
     def end(self, finish: Finish) -> End:
-        """Return the END frame."""
-        return self._end(finish, self.tokens, self.timings())
+        """Return the END frame.
+
+        Raises:
+            InternalError: what it should report has not come.
+        """
+        reports = None
+        if self._logprobs is not None:
+            is_whole = finish in (Finish.STOP, Finish.LENGTH)
+            reports = self._logprobs.to_wire(len(self.tokens), must_be_whole=is_whole)
+        return self._end(finish, self.tokens, self.timings(), reports)
 
     def timings(self) -> dict[str, float]:
         """Return what END says of the time spent, up to now."""
@@ -196,6 +247,7 @@ class StepColumns:
     counts: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
+    num_chars: int = 0
 
     def add(self, stream: Stream, first_index: int, token_ids: Sequence[int], text: str) -> None:
         """Add one event."""
@@ -205,6 +257,7 @@ class StepColumns:
         self.counts.append(len(token_ids))
         self.tokens += token_ids
         self.texts.append(text)
+        self.num_chars += len(text)
 
     def frame(self) -> Step:
         """Return the STEP frame."""

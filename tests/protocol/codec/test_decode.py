@@ -86,7 +86,7 @@ FIELDS: dict[int, list[str]] = {
     Kind.ERR: ["s", "b", "s", "ni", "ns", "nm"],
     Kind.ACK: ["ni", "ny"],
     Kind.END: ["s", "i", "i", "nm", "nm", "nm"],
-    Kind.SUBMIT: ["s", "y", "i", "ns", "nm", "nm", "ni", "ni", "ny"],
+    Kind.SUBMIT: ["s", "y", "i", "ns", "nm", "nm", "ni", "ni", "ny", "ns"],
     Kind.STEP: ["l", "l", "l", "nl", "l", "l", "nm"],
     Kind.HEARTBEAT: ["s", "ni", "nm", "nm", "ns"],
     Kind.DRAIN: ["i"],

@@ -72,8 +72,8 @@ LITERAL: list[tuple[Message, str]] = [
         "12000000 25 00 0000 03000000 12000000  96 a473746f70 02 cedeadbeef 81a16e02 80 80",
     ),
     (
-        Submit(stream=1, op="x", key=KEY, attempt=2, so_far=[1]),
-        f"21000000 60 00 0000 01000000 21000000  99 a178 {K} 02 c0 80 80 c0 00 c40401000000",
+        Submit(stream=1, op="x", key=KEY, attempt=2, so_far=[1], tenant="t"),
+        f"23000000 60 00 0000 01000000 23000000  9a a178 {K} 02 c0 80 80 c0 00 c40401000000 a174",
     ),
     (
         Step(streams=[1], attempts=[2], first_indexes=[3], counts=[1], tokens=[4], texts=[""]),

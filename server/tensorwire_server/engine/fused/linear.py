@@ -3,7 +3,7 @@
 | form | where | how |
 |---|---|---|
 | `PlainLinear` | CUDA, and a CPU without oneDNN | the matrix as it is |
-| `PackedLinear` | CPU, float32 | oneDNN's blocks, made once: 1.1-2x as fast as MKL from 2 rows |
+| `PackedLinear` | CPU, float32 | oneDNN's blocks, made once: 1.1-2x MKL's speed from 2 rows on |
 | `HalvedLinear` | x86, float32, where 16 bits hold the weights | FBGEMM; half the memory to read |
 | `Int8Linear` | x86, 8-bit | FBGEMM; weights by output channel, activations by row |
 

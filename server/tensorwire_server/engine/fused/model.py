@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from tensorwire_server.engine.attention import StepLayout
 from tensorwire_server.engine.fused.families import QKNorm
+from tensorwire_server.engine.sampler import wanted_logits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +57,7 @@ class ModelWeights:
 
 
 class FusedModel:
-    """A causal model behind one call: rows in, logits of the sampled rows out."""
+    """A causal model behind one call: rows in, the logits that are wanted out."""
 
     def __init__(
         self,
@@ -88,33 +89,28 @@ class FusedModel:
         """Run one forward pass.
 
         Returns:
-            The rows that asked for a sample, and their logits in that order: (R, V), float32.
+            The rows whose logits are wanted (`wanted_logits`), and these in that order: (R, V),
+            float32.
         """
         layout = StepLayout(self.cache, rows)
-        ids: list[int] = []
-        sampled: list[Row] = []
-        last_tokens: list[int] = []
-        for row in layout.rows:
-            ids.extend(row.token_ids)
-            if row.sample:
-                sampled.append(row)
-                last_tokens.append(len(ids) - 1)
+        ids = [token_id for row in layout.rows for token_id in row.token_ids]
+        wanted, places = wanted_logits(layout.rows)
         device = self.cache.geometry.device
         kept = None  # all of them
-        if len(sampled) < len(ids):
-            kept = torch.tensor(last_tokens, dtype=torch.long, device=device)
+        if len(wanted) < len(ids):
+            kept = torch.tensor(places, dtype=torch.long, device=device)
         hidden_TC = self._embed(torch.tensor(ids, device=device))
         rotation = self._rotation(torch.tensor(self.positions(layout.rows), device=device))
         last = self._d.num_layers - 1
         for index in range(last + 1):
             is_last = index == last
             hidden_TC = self._layer(index, hidden_TC, rotation, layout, kept if is_last else None)
-        if not sampled:
+        if not wanted:
             return [], hidden_TC.new_zeros(0, self.vocab_size, dtype=torch.float32)
         logits = self._weights.head(self._norm(hidden_TC, self._weights.final_norm_C)).float()
         if self._d.logits_scale != 1:
             logits.mul_(self._d.logits_scale)
-        return sampled, logits
+        return wanted, logits
 
     def positions(self, rows: Sequence[Row]) -> list[int]:
         """Return the position of each token of the ragged row in its own sequence."""

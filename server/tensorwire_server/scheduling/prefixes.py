@@ -1,0 +1,36 @@
+"""Names for the pages of a text, so that equal beginnings are found.
+
+A page's name is the SHA-256 of the name of the page before it and of its own tokens; the first one
+follows the name of model and tenant. So two pages have the same name only if everything up to their
+end is the same, and nobody can make up a text that finds another tenant's pages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def root_digest(model: str, tenant: str) -> bytes:
+    """Return what the names of a tenant's first pages follow."""
+    digest = hashlib.sha256()
+    for part in (model, tenant):
+        text = part.encode()
+        digest.update(len(text).to_bytes(4, "little"))
+        digest.update(text)
+    return digest.digest()
+
+
+def extend_digests(
+    digests: list[bytes], root: bytes, tokens: Sequence[int], num_tokens: int, page_tokens: int
+) -> None:
+    """Name the full pages among the first `num_tokens` that have no name in `digests` yet."""
+    before = digests[-1] if digests else root
+    for end in range((len(digests) + 1) * page_tokens, num_tokens + 1, page_tokens):
+        page = array("i", tokens[end - page_tokens : end])
+        before = hashlib.sha256(before + page.tobytes()).digest()
+        digests.append(before)

@@ -1,0 +1,59 @@
+"""How much of a prompt joins a step, from what steps have taken."""
+
+from __future__ import annotations
+
+import pytest
+from tensorwire_server.scheduling.pace import Pace
+
+
+def learnt(slowdown: float = 2.0, *, decode_s: float = 0.010, token_s: float = 0.0002) -> Pace:
+    pace = Pace(slowdown)
+    for _ in range(100):
+        pace.note(8, 0, decode_s)
+    for _ in range(100):
+        tokens = pace.prompt_tokens()
+        pace.note(8, tokens, decode_s + tokens * token_s)
+    return pace
+
+
+@pytest.mark.parametrize(("slowdown", "tokens"), [(2.0, 50), (3.0, 100), (1.5, 25), (1.0, 16)])
+def test_prompts_get_the_time_that_running_sequences_may_be_slowed_down_by(
+    slowdown: float, tokens: int
+) -> None:
+    assert abs(learnt(slowdown).prompt_tokens() - tokens) <= 2
+
+
+def test_a_slower_machine_reads_less_in_a_step() -> None:
+    assert learnt(token_s=0.0004).prompt_tokens() < learnt(token_s=0.0002).prompt_tokens()
+
+
+def test_one_step_that_was_held_up_changes_little() -> None:
+    pace = learnt()
+    before = pace.prompt_tokens()
+    pace.note(8, 0, 5.0)
+    pace.note(8, before, 5.0)
+    assert 0.6 * before <= pace.prompt_tokens() <= 1.5 * before
+
+
+def test_a_prompt_alone_is_a_first_guess_that_mixed_steps_correct() -> None:
+    pace = Pace(2.0)
+    pace.note(0, 100, 0.1)
+    pace.note(8, 0, 0.010)
+    assert pace.prompt_tokens() == 16
+    for _ in range(100):
+        tokens = pace.prompt_tokens()
+        pace.note(8, tokens, 0.010 + tokens * 0.0002)
+    assert pace.prompt_tokens() >= 45
+
+
+def test_a_step_of_unknown_time_teaches_nothing() -> None:
+    pace = Pace(2.0)
+    before = pace.prompt_tokens()
+    pace.note(8, 0, 0.0)
+    pace.note(0, 8, 0.0)
+    assert pace.prompt_tokens() == before
+
+
+def test_a_slowdown_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        Pace(0.9)
