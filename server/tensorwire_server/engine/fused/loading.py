@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from tensorwire_server.engine.fused.linear import Linear
     from tensorwire_server.scheduling.work import Row
 
-# What 8 bits may do to the logits, relative to the largest. Measured: 0.03 with the demo, up to 0.24
-# with tiny random models of sharp attention. What is above has lost its meaning.
+# What 8 bits may do to the logits, relative to the largest. Measured: 0.03 with the demo, up to
+# 0.24 with tiny random models of sharp attention. What is above has lost its meaning.
 _INT8_TOLERANCE = 0.5
 
 
