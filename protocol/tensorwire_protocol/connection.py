@@ -474,8 +474,11 @@ class Connection:
             return message
         if not self._is_opener:
             raise SequenceError(f"ERR for stream {stream} came from the side that asks")
-        if self._transfers is not None and self._outbox.has_bodies:
-            self._transfers.stop(stream)
+        if self._transfers is not None:
+            if self._transfers.is_receiving(stream):
+                raise SequenceError(f"stream {stream} ended inside the body of its answer")
+            if self._outbox.has_bodies:
+                self._transfers.stop(stream)
         expected = self.streams.end(stream)
         if expected is None:
             if self.role is Role.DISPATCHER:
@@ -529,7 +532,6 @@ class Connection:
             self._outbox.add_urgent(buffers)
             return
         elif isinstance(message, Cancel) and not self._may_cancel(message):
-            return
             return
         if self._handshake is not None and self._handshake.holds_output:
             # Among them a GOAWAY, which may not come before WELCOME.

@@ -332,6 +332,8 @@ def _check_header(kind: int, flags: int, aux: int) -> None:
         raise BadFraming(f"a frame of kind {kind:#04x} cannot be the end of a body")
     if flags & _BODY and kind not in SEGMENT_KINDS:
         raise BadFraming(f"a frame of kind {kind:#04x} has no body to follow")
+    if flags & _BODY and not aux:
+        raise BadFraming("a body was announced that has no segments")
     if aux and kind not in _AUX_KINDS:
         raise BadFraming(f"a frame of kind {kind:#04x} has {aux} in a field that must be 0")
 
