@@ -806,8 +806,15 @@ class Receiver {
     const [bodyBytes, stream, metaBytes] = [0, 8, 12].map((at) => bytes.readUInt32LE(at));
     const { frame_bytes, preauth_bytes } = this.limits;
     const limit = this.greeting && this.fromOpener ? Math.min(frame_bytes, preauth_bytes) : frame_bytes;
-    if (bodyBytes > limit) throw wireError("FRAME_TOO_LARGE", `a frame of ${bodyBytes} bytes`);
+    if (bodyBytes > limit) throw this.toldInText(bytes) ?? wireError("FRAME_TOO_LARGE", `a frame of ${bodyBytes} bytes`);
     this.header = { bodyBytes, number: bytes[4], flags: bytes[5], aux: bytes.readUInt16LE(6), stream, metaBytes };
+  }
+
+  // Section 2: in place of the first frame, an answerer of another kind may say in text what it is.
+  toldInText(bytes) {
+    const text = Buffer.concat([bytes, ...this.inbox.chunks]).toString("latin1");
+    if (!this.greeting || this.fromOpener || !/^(tensorwire:|HTTP\/)/.test(text)) return null;
+    return wireError("BAD_PREFACE", `the peer speaks another protocol; it says: ${text.split(/[\r\n]/)[0].slice(0, 200)}`);
   }
 
   // Steps 4 to 8, and the number of a stream from step 10.
@@ -826,7 +833,7 @@ class Receiver {
     if (kind.name === "DATA") Object.assign(frame, { payload: body, last: (flags & END_FLAG) !== 0 });
     if (count <= this.limits.segments) this.cutSegments(frame, body, metaEnd);
     this.checkKind(kind, stream);
-    if (OPENING.includes(kind.name)) this.claim(stream);
+    if (OPENING.includes(kind.name) && !this.greeting) this.claim(stream);
     return frame;
   }
 
@@ -850,7 +857,8 @@ class Receiver {
   checkKind({ name, senders, features, zero }, stream) {
     const sender = senders[this.worker ? 1 : 0];
     const allowed = sender === "both" || sender === (this.fromOpener ? "opener" : "answerer");
-    const negotiated = !features.length || features.some((feature) => this.features.has(feature));
+    // Before the greeting no feature is known, and its kind is not due anyway.
+    const negotiated = !features.length || this.greeting || features.some((feature) => this.features.has(feature));
     if (!allowed || !negotiated) throw wireError("UNKNOWN_KIND", `${name} may not be sent here`);
     if (zero && stream) throw wireError("FRAMING", `${name} on a stream`);
   }
@@ -994,7 +1002,7 @@ const STRANGERS = "tensorwire: this port speaks the Tensorwire protocol, version
 class Connection {
   // `hear` is called with each message for the application, `limits` are those that differ from the defaults.
   constructor({ role, features = [], limits = {}, auth = null, hear }) {
-    Object.assign(this, { offered: features, hear });
+    Object.assign(this, { offered: features, auth, hear });
     this.opener = OPENERS.includes(role);
     this.worker = WORKER_LINK.includes(role);
     this.limits = { ...defaultLimits(this.worker), ...limits };
@@ -1108,7 +1116,7 @@ class Connection {
         const last_stream = this.receiver.lastStream;
         this.transmit({ kind: "GOAWAY", code: error.code, last_stream, grace_ms: 0, alternatives: [] });
       }
-      this.transmit(error.toMessage());
+      if (error.code !== ERRORS.BAD_PREFACE[0]) this.transmit(error.toMessage());
       this.close(error);
     }
   }
@@ -1169,6 +1177,9 @@ class Connection {
     this.peerLimits = readLimits(message.limits, this.worker);
     if (Math.min(this.peerLimits.frame_bytes, this.peerLimits[metaLimit(this.opener)]) < LEAST_BYTES) {
       throw wireError("FRAMING", `frame_bytes and the limit of metas are at least ${LEAST_BYTES}`);
+    }
+    if (this.opener && message.auth?.size && !this.auth) {
+      throw wireError("UNAUTHENTICATED", "the server asks for a token: set TENSORWIRE_TOKEN");
     }
     const common = message.features.filter((feature) => this.offered.includes(feature));
     this.receiver.features = new Set(common);

@@ -29,6 +29,7 @@ from tensorwire_protocol.errors import (
     DeadlineExceeded,
     Executed,
     Flood,
+    FrameTooLarge,
     RequestCancelled,
     RequestRefused,
     SequenceError,
@@ -281,6 +282,8 @@ class Connection:
                     messages.append(message)
             if self._decoder.is_mid_frame:
                 self._conduct.note_unfinished(self._decoder, now)
+        except FrameTooLarge as error:
+            self.fail(error if self._handshake is None else self._handshake.explain(error))
         except (ConnectionFailed, Unauthenticated, Busy) as error:
             self.fail(error)
         return messages
@@ -585,7 +588,8 @@ class Connection:
             return
         if isinstance(error, BadPreface):
             # Whatever speaks here is not ours: no frame would mean anything to it.
-            self._outbox.add([NOT_OURS], len(NOT_OURS))
+            if not self._is_opener:
+                self._outbox.add([NOT_OURS], len(NOT_OURS))
         else:
             if isinstance(error, Flood) and self.state is State.OPEN and not self._is_opener:
                 # What is above was not executed; what is not may have been.

@@ -148,6 +148,13 @@ class FrameDecoder:
         """How long the unfinished frame will be, as far as that is known."""
         return self._wanted_bytes or HEADER_BYTES + self._data_bytes
 
+    @property
+    def unfinished(self) -> bytes:
+        """What has come of the frame that is not complete; DATA aside."""
+        if self._partial is not None:
+            return bytes(self._partial[: self._partial_bytes])
+        return bytes(self._scratch[self._at : self._end])
+
     def get_buffer(self) -> memoryview:
         """Return memory for the next bytes; it must be handed back by `received` at once."""
         if self._sink is not None:

@@ -304,6 +304,32 @@ def greeting() -> list[Script]:
             .fails(FRAMING)
             for name, size in (("frame_bytes", 4095), ("client_meta_bytes", 4095))
         ],
+        *[
+            Script(f"a client that is told in text: {name}", "client")
+            .sends_bytes(PREFACE)
+            .sends(hello())
+            .peer(text)
+            .hears()
+            .sends()
+            .closed(ErrorCode.BAD_PREFACE)
+            for name, text in (
+                ("another version", NOT_OURS.replace(b"version 1", b"version 2")),
+                ("HTTP", b"HTTP/1.1 400 Bad Request\r\n\r\n"),
+            )
+        ],
+        Script("other text is a frame that is too large", "client")
+        .sends_bytes(PREFACE)
+        .sends(hello())
+        .peer(b"HTTPS is spoken here\r\n")
+        .hears()
+        .fails(ErrorCode.FRAME_TOO_LARGE),
+        *[
+            Script(f"{kind.name} before HELLO, whose feature is not known yet", "server")
+            .peer(PREFACE, frame(kind, b"\xc0", stream=1))
+            .hears()
+            .fails(SEQUENCE)
+            for kind in (Kind.RESUME, Kind.CREDIT)
+        ],
         Script("a feature that nobody offered does not hold", "client", features=("a",))
         .sends_bytes(PREFACE)
         .sends(hello(("a",)))
