@@ -19,7 +19,7 @@ from tensorwire_server.scheduling.sequences import Sequence
 from tensorwire_server.scheduling.work import Sampling, StepPlan, StepResult
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 GREEDY = Sampling(temperature=0.0, top_k=None, top_p=1.0, seed=0)
 PAGE_TOKENS = 4
@@ -320,11 +320,16 @@ def test_a_budget_below_the_batch_is_refused() -> None:
         scheduler(max_running=8, step_tokens=7)
 
 
-def run_one(subject: ContinuousScheduler, token_id: int = 50) -> StepPlan:
+def run_one(
+    subject: ContinuousScheduler,
+    token_id: int = 50,
+    *,
+    takes: Callable[[StepPlan], float] = lambda plan: 0.0,
+) -> StepPlan:
     plan = subject.plan(0.0)
     assert plan is not None
     seen = replace(plan, rows=tuple(map(replace, plan.rows)))
-    subject.commit(plan, answer(plan, token_id))
+    subject.commit(plan, answer(plan, token_id), took_s=takes(plan))
     subject.check_invariants()
     return seen
 
@@ -568,3 +573,32 @@ def test_equal_priorities_are_admitted_in_the_order_of_arrival(
     for plan, _ in steps(subject):
         admitted += sorted({row.sequence_id for row in plan.rows} - set(admitted))
     assert admitted == list(range(len(shapes)))
+
+
+# -- pace ------------------------------------------------------------------------------------------
+
+
+def takes_s(plan: StepPlan, *, decode_s: float = 0.08, token_s: float = 0.002) -> float:
+    """Return how long a plan would take a machine that pays for prompts by the token."""
+    read = sum(len(row.token_ids) for row in plan.rows if len(row.token_ids) > 1)
+    return decode_s * any(len(row.token_ids) == 1 for row in plan.rows) + token_s * read
+
+
+@pytest.mark.parametrize("arrivals", [[8], [4, 4], [1] * 8], ids=["together", "in two", "singly"])
+def test_beside_running_streams_a_prompt_takes_as_much_time_as_they_do(arrivals: list[int]) -> None:
+    subject = scheduler(num_pages=1280, max_running=16, step_tokens=512)
+    numbers = iter(range(100))
+    for together in arrivals:
+        for _ in range(together):
+            subject.submit(sequence(next(numbers), prompt=32, max_new_tokens=300))
+        for _ in range(3):
+            run_one(subject, takes=takes_s)
+    for _ in range(200):
+        run_one(subject, takes=takes_s)
+    late = sequence(next(numbers), prompt=2000, max_new_tokens=4)
+    subject.submit(late)
+    took_s = []
+    while late.num_new == 0:
+        took_s.append(takes_s(run_one(subject, takes=takes_s)))
+    assert max(took_s) <= 3 * 0.08, "running streams were held up"
+    assert len(took_s) <= 75, "the prompt was read in crumbs"
