@@ -18,6 +18,8 @@ from tensorwire_server.scheduling.pages import PagePool
 from tensorwire_server.scheduling.sequences import Sequence
 from tensorwire_server.scheduling.work import Sampling, StepPlan, StepResult
 
+from .model_engine import ModelEngine
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -484,6 +486,37 @@ def test_what_a_broken_step_may_not_have_saved_is_not_kept() -> None:
     plan = run_one(subject)
     assert fed(plan) == {3: tuple(range(1, 9))}
     assert plan.released == (1, 2)
+
+
+def test_who_was_to_begin_with_what_a_broken_step_did_not_save_computes_it_itself() -> None:
+    subject = scheduler(step_tokens=16)
+    known: dict[int, Sequence] = {}
+    engine = ModelEngine(known, num_pages=128, page_tokens=PAGE_TOKENS)
+    for number, prompt, tenant in [(1, 12, "a"), (2, 60, "c"), (3, 20, "a"), (4, 20, "a")]:
+        known[number] = sequence(number, prompt=prompt, tenant=tenant)
+
+    def run_engine() -> StepPlan:
+        plan = subject.plan(0.0)
+        assert plan is not None
+        engine.run(plan)
+        return plan
+
+    subject.submit(known[1])
+    plan = run_engine()
+    subject.commit(plan, answer(plan))
+    for number in (2, 3, 4):  # 2 takes all of the step; 3 is admitted and finds what 1 has computed
+        subject.submit(known[number])
+    broken = subject.plan(0.0)
+    assert broken is not None
+    assert (len(broken.saves), len(broken.loads), subject.num_running) == (3, 0, 3)
+    assert set(subject.fail(broken)) == {1, 2}
+    subject.check_invariants()
+    ended = set()
+    while subject.num_running or subject.num_waiting:
+        plan = run_engine()
+        ended |= {one.sequence_id for one in each(subject.commit(plan, answer(plan))) if one.finish}
+        subject.check_invariants()
+    assert ended == {3, 4}
 
 
 def test_what_was_used_longest_ago_goes_first_and_of_a_text_its_end() -> None:
