@@ -536,6 +536,18 @@ def test_what_was_used_longest_ago_goes_first_and_of_a_text_its_end() -> None:
     assert subject.stats()["page_evictions"] == 2
 
 
+def test_who_waits_for_room_gets_that_of_pages_which_have_been_loaded() -> None:
+    subject = scheduler(num_pages=14, step_tokens=64)
+    subject.submit(sequence(1, prompt=24, max_new_tokens=1, tenant="a"))
+    run_one(subject)
+    subject.submit(sequence(2, prompt=25, max_new_tokens=7, tenant="a"))
+    subject.submit(sequence(3, prompt=4, max_new_tokens=2))
+    assert len(run_one(subject).loads[0].pages) == 6
+    # 2 has 7 pages and will want 1 more, 3 wants 2: no room while those that 2 loads are pinned.
+    assert subject.num_waiting == 1
+    assert 3 in fed(run_one(subject))
+
+
 # -- preemption ------------------------------------------------------------------------------------
 
 

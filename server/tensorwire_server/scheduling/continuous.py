@@ -466,6 +466,8 @@ class ContinuousScheduler:
         del self._released[: len(plan.released)]
         if plan.saves or plan.dropped or plan.loads:
             self._prefixes.note_told(plan)
+        if plan.loads:
+            self._is_blocked = False  # pages that were loaded can be evicted now
 
     def _note_pace(self, plan: StepPlan, took_s: float) -> None:
         num_prompt_tokens = 0
