@@ -21,7 +21,7 @@ from tensorwire_server.scheduling.work import Sampling, StepPlan, StepResult
 from .model_engine import ModelEngine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 GREEDY = Sampling(temperature=0.0, top_k=None, top_p=1.0, seed=0)
 PAGE_TOKENS = 4
@@ -546,6 +546,40 @@ def test_who_waits_for_room_gets_that_of_pages_which_have_been_loaded() -> None:
     # 2 has 7 pages and will want 1 more, 3 wants 2: no room while those that 2 loads are pinned.
     assert subject.num_waiting == 1
     assert 3 in fed(run_one(subject))
+
+
+class CountingPool(PagePool):
+    """Counts the pages that were looked at."""
+
+    num_looked_at = 0
+
+    def num_idle(self, pages: Iterable[int]) -> int:
+        looked_at = list(pages)
+        self.num_looked_at += len(looked_at)
+        return super().num_idle(looked_at)
+
+    def touch(self, digests: Iterable[bytes]) -> None:
+        touched = list(digests)
+        self.num_looked_at += len(touched)
+        super().touch(touched)
+
+
+def test_what_prefixes_cost_grows_with_a_prompt_and_not_with_its_square() -> None:
+    pool = CountingPool(1600, PAGE_TOKENS)
+    subject = ContinuousScheduler(pool, max_running=2, step_tokens=16, max_waiting=2)
+    subject.submit(sequence(1, prompt=3200, max_new_tokens=1, tenant="a"))
+    while subject.num_waiting or subject.num_running:
+        plan = subject.plan(0.0)
+        assert plan is not None
+        subject.commit(plan, answer(plan))
+    assert subject.stats()["pages_cached"] == 800
+    assert pool.num_looked_at <= 4 * 800, "while it was read"
+    pool.num_looked_at = 0
+    # 1200 pages for itself: of the 800 that it could load, 400 must go for the room.
+    subject.submit(sequence(2, prompt=4800, max_new_tokens=1, tenant="a"))
+    plan = run_one(subject)
+    assert len(plan.loads[0].pages) == 400
+    assert pool.num_looked_at <= 4 * 800, "when it was admitted"
 
 
 # -- preemption ------------------------------------------------------------------------------------

@@ -367,8 +367,9 @@ class ContinuousScheduler:
         if spare < 0 or (self._running and spare < self._growth_to_come(sequence)):
             return False
         # What is loaded must not be evicted for the room that it is loaded into.
-        while hits and pool.num_idle(hits) > spare:
-            hits.pop()
+        num_idle = pool.num_idle(hits)
+        while hits and num_idle > spare:
+            num_idle -= pool.num_idle((hits.pop(),))
         self._prefixes.begin(sequence, hits)
         sequence.pages = self._prefixes.allocate(num_pages)
         sequence.num_cached = len(hits) * pool.page_tokens
