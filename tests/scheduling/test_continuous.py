@@ -15,7 +15,7 @@ from tensorwire_server.scheduling.continuous import (
     WaitingFull,
 )
 from tensorwire_server.scheduling.pages import PagePool
-from tensorwire_server.scheduling.sequences import Sequence
+from tensorwire_server.scheduling.sequences import Sequence, SequenceState
 from tensorwire_server.scheduling.work import Sampling, StepPlan, StepResult
 
 from .model_engine import ModelEngine
@@ -148,7 +148,7 @@ def test_who_ended_with_the_step_is_not_in_the_next_one() -> None:
     # As many run as before: the one that had no place in the step.
     subject = scheduler(max_running=2, step_tokens=4)
     subject.submit(sequence(1, prompt=4, max_new_tokens=1))
-    subject.submit(sequence(2, prompt=3))
+    subject.submit(sequence(2, prompt=5))
     assert [fed(plan).keys() for plan, _ in steps(subject)][:2] == [{1}, {2}]
 
 
@@ -422,12 +422,12 @@ def test_who_needs_what_another_one_computes_waits_for_it_and_then_finds_it() ->
     subject = scheduler(step_tokens=8)
     for number in (1, 2, 3):
         subject.submit(sequence(number, prompt=13, max_new_tokens=2, tenant="a"))
-    subject.submit(sequence(4, prompt=2, max_new_tokens=9))
+    subject.submit(sequence(4, prompt=14, max_new_tokens=9))
     plans = [run_one(subject) for _ in range(3)]
     assert [fed(plan) for plan in plans] == [
         {1: tuple(range(1, 9))},
-        {1: tuple(range(9, 14)), 4: (1, 2)},  # who shares nothing does not wait
-        {1: (50,), 2: (13,), 3: (13,), 4: (50,)},
+        {1: tuple(range(9, 14)), 4: (1, 2, 3)},  # who shares nothing does not wait
+        {1: (50,), 2: (13,), 3: (13,), 4: (4, 5, 6, 7, 8)},
     ]
     assert [len(load.pages) for load in plans[2].loads] == [3, 3]
     assert subject.stats()["prefix_hit_tokens"] == 24
@@ -492,7 +492,7 @@ def test_who_was_to_begin_with_what_a_broken_step_did_not_save_computes_it_itsel
     subject = scheduler(step_tokens=16)
     known: dict[int, Sequence] = {}
     engine = ModelEngine(known, num_pages=128, page_tokens=PAGE_TOKENS)
-    for number, prompt, tenant in [(1, 12, "a"), (2, 60, "c"), (3, 20, "a"), (4, 20, "a")]:
+    for number, prompt, tenant in [(1, 12, "a"), (2, 60, "c"), (3, 7, "d"), (4, 20, "a")]:
         known[number] = sequence(number, prompt=prompt, tenant=tenant)
 
     def run_engine() -> StepPlan:
@@ -504,19 +504,19 @@ def test_who_was_to_begin_with_what_a_broken_step_did_not_save_computes_it_itsel
     subject.submit(known[1])
     plan = run_engine()
     subject.commit(plan, answer(plan))
-    for number in (2, 3, 4):  # 2 takes all of the step; 3 is admitted and finds what 1 has computed
+    for number in (2, 3, 4):  # 2 and 3 take all of the step, 4 finds what 1 has computed
         subject.submit(known[number])
     broken = subject.plan(0.0)
     assert broken is not None
-    assert (len(broken.saves), len(broken.loads), subject.num_running) == (3, 0, 3)
-    assert set(subject.fail(broken)) == {1, 2}
+    assert (len(broken.saves), len(broken.loads), subject.num_running) == (3, 0, 4)
+    assert set(subject.fail(broken)) == {1, 2, 3}
     subject.check_invariants()
     ended = set()
     while subject.num_running or subject.num_waiting:
         plan = run_engine()
         ended |= {one.sequence_id for one in each(subject.commit(plan, answer(plan))) if one.finish}
         subject.check_invariants()
-    assert ended == {3, 4}
+    assert ended == {4}
 
 
 def test_what_was_used_longest_ago_goes_first_and_of_a_text_its_end() -> None:
@@ -646,12 +646,47 @@ def test_equal_priorities_are_admitted_in_the_order_of_arrival(
     shapes: list[tuple[int, int]],
 ) -> None:
     subject = scheduler(num_pages=6, max_running=3, step_tokens=8)
-    for number, (prompt, new) in enumerate(shapes):
-        subject.submit(sequence(number, prompt=prompt, max_new_tokens=new))
-    admitted: list[int] = []
-    for plan, _ in steps(subject):
-        admitted += sorted({row.sequence_id for row in plan.rows} - set(admitted))
-    assert admitted == list(range(len(shapes)))
+    arrived = [
+        sequence(number, prompt=prompt, max_new_tokens=new)
+        for number, (prompt, new) in enumerate(shapes)
+    ]
+    for one in arrived:
+        subject.submit(one)
+    for _ in steps(subject):
+        waiting = [one.state is SequenceState.WAITING for one in arrived]
+        assert waiting == sorted(waiting), "one was overtaken"
+    assert not any(waiting)
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def test_the_higher_priority_is_read_first_though_it_was_admitted_last() -> None:
+    subject = scheduler(step_tokens=8)
+    subject.submit(sequence(1, prompt=40, priority=-1))
+    run_one(subject)
+    subject.submit(sequence(2, prompt=30, priority=1))
+    assert [fed(run_one(subject)).keys() for _ in range(3)] == [{2}, {2}, {2}]
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one_to_be_read() -> None:
+    subject = scheduler(num_pages=200, step_tokens=16)
+    subject.submit(sequence(1, prompt=400))
+    run_one(subject)
+    subject.submit(sequence(2, prompt=8))
+    assert {number: len(ids) for number, ids in fed(run_one(subject)).items()} == {1: 8, 2: 8}
+    assert {number: len(ids) for number, ids in fed(run_one(subject)).items()} == {1: 15, 2: 1}
+
+
+def test_a_long_prompt_is_read_on_however_many_short_ones_come() -> None:
+    subject = scheduler(num_pages=400, max_running=3, step_tokens=16, max_waiting=64)
+    patient = sequence(0, prompt=160)
+    subject.submit(patient)
+    for number in range(1, 20):
+        for newcomer in range(3):
+            subject.submit(sequence(3 * number + newcomer, prompt=15, max_new_tokens=1))
+        assert 8 <= len(fed(run_one(subject))[0]) < 16
+        assert patient.num_cached >= 8 * number
 
 
 # -- pace ------------------------------------------------------------------------------------------

@@ -124,8 +124,8 @@ class PrefixCache:
             if self._pool.find(digest) is None and self._pool.available:
                 self._keep(sequence, self.allocate(1)[0], index)
             let_go += self._let_go(digest, sequence.id)
-        # All of the text each time that it has doubled: each time that a chunk was read, what a long
-        # prompt costs here would grow with the square of its length.
+        # All of the text each time that it has doubled: with each chunk, what a long prompt costs
+        # here would grow with the square of its length.
         if last > first and (last >= 2 * first or not sequence.is_reading):
             self._pool.touch(reversed(sequence.digests[:last]))
         return let_go
