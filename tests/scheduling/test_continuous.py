@@ -622,7 +622,8 @@ def test_what_was_preempted_finds_what_it_had_computed_or_counts_what_it_has_not
     assert stats["prefix_asked_tokens"] == 14, "what is read again is not asked again"
 
 
-def test_answers_that_end_early_let_more_sequences_in() -> None:
+@pytest.mark.parametrize(("end", "learnt"), [("stop token", 3), ("stop string", 3), ("cancel", 2)])
+def test_answers_that_end_early_let_more_sequences_in(end: str, learnt: int) -> None:
     subject = scheduler(num_pages=12, max_running=4)
 
     def largest_batch(first: int) -> int:
@@ -631,13 +632,17 @@ def test_answers_that_end_early_let_more_sequences_in() -> None:
         largest = 0
         while (plan := subject.plan(0.0)) is not None:
             largest = max(largest, len(plan.rows))
-            subject.commit(plan, answer(plan, STOP))
+            for one in each(
+                subject.commit(plan, answer(plan, STOP if end == "stop token" else 50))
+            ):
+                if one.finish is None:
+                    assert subject.cancel(one.sequence_id, is_whole=end == "stop string")
         return largest
 
     assert largest_batch(0) == 2
     for number in range(10, 60, 3):
         largest_batch(number)
-    assert largest_batch(100) == 3
+    assert largest_batch(100) == learnt
 
 
 @given(st.lists(st.tuples(st.integers(2, 12), st.integers(1, 5)), min_size=1, max_size=12))

@@ -196,12 +196,19 @@ class ContinuousScheduler:
         if sequence.deadline is not None:
             self._earliest_deadline = min(self._earliest_deadline, sequence.deadline)
 
-    def cancel(self, sequence_id: int) -> bool:
-        """Drop a sequence now; a step that already has it is ignored for it. False if unknown."""
+    def cancel(self, sequence_id: int, *, is_whole: bool = False) -> bool:
+        """Drop a sequence now; a step that already has it is ignored for it. False if unknown.
+
+        Args:
+            is_whole: its answer ended by itself; that tells how long answers become.
+        """
         sequence = self._sequences.get(sequence_id)
         if sequence is None:
             return False
-        self._drop(sequence)
+        if is_whole:
+            self._finish(sequence)
+        else:
+            self._drop(sequence)
         return True
 
     def plan(self, now: float) -> StepPlan | None:
