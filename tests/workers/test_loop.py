@@ -199,6 +199,23 @@ def test_the_next_step_begins_before_the_tokens_of_the_last_are_turned_to_text()
     driven.close()
 
 
+def test_an_answer_that_its_text_ended_tells_the_scheduler_how_long_answers_become() -> None:
+    expected = {}
+    for is_whole in (False, True):
+        driven = Driven()
+        for id in range(8):
+            driven.join(id, max_new_tokens=1000)
+            while id not in driven.next().emissions.sequence_ids:
+                pass
+            driven.loop.post([Leave(id, is_whole=is_whole)])
+        driven.join(8, max_new_tokens=1)
+        driven.tokens_of(8)
+        forecast = driven.loop._scheduler._forecast
+        expected[is_whole] = forecast.tokens(a_sequence(9, max_new_tokens=1000))
+        driven.close()
+    assert expected[True] < expected[False] == 1005
+
+
 def test_a_request_that_can_never_fit_is_refused_alone() -> None:
     driven = Driven()
     driven.loop._scheduler = ContinuousScheduler(
