@@ -43,6 +43,10 @@ RENDERING_THREADS = 4
 _MAX_ACK_IDS = 250_000
 
 
+class _Ended(Exception):
+    """The stream is gone; nobody is told."""
+
+
 class Intake:
     """Turns each SUBMIT into a stream with commands for the compute side, or into an ERR."""
 
@@ -204,6 +208,11 @@ class Intake:
             then(encode())
             return
 
+        def work() -> T:
+            if stream.id not in self._registry.streams:
+                raise _Ended  # while it waited for the thread: it costs no more
+            return encode()
+
         def take(future: Future[T]) -> None:
             if stream.id not in self._registry.streams:
                 return  # ended meanwhile
@@ -214,6 +223,6 @@ class Intake:
             self._registry.flush()
 
         call_soon = self._registry.loop.call_soon_threadsafe
-        (thread or self._tokenizing).submit(encode).add_done_callback(
+        (thread or self._tokenizing).submit(work).add_done_callback(
             lambda future: call_soon(take, future)
         )
