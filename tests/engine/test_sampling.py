@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorwire_server.engine.sampling import choose_tokens, draw, philox, uniform
 from tensorwire_server.scheduling.work import Sampling
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .references import NUM_DRAWS, chi_square_excess, distribution
 
@@ -172,3 +174,56 @@ def test_each_row_has_its_own_settings_and_draws_the_same_in_any_company() -> No
     together = choose_tokens(logits, settings, range(7))
     alone = [choose_tokens(logits[i : i + 1], [settings[i]], [i])[0] for i in range(7)]
     assert together == alone
+
+
+class CountCandidates(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts how many tokens the likeliest ones are taken out to, over all rows."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket is torch.ops.aten.topk:
+            self.count += result[0].numel()
+        return result
+
+
+def num_candidates(logits: torch.Tensor, settings: list[Sampling]) -> int:
+    counted = CountCandidates()
+    with counted:
+        choose_tokens(logits[: len(settings)], settings, range(len(settings)))
+    return counted.count
+
+
+WIDE = sampling(top_k=40_000)
+
+
+def test_a_row_with_a_large_top_k_makes_the_others_look_at_no_more_tokens() -> None:
+    logits = torch.randn(9, 50_000, generator=torch.Generator().manual_seed(0))
+    few = [sampling(top_k=50)] * 8
+    alone = num_candidates(logits, few), num_candidates(logits, [WIDE])
+    assert num_candidates(logits, [*few, WIDE]) == sum(alone)
+    assert alone[0] < 8 * 100
+
+
+def test_a_nucleus_of_some_thousand_tokens_does_not_sort_a_whole_vocabulary() -> None:
+    logits = torch.zeros(1, 100_000)
+    logits[0, :3000] = 20.0
+    assert num_candidates(logits, [sampling(top_p=0.9)]) < 10_000
+    logits[0, :20_000] = 20.0
+    # Looked for among 256, 4,096 and 32,768; the last are then sorted.
+    assert num_candidates(logits, [sampling(top_p=0.9)]) < 2 * 32_768 + 5000
+
+
+@pytest.mark.parametrize("other", [sampling(top_k=60), sampling(top_k=1500), sampling(top_k=1999)])
+def test_a_row_whose_tokens_are_often_equally_likely_draws_the_same_in_any_company(
+    other: Sampling,
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = (4 * torch.randn(40, 2000, generator=generator)).round()
+    own = [sampling(temperature=4.0, top_k=50, seed=seed) for seed in range(40)]
+    alone = [choose_tokens(logits[i : i + 1], [own[i]], [i])[0] for i in range(40)]
+    company = choose_tokens(logits[[*range(40), 0]], [*own, other], range(41))
+    assert company[:40] == alone

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import tracemalloc
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
-from tensorwire_protocol.messages import Ack, End, Finish, Message, Submit
+from tensorwire_protocol.messages import Ack, End, Failure, Finish, Message, Submit
 from tensorwire_server.scheduling.sequences import Sequence
 from tensorwire_server.workers.intake import INLINE_CHARS, Intake
 from tensorwire_server.workers.oracle import ByteTokenizer, OracleEngine
 from tensorwire_server.workers.registry import Registry
+from tensorwire_server.workers.waiting import MAX_WAITING_CHARS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tensorwire_server.workers.streams import Stream
 
 
@@ -44,17 +48,64 @@ class FakeLink:
     def on_stream_ended(self) -> None: ...
 
 
+def open_intake(
+    tokenizer: ByteTokenizer, post: Callable[[list[Any]], None]
+) -> tuple[Registry, Intake]:
+    engine: Any = OracleEngine("oracle:")
+    engine.tokenizer = tokenizer
+    registry = Registry("m", max_requests=8)
+    registry.compute = cast("Any", SimpleNamespace(engine=engine, post=post))
+    return registry, Intake(registry)
+
+
+def submit_of(number: int, text: str) -> Submit:
+    inputs = {"prompt": text}
+    return Submit(stream=number, op="generate", key=bytes(16), attempt=1, inputs=inputs)
+
+
+def test_a_cancelled_text_leaves_memory_and_the_bound_before_its_turn_comes() -> None:
+    async def main() -> None:
+        tokenizer, link, posted = Gated(), FakeLink(), asyncio.Queue[list[Any]]()
+        registry, intake = open_intake(tokenizer, posted.put_nowait)
+        intake.submit(cast("Any", link), submit_of(1, "A" * 1000), 0.0)
+        try:
+            tracemalloc.start()
+            for number in range(2, 40):
+                intake.submit(cast("Any", link), submit_of(number, "B" * 1_000_000), 0.0)
+                registry.cut(link.streams[number], Finish.CANCELLED)
+            held, _ = tracemalloc.get_traced_memory()
+            assert held < 4_000_000  # of 38 MB
+        finally:
+            tracemalloc.stop()
+            tokenizer.gate.set()
+            await asyncio.wait_for(posted.get(), 20.0)
+
+    asyncio.run(main())
+
+
+def test_texts_above_the_bound_are_refused_while_others_wait() -> None:
+    async def main() -> None:
+        tokenizer, link, posted = Gated(), FakeLink(), asyncio.Queue[list[Any]]()
+        _, intake = open_intake(tokenizer, posted.put_nowait)
+        try:
+            intake.submit(cast("Any", link), submit_of(1, "A" * 1000), 0.0)
+            intake.submit(cast("Any", link), submit_of(2, "B" * MAX_WAITING_CHARS), 0.0)
+            assert isinstance(link.sent[0], Failure)
+            assert "wait to be tokenized" in link.sent[0].message
+            assert list(link.streams) == [1]
+        finally:
+            tokenizer.gate.set()
+            await asyncio.wait_for(posted.get(), 20.0)
+
+    asyncio.run(main())
+
+
 def test_what_ended_while_it_waited_for_the_thread_is_not_tokenized() -> None:
     async def main() -> None:
         tokenizer, link, posted = Gated(), FakeLink(), asyncio.Queue[list[Any]]()
-        engine: Any = OracleEngine("oracle:")
-        engine.tokenizer = tokenizer
-        registry = Registry("m", max_requests=8)
-        registry.compute = cast("Any", SimpleNamespace(engine=engine, post=posted.put_nowait))
-        intake = Intake(registry)
+        registry, intake = open_intake(tokenizer, posted.put_nowait)
         for number, letter in enumerate("ABC", 1):
-            inputs = {"prompt": letter * (INLINE_CHARS + 1)}
-            submit = Submit(stream=number, op="generate", key=bytes(16), attempt=1, inputs=inputs)
+            submit = submit_of(number, letter * (INLINE_CHARS + 1))
             intake.submit(cast("Any", link), submit, 0.0)
         registry.cut(link.streams[2], Finish.CANCELLED)
         tokenizer.gate.set()

@@ -24,6 +24,7 @@ from tensorwire_server.workers.requests import (
 )
 from tensorwire_server.workers.streams import ArrayStream, TextStream
 from tensorwire_server.workers.text import StopMatcher
+from tensorwire_server.workers.waiting import WaitingTexts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,10 +44,6 @@ RENDERING_THREADS = 4
 _MAX_ACK_IDS = 250_000
 
 
-class _Ended(Exception):
-    """The stream is gone; nobody is told."""
-
-
 class Intake:
     """Turns each SUBMIT into a stream with commands for the compute side, or into an ERR."""
 
@@ -54,6 +51,7 @@ class Intake:
         self.load_failure: str | None = None
         self._registry = registry
         self._ids = count(1)
+        self._waiting = WaitingTexts()
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         # A chat template may take its time: it must hold up neither a text nor another chat.
         self._rendering = ThreadPoolExecutor(RENDERING_THREADS, thread_name_prefix="render")
@@ -203,26 +201,26 @@ class Intake:
 
         Args:
             thread: where it is done; None: here if it is little, else on the tokenizer's thread.
+
+        Raises:
+            Busy: too much waits already.
         """
         if thread is None and num_chars <= INLINE_CHARS:
             then(encode())
             return
-
-        def work() -> T:
-            if stream.id not in self._registry.streams:
-                raise _Ended  # while it waited for the thread: it costs no more
-            return encode()
+        job = stream.job = self._waiting.add(num_chars, encode, then)
 
         def take(future: Future[T]) -> None:
-            if stream.id not in self._registry.streams:
-                return  # ended meanwhile
+            finish = job.finish()
+            if finish is None:
+                return  # the stream ended meanwhile
             try:
-                then(future.result())
+                finish(future.result())
             except Exception as error:
                 self._registry.fail(stream, error)
             self._registry.flush()
 
         call_soon = self._registry.loop.call_soon_threadsafe
-        (thread or self._tokenizing).submit(work).add_done_callback(
+        (thread or self._tokenizing).submit(job.run).add_done_callback(
             lambda future: call_soon(take, future)
         )

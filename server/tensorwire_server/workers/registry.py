@@ -126,6 +126,8 @@ class Registry:
         del self.streams[stream.id]
         del stream.link.streams[stream.number]
         self._num_items -= stream.num_items
+        if stream.job is not None:
+            stream.job.drop()
 
     # -- deadlines ------------------------------------------------------------------------------
 

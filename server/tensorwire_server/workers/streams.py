@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tensorwire_server.workers.link import Link
     from tensorwire_server.workers.logprobs import LogprobBook
     from tensorwire_server.workers.text import StopMatcher
+    from tensorwire_server.workers.waiting import Job
 
 
 class Stream:
@@ -26,7 +27,7 @@ class Stream:
     """
 
     __slots__ = (
-        "arrived_at", "attempt", "id", "largest_batch", "link", "num_items", "number",
+        "arrived_at", "attempt", "id", "job", "largest_batch", "link", "num_items", "number",
         "prompt_tokens", "started_at",
     )  # fmt: skip
 
@@ -38,6 +39,7 @@ class Stream:
         self.arrived_at = arrived_at  # monotonic s, as all times here
         self.started_at: float | None = None
         self.prompt_tokens = 0
+        self.job: Job[Any] | None = None  # its text, while that waits for a thread
         self.num_items = 0  # that count against the bound on them
         self.largest_batch = 0
 
