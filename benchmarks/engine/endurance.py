@@ -9,7 +9,7 @@ import gc
 import random
 from pathlib import Path
 
-from engine.shapes import load_shape
+from engine.models import load_model
 from engine.stepping import Stepping
 
 REQUESTS, ALIVE = 10_000, 24
@@ -26,7 +26,7 @@ def resident_mib() -> float:
 def main() -> None:
     """Print the memory after each tenth."""
     rng = random.Random(2)
-    stepping = Stepping(load_shape("tiny"), num_pages=400, max_running=ALIVE)
+    stepping = Stepping(load_model("m1"), num_pages=400, max_running=ALIVE)
     texts = [stepping.ids(64) for _ in range(50)]
     submitted = shown = 0
     while len(stepping.finished) < REQUESTS:

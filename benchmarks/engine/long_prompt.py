@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 import sys
 
-from engine.shapes import load_shape
+from engine.models import load_model
 from engine.stepping import Stepping
 
 STREAMS, PROMPT, UNDISTURBED = 8, 4096, 60
@@ -16,7 +16,7 @@ STREAMS, PROMPT, UNDISTURBED = 8, 4096, 60
 
 def main(shape: str, slowdowns: list[float]) -> None:
     """Print, for each setting, how long steps take before and while the prompt is read."""
-    engine = load_shape(shape)
+    engine = load_model(shape)
     for slowdown in slowdowns:
         stepping = Stepping(engine, num_pages=2048, max_running=16, slowdown=slowdown)
         for _ in range(STREAMS):

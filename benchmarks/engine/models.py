@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import tensorwire_server
 import torch
 import transformers
+from tensorwire_server.engine.generator import Generator
+from tensorwire_server.engine.loading import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +33,7 @@ SHAPES: dict[str, Callable[[], Any]] = {
         num_attention_heads=4,
         num_key_value_heads=2,
         vocab_size=4096,
-        max_position_embeddings=2048,
+        max_position_embeddings=8192,
         tie_word_embeddings=True,
     ),
     "m2": lambda: transformers.LlamaConfig(
@@ -75,3 +77,10 @@ def model_folder(name: str) -> Path:
     generation = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1, "do_sample": False}
     (folder / "generation_config.json").write_text(json.dumps(generation))
     return folder
+
+
+def load_model(name: str) -> Generator:
+    """Return an engine in this process for a model of `SHAPES`."""
+    engine = load(model_folder(name), device="cpu")
+    assert isinstance(engine, Generator)
+    return engine

@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 import sys
 
-from engine.shapes import load_shape
+from engine.models import load_model
 from engine.stepping import Stepping
 
 PREFIX, OWN, ROUNDS = 1024, 8, 5
@@ -16,7 +16,7 @@ PREFIX, OWN, ROUNDS = 1024, 8, 5
 
 def main(shape: str) -> None:
     """Alternate misses and hits; print the medians and their ratio."""
-    engine = load_shape(shape)
+    engine = load_model(shape)
     stepping = Stepping(engine, num_pages=2048, max_running=8)
     times: dict[str, list[float]] = {"miss": [], "hit": []}
     for _ in range(ROUNDS):

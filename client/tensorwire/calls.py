@@ -18,6 +18,7 @@ from tensorwire_protocol.messages import Request, Resume
 from tensorwire_protocol.operations import (
     MAX_CHOICES,
     OPERATIONS,
+    check_param,
     milliseconds,
     write_ids,
     write_text,
@@ -154,19 +155,23 @@ def _call(
             params["stop"] = [params["stop"]]
         if isinstance(params.get("logit_bias"), dict):
             params["logit_bias"] = [list(pair) for pair in params["logit_bias"].items()]
-        _check_integers(op, params)
+        for name in ("stop", "stop_ids"):
+            if params.get(name) == []:  # what a caller's own list may be
+                del params[name]
+        _check_numbers(op, params)
     if timeout_s is not None:
         milliseconds(timeout_s)  # refuses what is no duration
     return Call(op, read, model, inputs, params, timeout_s, priority)
 
 
-def _check_integers(op: str, params: Mapping[str, Any]) -> None:
+def _check_numbers(op: str, params: Mapping[str, Any]) -> None:
     """Refuse what the wire cannot carry, in the words in which a server refuses the rest."""
     for name, value in params.items():
-        if type(value) is int and not -(2**63) <= value < 2**64:
-            param = OPERATIONS[op].params.get(name)
-            rule = param.rule if param else "an integer of 64 bits"
-            raise BadParams(f"{name} must be {rule}, not {value}")
+        param = OPERATIONS[op].params.get(name)
+        if param is not None and isinstance(value, int | float):
+            check_param(name, param, value)
+        elif type(value) is int and not -(2**63) <= value < 2**64:
+            raise BadParams(f"{name} must be an integer of 64 bits, not {value}")
 
 
 def each_choice(options: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -207,9 +207,18 @@ def check_request(request: Request) -> Operation:
         param = operation.params.get(name)
         if param is None:
             raise BadParams(_unknown_option(operation, name))
-        if not param.check(value):
-            raise BadParams(f"{name} must be {param.rule}, not {_shown(value)}")
+        check_param(name, param, value)
     return operation
+
+
+def check_param(name: str, param: Param, value: Any) -> None:
+    """Check one option.
+
+    Raises:
+        BadParams: in one sentence what was found and what is allowed.
+    """
+    if not param.check(value):
+        raise BadParams(f"{name} must be {param.rule}, not {_shown(value)}")
 
 
 def _unknown_option(operation: Operation, name: str) -> str:

@@ -12,6 +12,7 @@ The model's name says what happens to a request, so that a test needs nothing el
     flaky:N           refused with BUSY N times, then `oracle`
     gap:N             the token after the first N is left out
     count:N           END says one token more than came
+    short             END has fewer log-probabilities than tokens
     checksum:N        END carries a wrong checksum
     failed:N          ERR worker_lost after N tokens
     busy, broken      refused at once; broken has a log id
@@ -61,7 +62,7 @@ from tensorwire_protocol.operations import (
     read_texts,
 )
 from tensorwire_protocol.roles import Role
-from tensorwire_protocol.tensors import ids_checksum
+from tensorwire_protocol.tensors import ids_checksum, pack_ids
 from tensorwire_protocol.transports.aio import AioTransport
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ _TICK_S = 0.0005
 _DEFAULT_TOKENS = 8
 _SCRIPTS = (
     "oracle", "endless", "silent", "deaf", "cut", "eof", "torn", "flaky", "gap", "count",
-    "checksum", "failed", "busy", "broken", "picky", "cat",
+    "checksum", "short", "failed", "busy", "broken", "picky", "cat",
 )  # fmt: skip
 
 
@@ -311,6 +312,7 @@ class Session:
                 checksum=checksum,
                 usage={"prompt_tokens": len(run.prompt), "completion_tokens": count},
                 timings={"queued_ms": 0.5, "largest_batch": 1, "new_in_v2": 7},
+                extra=_reports(run),
             )
         )
 
@@ -319,6 +321,24 @@ class Session:
         raw = self.transport._transport
         assert raw is not None
         raw.abort()
+
+
+def _reports(run: Run) -> dict[str, Any]:
+    """Log-probabilities by arithmetic: the i-th token has -i, the likeliest are 0, 1, …"""
+    reports = {}
+    for name, count in (("logprobs", len(run.tokens)), ("prompt_logprobs", len(run.prompt) - 1)):
+        num_top = run.request.params.get(name)
+        if num_top is not None:
+            own = -np.arange(count, dtype="<f4")
+            reports[name] = {
+                "token_logprobs": own.tobytes(),
+                "top_ids": np.tile(np.arange(num_top, dtype="<i4"), count).tobytes(),
+                "top_logprobs": np.repeat(own, num_top).tobytes(),
+                **({"token_ids": pack_ids(range(count))} if name == "prompt_logprobs" else {}),
+            }
+            if run.script == "short":
+                reports[name]["token_logprobs"] = b"\0" * 4
+    return reports
 
 
 def _prompt(request: Request) -> str:

@@ -109,3 +109,14 @@ def test_unknown_numbers_are_kept_and_absent_ones_are_none() -> None:
     assert (usage.prompt_tokens, usage.cached_tokens) == (3, None)
     assert usage.extra == {"gpu_joules": 7, "extra": 1}
     assert Timings.from_wire({"largest_batch": 4}).largest_batch == 4
+
+
+@pytest.mark.parametrize("seed", [2**64, -(2**64), 2**63, -1, 1.0])
+def test_a_seed_out_of_range_is_refused_with_the_range(seed: object) -> None:
+    with pytest.raises(BadParams, match=r"seed must be an integer from 0 to 2\*\*63 - 1, not"):
+        calls.generate("m", "hi", {"seed": seed}, 1.0)
+
+
+@pytest.mark.parametrize("name", ["stop", "stop_ids"])
+def test_no_stops_in_a_list_are_none(name: str) -> None:
+    assert calls.generate("m", "hi", {name: []}, 1.0).params == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import itertools
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,134 @@ def test_a_list_of_lists_of_int_is_several_prompts(client: Face) -> None:
 
 def test_no_prompts_give_no_generations(client: Face) -> None:
     assert client.call("generate", "oracle", []) == []
+
+
+def test_n_choices_are_n_requests_with_seeds_in_a_row(client: Face, server: FakeServer) -> None:
+    last = 2**63 - 1
+    made = client.call("generate", "oracle", "hello", max_new_tokens=3, seed=last, n=3)
+    assert [choice.token_ids for choice in made.choices] == [
+        oracle_tokens("hello", 3, seed=seed) for seed in (last, 0, 1)
+    ]
+    assert (made.text, made.token_ids) == (made.choices[0].text, made.choices[0].token_ids)
+    assert [request.params["seed"] for request in server.requests] == [last, 0, 1]
+    assert len({request.key for request in server.requests}) == 3
+    assert not any("n" in request.params for request in server.requests)
+    assert server.num_connections == 1
+
+
+def test_choices_without_a_seed_draw_what_their_keys_say(client: Face, server: FakeServer) -> None:
+    made = client.call("chat", "oracle", [{"role": "user", "content": "a"}], n=2)
+    assert len(made.choices) == 2
+    assert not any("seed" in request.params for request in server.requests)
+
+
+def test_one_choice_is_the_generation_itself(client: Face) -> None:
+    assert client.call("generate", "oracle", "hello", n=1).choices == ()
+    assert client.call("generate", "oracle", "hello", n=None).choices == ()
+
+
+def test_each_prompt_of_a_list_has_its_choices(client: Face) -> None:
+    made = client.call("generate", "oracle", ["a", "b"], max_new_tokens=2, seed=5, n=2)
+    assert [[choice.token_ids for choice in one.choices] for one in made] == [
+        [oracle_tokens(prompt, 2, seed=seed) for seed in (5, 6)] for prompt in ("a", "b")
+    ]
+
+
+@pytest.mark.parametrize("n", [0, 9, -1, 1.0, True, "2"])
+@pytest.mark.parametrize("name", ["generate", "stream"])
+def test_more_choices_than_eight_are_refused_before_anything_is_sent(
+    client: Face, server: FakeServer, name: str, n: Any
+) -> None:
+    call = getattr(client.client, name)
+    with pytest.raises(BadParams, match=f"n must be an integer from 1 to 8, not {n!r}"):
+        asyncio.run(call("oracle", "hello", n=n))
+    assert server.requests == []
+
+
+def test_a_choice_that_fails_ends_all_of_them(client: Face, server: FakeServer) -> None:
+    with pytest.raises(WorkerLost):
+        client.call("generate", "failed:2", "hello", n=3)
+    client.settle()
+    assert server.wait_until(lambda: server.open_runs == 0)
+
+
+def test_a_stream_of_choices_tells_them_apart(client: Face) -> None:
+    stream = client.stream("oracle", "hello", max_new_tokens=4, seed=7, n=3)
+    tokens: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    order = []
+    for delta in stream:
+        assert delta.index == len(tokens[delta.choice])
+        tokens[delta.choice] += delta.token_ids
+        order.append(delta.choice)
+    assert tokens == {i: oracle_tokens("hello", 4, seed=7 + i) for i in range(3)}
+    assert order[:3] == [0, 1, 2]
+    made = stream.generation
+    assert [choice.token_ids for choice in made.choices] == list(tokens.values())
+    assert stream.prompt_tokens == 5
+
+
+def test_a_stream_of_choices_that_is_left_stops_all_of_them(
+    client: Face, server: FakeServer
+) -> None:
+    stream = client.stream("endless", "hello", n=3)
+    next(stream)
+    with pytest.raises(ClientUnusable):
+        _ = stream.generation
+    stream.close()
+    client.settle()
+    assert server.wait_until(lambda: server.open_runs == 0)
+    assert next(iter(stream), None) is None
+
+
+def test_a_stream_of_choices_ends_with_the_first_error(client: Face, server: FakeServer) -> None:
+    stream = client.stream("failed:2", "hello", n=2)
+    with pytest.raises(WorkerLost):
+        for _ in stream:
+            pass
+    client.settle()
+    assert server.wait_until(lambda: server.open_runs == 0)
+
+
+def test_log_probabilities_are_arrays_with_a_row_for_each_token(client: Face) -> None:
+    made = client.call(
+        "generate", "oracle", "hello", max_new_tokens=3, logprobs=2, prompt_logprobs=0
+    )
+    assert made.logprobs.token_ids.tolist() == made.token_ids
+    assert made.logprobs.token_logprobs.tolist() == [0, -1, -2]
+    assert made.logprobs.top_ids.tolist() == [[0, 1]] * 3
+    assert made.logprobs.top_logprobs.tolist() == [[0, 0], [-1, -1], [-2, -2]]
+    assert made.prompt_logprobs.token_ids.tolist() == [0, 1, 2, 3]
+    assert made.prompt_logprobs.top_ids.shape == (4, 0)
+    assert made.logprobs.token_logprobs.dtype == np.float32
+    assert made.logprobs.top_ids.dtype == np.int32
+
+
+def test_nothing_is_said_of_log_probabilities_that_nobody_asked_for(client: Face) -> None:
+    made = client.call("generate", "oracle", "hello")
+    assert made.logprobs is made.prompt_logprobs is None
+
+
+def test_log_probabilities_that_do_not_match_the_tokens_are_the_servers_fault(
+    client: Face,
+) -> None:
+    with pytest.raises(InternalError, match="log-probabilities cannot be read: 1 of 8 tokens"):
+        client.call("generate", "short", "hello", logprobs=1)
+
+
+def test_a_bias_by_token_id_travels_as_pairs(client: Face, server: FakeServer) -> None:
+    client.call("generate", "oracle", "hello", logit_bias={5: -100, 7: 0.5}, bad_words=["a", [1]])
+    (request,) = server.requests
+    assert request.params["logit_bias"] == [[5, -100], [7, 0.5]]
+    assert request.params["bad_words"] == ["a", [1]]
+
+
+@pytest.mark.parametrize("name", ["seed", "max_new_tokens", "top_k"])
+@pytest.mark.parametrize("value", [2**64, -(2**63) - 1])
+def test_an_integer_that_no_wire_carries_is_refused_as_any_other(
+    client: Face, name: str, value: int
+) -> None:
+    with pytest.raises(BadParams, match=rf"{name} must be an integer .*, not {value}$"):
+        client.call("generate", "oracle", "hello", **{name: value})
 
 
 def test_long_prompts_of_text_and_ids_arrive_whole(client: Face) -> None:

@@ -53,9 +53,9 @@ class Run:
     tokens: list[list[int]]
     largest_batch: int
     steps: int
-    stats: Mapping[str, float]  # of the scheduler, at the end
     cancelled: frozenset[int]
     paths: Mapping[str, int]  # how often a path of the engine or the scheduler was taken
+    stats: Mapping[str, float]  # of the scheduler, at the end
 
 
 def mixed_requests(count: int, seed: int, *, last_join: int = 40) -> list[Request]:
@@ -86,8 +86,8 @@ def run(
     step_tokens: int = 96,
     num_pages: int = 1024,
     stop_ids: frozenset[int] | None = None,
-    expected_share: float = 1.0,
     cancel_after: Mapping[int, int] | None = None,
+    expected_share: float = 1.0,
 ) -> Run:
     """Continue all requests to their end, or until they have as many tokens as `cancel_after`."""
     pool = PagePool(num_pages, 16)

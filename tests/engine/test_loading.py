@@ -15,7 +15,7 @@ import torch
 import transformers
 from tensorwire_server.engine.errors import ModelLoadError
 from tensorwire_server.engine.generator import Generator
-from tensorwire_server.engine.loading import load, sampling_defaults
+from tensorwire_server.engine.loading import ignored_settings, load, sampling_defaults
 from transformers import GenerationConfig
 
 if TYPE_CHECKING:
@@ -76,12 +76,33 @@ def test_the_context_can_be_bounded_but_not_stretched() -> None:
             {"temperature": 0.7, "top_k": 20, "top_p": 0.8},
         ),
         ({"do_sample": True, "top_k": 0}, {"temperature": 1.0, "top_k": None, "top_p": 1.0}),
+        (
+            {"min_p": 0.05, "repetition_penalty": 1.1, "min_new_tokens": 3},
+            {
+                "temperature": 0.0,
+                "top_k": None,
+                "top_p": 1.0,
+                "min_p": 0.05,
+                "repetition_penalty": 1.1,
+                "min_new_tokens": 3,
+            },
+        ),
+        (
+            {"bad_words_ids": [[5], [6, 7]], "suppress_tokens": [8], "repetition_penalty": 1.0},
+            {"temperature": 0.0, "top_k": None, "top_p": 1.0, "bad_words": [[5], [6, 7], [8]]},
+        ),
     ],
 )
 def test_defaults_are_the_models_own_and_greedy_unless_it_samples(
     config: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     assert sampling_defaults(GenerationConfig(**config)) == expected
+
+
+def test_what_a_generation_config_asks_for_in_vain_is_named() -> None:
+    assert ignored_settings(GenerationConfig(temperature=0.5, num_beams=1, typical_p=1.0)) == []
+    asked = GenerationConfig(no_repeat_ngram_size=3, num_beams=4, forced_eos_token_id=2)
+    assert ignored_settings(asked) == ["no_repeat_ngram_size", "forced_eos_token_id", "num_beams"]
 
 
 def test_all_eos_ids_of_the_generation_config_count(folder: Path) -> None:

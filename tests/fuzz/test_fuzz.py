@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tensorwire_protocol.limits import Limits
     from tensorwire_protocol.messages import Message
 
-_FAMILIES = 600
+_FAMILIES = 400
 
 
 @pytest.mark.timeout(600)  # a dozen seconds of work, on however busy a machine

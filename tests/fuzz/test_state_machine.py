@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 from protocol.credentials import TOKEN, Knows, by_hmac
 from tensorwire_protocol.auth import LOCAL
+from tensorwire_protocol.bodies import FEATURE_BODY
 from tensorwire_protocol.connection import FEATURE_RESUME, Connection
 from tensorwire_protocol.errors import ErrorCode, TooLarge
 from tensorwire_protocol.limits import Limits
@@ -71,6 +72,7 @@ class Call:
     content: str
     got: list[int] = field(default_factory=list)
     resumed: bool = False
+    is_cancelled: bool = False
 
 
 @dataclass
@@ -98,11 +100,13 @@ class ClientLink(TwoEnds):
     @initialize(
         method=st.sampled_from(["none", "token", "hmac"]),
         knows_resume=st.booleans(),
+        knows_bodies=st.booleans(),
         num_streams=st.sampled_from([FEW_STREAMS, 512]),
     )
-    def begin(self, method: str, knows_resume: bool, num_streams: int) -> None:
+    def begin(self, method: str, knows_resume: bool, knows_bodies: bool, num_streams: int) -> None:
         self.method, self.num_streams = method, num_streams
-        self.features = [FEATURE_RESUME] if knows_resume else []
+        self.knows_resume = knows_resume
+        self.features = [FEATURE_RESUME] * knows_resume + [FEATURE_BODY] * knows_bodies
         self.connect()
 
     def make_ends(self, nonce: bytes) -> tuple[Connection, Connection]:
@@ -137,9 +141,11 @@ class ClientLink(TwoEnds):
         self.contents.setdefault(call.key, call.content)
 
     @precondition(may_ask)
-    @rule(gap=st.booleans(), array_bytes=st.sampled_from([0, 10, 3000, 200_000]))
+    @rule(gap=st.booleans(), array_bytes=st.sampled_from([0, 10, 3000, 300_000, 1_100_000]))
     def ask_something_new(self, gap: bool, array_bytes: int) -> None:
         key = (len(self.contents) + 1).to_bytes(16, "big")
+        if not self.opener.can_send_bodies:
+            array_bytes = min(array_bytes, 300_000)
         self.request(Call(key, "first"), gap=gap, array_bytes=array_bytes)
 
     @precondition(lambda self: self.contents and self.may_ask())
@@ -148,6 +154,7 @@ class ClientLink(TwoEnds):
         key = data.draw(st.sampled_from(sorted(self.contents)))
         self.request(Call(key, self.contents[key] if same else "other"))
 
+    @precondition(lambda self: not self.opener.can_send_bodies)
     @rule()
     def ask_too_much(self) -> None:
         before = (self.opener.open_streams(), self.opener.pending_bytes)
@@ -162,7 +169,10 @@ class ClientLink(TwoEnds):
     def cancel(self, data: st.DataObject) -> None:
         # Of streams that ended, too: a CANCEL and an END may cross on the wire.
         known = sorted(self.asking.next_index.keys() | self.asking.ends.keys())
-        self.opener.send(Cancel(stream=data.draw(st.sampled_from(known))))
+        stream = data.draw(st.sampled_from(known))
+        self.opener.send(Cancel(stream=stream))
+        if stream in self.calls:
+            self.calls[stream].is_cancelled = True
 
     @precondition(lambda self: not self.client_left)
     @rule()
@@ -193,6 +203,9 @@ class ClientLink(TwoEnds):
         match message.code:
             case ErrorCode.BUSY:
                 assert self.num_streams == FEW_STREAMS
+            case ErrorCode.CANCELLED:  # before all of it had come
+                assert call.is_cancelled
+                assert not call.got
             case ErrorCode.KEY_REUSED:
                 assert call.content != self.works[call.key].content
             case ErrorCode.DRAINING:
@@ -332,17 +345,17 @@ class ClientLink(TwoEnds):
     @rule()
     def lose_the_connection(self) -> None:
         calls, self.calls = self.calls, {}
-        if not self.features:
+        if not self.knows_resume:
             for key in self.readers.values():
                 if self.works[key].final is None:
                     self.end_work(key, Failure)
         self.readers, self.cancelled, self.farewell, self.client_left = {}, set(), None, False
         self.connect()
         for call in calls.values():
-            if self.features and call.content == self.contents[call.key]:
+            if self.knows_resume and call.content == self.contents[call.key]:
                 stream = self.opener.next_stream()
                 self.ask(Resume(stream=stream, key=call.key, next_index=len(call.got)))
-                self.calls[stream] = replace(call, resumed=True)
+                self.calls[stream] = replace(call, resumed=True, is_cancelled=False)
 
     def finish_everything(self) -> None:
         while self.readers:
@@ -376,14 +389,17 @@ class WorkerLink(TwoEnds):
         self.running: dict[int, Submit] = {}  # at the worker
         self.is_draining = False
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(knows_bodies=st.booleans())
+    def begin(self, knows_bodies: bool) -> None:
+        self.knows_bodies = knows_bodies
         self.connect()
 
     def make_ends(self, nonce: bytes) -> tuple[Connection, Connection]:
         del nonce
-        return Connection(Role.DISPATCHER, scratch=SCRATCH), Connection(
-            Role.WORKER, scratch=SCRATCH
+        features = [FEATURE_BODY] * self.knows_bodies
+        return (
+            Connection(Role.DISPATCHER, scratch=SCRATCH, features=features),
+            Connection(Role.WORKER, scratch=SCRATCH, features=features),
         )
 
     # -- the gateway --------------------------------------------------------------------------
@@ -399,7 +415,7 @@ class WorkerLink(TwoEnds):
                 op="generate",
                 key=key,
                 attempt=task.attempt,
-                inputs={"x": np.zeros(1500 * (key[-1] % 2), np.uint8)},
+                inputs={"x": np.zeros([0, 1500, 300_000][key[-1] % 3], np.uint8)},
                 so_far=list(task.got),
             )
         )
@@ -495,7 +511,8 @@ class WorkerLink(TwoEnds):
         if how is Failure:
             self.answer(failure(stream, ErrorCode.MODEL_ERROR))
         elif how is Result:
-            self.answer(Result(stream=stream, outputs={"x": np.zeros(2000, np.uint8)}))
+            num_bytes = [2000, 300_000][key[-1] % 2]
+            self.answer(Result(stream=stream, outputs={"x": np.zeros(num_bytes, np.uint8)}))
         else:
             self.answer(ended(stream, tokens(key, 0, self.answering.next_index[stream])))
 

@@ -130,8 +130,8 @@ class FakeWorker:
             for stream, tokens in made.items():
                 self.tokens[stream] += tokens
 
-    def end(self, stream: int, finish: Finish = Finish.STOP, **lies: int) -> None:
-        """End a stream with what was sent; `lies` replace its count or checksum."""
+    def end(self, stream: int, finish: Finish = Finish.STOP, **lies: Any) -> None:
+        """End a stream with what was sent; `lies` replace its count, checksum or extra."""
         tokens = self.tokens.pop(stream)
         self.transport.send(
             End(
@@ -141,6 +141,7 @@ class FakeWorker:
                 checksum=lies.get("checksum", ids_checksum(tokens)),
                 usage={"prompt_tokens": 2, "completion_tokens": len(tokens)},
                 timings={"queued_ms": 0.5},
+                extra=lies.get("extra", {}),
             )
         )
 

@@ -102,6 +102,28 @@ def test_the_same_request_joins_from_the_beginning_and_the_newest_reader_wins() 
     run_on(FakeClockLoop, test)
 
 
+def test_log_probabilities_reach_the_client_and_are_kept_however_many_they_are() -> None:
+    reports = {"token_logprobs": bytes(12), "top_ids": bytes(120_000), "top_logprobs": b""}
+
+    async def test() -> None:
+        async with house() as opened:
+            client, key, stream = await streaming(opened)
+            (worker,) = opened.workers
+            extra = {"attempt": 1, "logprobs": reports, "prompt_logprobs": reports, "own": 5}
+            worker.end(stream, extra=extra)
+            end = await client.ended(1)
+            # What else a worker says is for the gateway.
+            assert end.extra == {"logprobs": reports, "prompt_logprobs": reports}
+            again = client.ask(key=key)
+            replayed = await client.ended(again)
+            assert replayed.extra == end.extra
+            resumed = client.resume(key, 3, len(words([1, 2, 3])))
+            assert (await client.ended(resumed)).extra == end.extra
+            assert len(worker.submits) == 1
+
+    run_on(FakeClockLoop, test)
+
+
 def test_what_has_ended_is_replayed_until_its_time_is_over() -> None:
     async def test() -> None:
         async with house(outcomes=OutcomesConfig(seconds=60)) as opened:

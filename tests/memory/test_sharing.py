@@ -265,6 +265,20 @@ def test_a_lie_about_memory_is_refused(payload: dict[str, Any]) -> None:
     run(test)
 
 
+def test_whatever_a_peer_says_it_returns_costs_no_more_than_the_loans_it_names() -> None:
+    async def test() -> None:
+        pair = Pair()
+        for stream in (1, 2):
+            pair.up.send(submit(stream, x=np.ones(10_000)))
+        assert pair.gateway.num_lent == 2
+        pair.down.send(Shm(payload={"returned": [[1], {}, None, "1", 2**63, 2]}))
+        pair.exchange()
+        assert pair.gateway.num_lent == 1
+        assert pair.up.error is None
+
+    run(test)
+
+
 def test_shm_for_one_stream_before_the_body_of_another_costs_the_connection() -> None:
     async def test() -> None:
         pair = Pair()

@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tensorwire_protocol.errors import BadParams, TensorwireError, UnknownOperation
 from tensorwire_protocol.messages import Finish, Submit
-from tensorwire_server.scheduling.work import ModelCard
+from tensorwire_server.scheduling.work import ModelCard, Shaping
 from tensorwire_server.workers.oracle import ByteTokenizer
-from tensorwire_server.workers.requests import Order, build_order, check_operation, read_prompt
+from tensorwire_server.workers.requests import (
+    MAX_ECHO_CHARS,
+    Order,
+    build_order,
+    check_operation,
+    read_bad_words,
+    read_echo,
+    read_prompt,
+)
 
 if TYPE_CHECKING:
     from tensorwire_server.scheduling.sequences import Sequence
@@ -140,3 +148,140 @@ def test_an_empty_text_is_no_prompt_but_can_be_tokenized() -> None:
 
 def test_a_card_without_defaults_is_greedy() -> None:
     assert order(card=replace(CARD, defaults={})).sampling.temperature == 0.0
+
+
+# -- sampling --------------------------------------------------------------------------------------
+
+
+def test_without_anything_that_shapes_logits_nothing_is_kept_of_it() -> None:
+    neutral = {
+        "repetition_penalty": 1, "frequency_penalty": 0, "presence_penalty": 0.0,
+        "logit_bias": [], "bad_words": [], "min_new_tokens": 0,
+    }  # fmt: skip
+    assert sequence().sampling.shaping is None
+    assert sequence(params=neutral).sampling.shaping is None
+
+
+def test_every_option_reaches_the_sampler() -> None:
+    params = {
+        "min_p": 0.1, "repetition_penalty": 1.5, "frequency_penalty": -1, "presence_penalty": 2,
+        "logit_bias": [[4, 1], [5, -2.5]], "min_new_tokens": 3, "stop_ids": [7, 8],
+        "logprobs": 2, "prompt_logprobs": 0,
+    }  # fmt: skip
+    made = order(params=params, bad_words=[(1, 2), (3,)])
+    sampling = made.sampling
+    assert (sampling.min_p, sampling.logprobs, sampling.prompt_logprobs) == (0.1, 2, 0)
+    assert sampling.shaping == Shaping(
+        bias=((4, 1.0), (5, -2.5)),
+        repetition_penalty=1.5,
+        frequency_penalty=-1.0,
+        presence_penalty=2.0,
+        bad_words=((1, 2), (3,)),
+        min_new_tokens=3,
+        stop_ids=(7, 8, 9),
+    )
+
+
+def test_what_the_models_generation_config_says_holds_until_a_request_says_otherwise() -> None:
+    said = {"min_p": 0.2, "repetition_penalty": 1.1, "min_new_tokens": 5, "bad_words": [[1], [2]]}
+    card = replace(CARD, defaults=said)
+    made = order(card=card).sampling
+    assert made.min_p == 0.2
+    assert made.shaping == Shaping(
+        repetition_penalty=1.1, min_new_tokens=5, stop_ids=(9,), bad_words=((1,), (2,))
+    )
+    params = {"min_p": 0, "repetition_penalty": 1, "min_new_tokens": 0}
+    made = order(card=card, params=params, bad_words=[(3,)]).sampling
+    assert made.min_p == 0
+    # Bad words of the model's stay: nobody can have asked for them.
+    assert made.shaping == Shaping(bad_words=((1,), (2,), (3,)))
+    short = order(card=card, params={"max_new_tokens": 2}).sampling.shaping
+    assert short is not None
+    assert short.min_new_tokens == 2
+
+
+def test_the_models_own_stop_tokens_can_be_ignored_the_clients_cannot() -> None:
+    assert sequence(params={"ignore_eos": True}).stop_ids == frozenset()
+    assert sequence(params={"ignore_eos": True, "stop_ids": [4]}).stop_ids == {4}
+    assert sequence(params={"ignore_eos": False}).stop_ids == {9}
+    assert order(so_far=[1, 9], params={"ignore_eos": True}).finish is None
+    assert sequence(params={"stop_ids": []}).stop_ids == {9}
+
+
+@pytest.mark.parametrize(
+    ("params", "bad_words", "sentence"),
+    [
+        (
+            {"logit_bias": [[1, 1], [300, 1]]}, (),
+            "token id 300 in logit_bias is outside the vocabulary of 'm' (0 to 299)",
+        ),
+        (
+            {}, [(1, 300)],
+            "token id 300 in bad_words is outside the vocabulary of 'm' (0 to 299)",
+        ),
+        (
+            {"stop_ids": [300]}, (),
+            "token id 300 in stop_ids is outside the vocabulary of 'm' (0 to 299)",
+        ),
+        (
+            {"min_new_tokens": 11, "max_new_tokens": 10}, (),
+            "min_new_tokens 11 is above the 10 tokens that are made at most",
+        ),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_fit_the_model_are_refused(
+    params: dict[str, Any], bad_words: Any, sentence: str
+) -> None:
+    with pytest.raises(BadParams) as raised:
+        order(params=params, bad_words=bad_words)
+    assert str(raised.value) == sentence
+    near = {"logit_bias": [[299, 1]], "stop_ids": [299], "min_new_tokens": 10, "max_new_tokens": 10}
+    order(params=near, bad_words=[(299,)])
+
+
+def test_a_whole_answer_is_read_again_with_no_choice_but_its_last_token() -> None:
+    made = order(so_far=[5, 6, 7], params={"max_new_tokens": 3, "logprobs": 1, "min_p": 0.3})
+    assert made.finish is Finish.LENGTH
+    again = made.scoring_sequence(8)
+    assert (again.id, again.so_far, again.max_new_tokens) == (8, (5, 6), 3)
+    assert again.sampling == replace(made.sampling, shaping=Shaping(only=7))
+
+
+def test_what_is_reported_decides_how_far_a_prefix_hit_may_reach() -> None:
+    assert order(10).sampling.first_scored(10) is None
+    assert order(10, params={"logprobs": 0}).sampling.first_scored(10) == 9
+    assert order(10, params={"prompt_logprobs": 0}).sampling.first_scored(10) == 0
+
+
+class Words(ByteTokenizer):
+    """Text has other ids behind a space."""
+
+    def encode_word(self, text: str) -> list[list[int]]:
+        return [self.encode(text), [200, *self.encode(text)]] if text else [[]]
+
+
+def test_bad_words_as_text_are_banned_wherever_they_stand_those_as_ids_as_they_are() -> None:
+    num_chars, encode = read_bad_words({"bad_words": ["ab", [7, 8], "ab", ""]}, Words())
+    assert num_chars == 8
+    assert encode() == [(97, 98), (200, 97, 98), (7, 8)]
+    assert read_bad_words({}, Words())[1]() == []
+
+
+def echo(params: dict[str, Any], inputs: dict[str, Any], **fields: Any) -> str:
+    submit = Submit(
+        stream=1, op="generate", key=bytes(16), attempt=1, inputs=inputs, params=params, **fields
+    )
+    return read_echo(submit, [104, 105], ByteTokenizer())
+
+
+def test_a_prompt_is_echoed_as_it_was_given_once() -> None:
+    assert echo({"echo": True}, {"prompt": "Größe"}) == "Größe"
+    assert echo({"echo": True}, {"ids": [104, 105]}) == "hi"
+    assert echo({"echo": False}, {"prompt": "hi"}) == echo({}, {"prompt": "hi"}) == ""
+    assert echo({"echo": True}, {"prompt": "hi"}, so_far=[1]) == ""
+
+
+def test_a_prompt_that_is_too_long_for_an_event_is_not_echoed() -> None:
+    assert len(echo({"echo": True}, {"prompt": "x" * MAX_ECHO_CHARS})) == MAX_ECHO_CHARS
+    with pytest.raises(BadParams, match="up to 65536 characters, not of 65537"):
+        echo({"echo": True}, {"prompt": "x" * (MAX_ECHO_CHARS + 1)})

@@ -86,6 +86,28 @@ def test_tokens_of_an_earlier_attempt_leave_text_and_stops_where_they_were() -> 
     assert a_stream("bc").replay([ord(token) for token in "abcd"])
 
 
+def test_echoed_text_comes_with_the_first_token_and_no_stop_is_looked_for_in_it() -> None:
+    stream = TextStream(LINK, 7, 1, 99, 100.0)
+    stream.begin(Pairs(), StopMatcher(["ab"]), lead="abc")
+    assert take_all(stream, "xyab", None) == [
+        ("abc", None), ("xy", None), ("", None), ("", Finish.STOP),
+    ]  # fmt: skip
+    plain = TextStream(LINK, 7, 1, 99, 100.0)
+    plain.begin(Pairs(), None, lead="abc")
+    assert take_all(plain, "xyz") == [("abc", None), ("xy", None), ("z", Finish.LENGTH)]
+
+
+def test_the_first_tokens_text_is_not_searched_where_there_must_be_more() -> None:
+    stream = TextStream(LINK, 7, 1, 99, 100.0)
+    stream.begin(Pairs(), StopMatcher(["ab"]), min_new_tokens=4)
+    taken = take_all(stream, "ababxxab", None)
+    assert "".join(text for text, _ in taken) == "ababxx"
+    assert taken[-1][1] is Finish.STOP
+    short = TextStream(LINK, 7, 1, 99, 100.0)
+    short.begin(Pairs(), StopMatcher(["ab"]), min_new_tokens=3)
+    assert take_all(short, "aba") == [("", None), ("ab", None), ("a", Finish.LENGTH)]
+
+
 def test_the_end_counts_and_sums_all_tokens_earlier_attempts_included() -> None:
     stream = a_stream()
     stream.prompt_tokens = 5

@@ -34,7 +34,8 @@ class Steps(Protocol):
         """Run one forward pass.
 
         Returns:
-            The rows that asked for a sample, and their logits in that order: (R, V), float32.
+            The rows whose logits are wanted (`sampler.wanted_logits`), and these in that order:
+            (R, V), float32.
         """
 
 

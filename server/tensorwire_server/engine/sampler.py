@@ -62,10 +62,11 @@ class Sampler:
 
         Args:
             rows: as `wanted_logits` gives them.
-            logits_RV: float32, one for each, contiguous; changed in place.
+            logits_RV: float32, one for each; changed in place.
         """
         if not rows:
             return StepResult(tokens={}, failed={})
+        logits_RV = logits_RV.contiguous()
         # Before anything is banned: what is -inf then is meant to be.
         finite = torch.isfinite(logits_RV.sum(-1))
         entries = find_entries(rows)

@@ -363,7 +363,9 @@ class Gateway:
         if not self.by_key.holds(name, live):
             return
         entry = live.entry
-        is_small = sum(map(len, terminal.buffers)) <= MAX_RESULT_BYTES
+        # An END is bounded by its own limit, and a stream of which all but it has come needs it.
+        is_end = terminal.KIND is Kind.END
+        is_small = is_end or sum(map(len, terminal.buffers)) <= MAX_RESULT_BYTES
         outcome = Outcome(
             asked=fingerprint(entry.request),
             prompt_tokens=live.prompt_tokens,

@@ -101,7 +101,8 @@ class Sharing:
     def take_back(self, loans: Sequence[Any]) -> None:
         """Let go of loans that the peer is done with."""
         for loan in loans:
-            self._lent.pop(loan, None)
+            if type(loan) is int:  # whatever the peer says; a list could not even be looked up
+                self._lent.pop(loan, None)
 
     def borrow(self, places: Mapping[str, Any], lengths: Sequence[int]) -> list[memoryview]:
         """Return the segments that SHM speaks of; the loan ends when all of them are gone.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tensorwire_server.scheduling.work import ModelCard, Tokenizer
 
 DEFAULT_NEW_TOKENS = 256
-MAX_ECHO_CHARS = 64 * 1024  # they travel with an event, among others'
+MAX_ECHO_CHARS = 64 * 1024  # they travel with an event, among others
 
 
 def check_operation(op: str, card: ModelCard, model: str) -> None:

@@ -56,6 +56,7 @@ VARIANTS: dict[str, Callable[[], Any]] = {
     "qwen2-windows": lambda: transformers.Qwen2Config(
         use_sliding_window=True, sliding_window=24, max_window_layers=1, **_SIZES
     ),
+    "qwen2-16-bits": lambda: transformers.Qwen2Config(**_SIZES),
     "qwen3": lambda: transformers.Qwen3Config(head_dim=24, **_SIZES),
     "granite": lambda: transformers.GraniteConfig(
         embedding_multiplier=1.5,
@@ -96,6 +97,8 @@ def write_variant(folder: Path, variant: str) -> Path:
     model = transformers.AutoModelForCausalLM.from_config(VARIANTS[variant]())
     _randomise(model, _SEEDS.get(variant, _SEED))
     model.generation_config.eos_token_id = 2
+    if variant.endswith("16-bits"):
+        model = model.to(torch.bfloat16)
     model.save_pretrained(folder)
     models_zoo.save_tokenizer(folder, models_zoo.byte_level_tokenizer())
     return folder

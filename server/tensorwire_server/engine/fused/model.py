@@ -73,6 +73,11 @@ class FusedModel:
         self._d = description
         self._weights = weights
         self.set_windows(description.windows)
+        self._epsilon = torch.tensor(description.norm_epsilon)
+        self._average_C: torch.Tensor | None = None  # on a CPU, where it makes a faster norm
+        if cache.geometry.device.type == "cpu" and cache.geometry.dtype == torch.float32:
+            hidden_size = weights.embedding_VC.shape[1]
+            self._average_C = torch.full((hidden_size,), 1 / hidden_size)
 
     def set_windows(self, windows: Sequence[int | None]) -> None:
         """Let the tokens of each layer see only the last positions; None: all."""
@@ -155,33 +160,35 @@ class FusedModel:
     ) -> torch.Tensor:
         """Return (T, N x D)."""
         d = self._d
-        num_turned = d.num_heads + d.num_kv_heads
-        qkv = weights.qkv(x_TC).view(len(x_TC), -1, d.head_size)
-        turned = qkv.narrow(1, 0, num_turned)
-        if d.family.qk_norm is not QKNorm.NONE:
-            turned = self._norm_qk(weights, turned)
-        turned = _turn(turned, rotation).transpose(0, 1)
-        out_TND = layout.attend(
-            index,
-            turned[: d.num_heads],
-            turned[d.num_heads :],
-            qkv.narrow(1, num_turned, d.num_kv_heads).transpose(0, 1),
-            d.attention_scale,
-            self._extras[index],
+        qkv_TxD = weights.qkv(x_TC).view(len(x_TC), -1, d.head_size)
+        if weights.q_norm is not None:
+            self._norm_qk(weights, qkv_TxD)
+        _turn(qkv_TxD[:, : d.num_heads + d.num_kv_heads], rotation)
+        q, k, v = torch.split(
+            qkv_TxD.transpose(0, 1), [d.num_heads, d.num_kv_heads, d.num_kv_heads]
         )
-        return out_TND.flatten(1)
+        scale, extra = d.attention_scale, self._extras[index]
+        return layout.attend(index, q, k, v, scale, extra).flatten(1)
 
-    def _norm_qk(self, weights: LayerWeights, turned_TxD: torch.Tensor) -> torch.Tensor:
-        num_heads = self._d.num_heads
+    def _norm_qk(self, weights: LayerWeights, qkv_TxD: torch.Tensor) -> None:
+        """Normalise queries and keys in place."""
         assert weights.q_norm is not None
         assert weights.k_norm is not None
-        q, k = turned_TxD[:, :num_heads], turned_TxD[:, num_heads:]
-        if self._d.family.qk_norm is QKNorm.ALL_HEADS:
-            q, k = q.flatten(1), k.flatten(1)
-        normed = [self._norm(q, weights.q_norm), self._norm(k, weights.k_norm)]
-        return torch.cat([part.view(len(part), -1, self._d.head_size) for part in normed], dim=1)
+        num_heads, num_kv_heads = self._d.num_heads, self._d.num_kv_heads
+        q, k, _ = torch.split(qkv_TxD, [num_heads, num_kv_heads, num_kv_heads], dim=1)
+        for part, weight in ((q, weights.q_norm), (k, weights.k_norm)):
+            whole = self._d.family.qk_norm is QKNorm.ALL_HEADS
+            normed = self._norm_heads(part.flatten(1) if whole else part, weight)
+            part.copy_(normed.view_as(part))
 
-    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def _norm(self, x_TC: torch.Tensor, weight_C: torch.Tensor) -> torch.Tensor:
+        if self._average_C is None:
+            return self._norm_heads(x_TC, weight_C)
+        # On a CPU `rms_norm` is seven operators; these are five, and up to a third faster.
+        squares_T = torch.addmv(self._epsilon, x_TC * x_TC, self._average_C)
+        return (x_TC * squares_T.rsqrt_().unsqueeze(-1)).mul_(weight_C)
+
+    def _norm_heads(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(x, weight.shape, weight, self._d.norm_epsilon)
 
     def _add(
@@ -200,8 +207,9 @@ class FusedModel:
         return torch.add(residual_TC, product, alpha=scale)
 
 
-def _turn(x_TxD: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
-    """Turn pairs of neighbours; float32 in place."""
-    pairs = x_TxD.float().view(*x_TxD.shape[:2], -1, 2)
-    turned = torch.view_as_complex(pairs).mul_(rotation)
-    return torch.view_as_real(turned).flatten(-2).to(x_TxD.dtype)
+def _turn(x_TxD: torch.Tensor, rotation: torch.Tensor) -> None:
+    """Turn pairs of neighbours, in place."""
+    pairs = x_TxD.float().view(*x_TxD.shape[:2], -1, 2)  # float32 itself is no copy
+    torch.view_as_complex(pairs).mul_(rotation)
+    if x_TxD.dtype != torch.float32:
+        x_TxD.copy_(pairs.view(x_TxD.shape))
