@@ -720,4 +720,4 @@ def test_beside_running_streams_a_prompt_takes_as_much_time_as_they_do(arrivals:
     while late.num_new == 0:
         took_s.append(takes_s(run_one(subject, takes=takes_s)))
     assert max(took_s) <= 3 * 0.08, "running streams were held up"
-    assert len(took_s) <= 75, "the prompt was read in crumbs"
+    assert len(took_s) <= 100, "the prompt was read in crumbs"
