@@ -352,6 +352,19 @@ def test_a_priority_is_worth_30_seconds_of_arrival() -> None:
     assert order == [2, 1, 3]
 
 
+@pytest.mark.parametrize(
+    ("priority", "arrived_at", "order"),
+    [(100, 159.0, [2, 1]), (100, 161.0, [1, 2]), (-100, 41.0, [1, 2]), (-100, 39.0, [2, 1])],
+)
+def test_the_highest_priority_gets_a_minute_ahead_and_no_more(
+    priority: int, arrived_at: float, order: list[int]
+) -> None:
+    subject = scheduler(max_running=1)
+    subject.submit(sequence(1, arrived_at=100.0))
+    subject.submit(sequence(2, priority=priority, arrived_at=arrived_at))
+    assert [e.sequence_id for _, made in steps(subject) for e in made if e.finish] == order
+
+
 # -- prefixes --------------------------------------------------------------------------------------
 
 

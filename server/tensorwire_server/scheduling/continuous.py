@@ -13,10 +13,10 @@ old place; what it had computed is read again, or found in the prefix cache. The
 order is never preempted, and fits alone: so somebody always gets to the end.
 
 The order of the queue is a time, and never changes: of arrival, later by up to `_STEP_S` for a far
-or no deadline, and earlier by `_STEP_S` for each step of priority. So a higher priority goes first,
-and within a priority the nearer deadline; but whoever has waited long goes before all newcomers.
-Prompts are read in the same order with one half of what a step has for them; the other half is for
-the shortest ones.
+or no deadline, and earlier by `_STEP_S` for each of up to `_MOST_STEPS` steps of priority. So a
+higher priority goes first, and within a priority the nearer deadline; but whoever has waited long
+goes before all newcomers. Prompts are read in the same order with one half of what a step has for
+them; the other half is for the shortest ones.
 
 Whatever has run and is gone stands in the `released` of the next plan, so that the engine drops its
 cache before the freed pages are used again. `plan` and `commit` (or `fail`) alternate. A plan that
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from tensorwire_server.scheduling.work import StepResult
 
 _STEP_S = 30.0  # what a step of priority is worth in time of arrival
+# Everybody may ask for any priority: nobody is to get ahead of others by more than a minute.
+_MOST_STEPS = 2
 
 
 class WaitingFull(Exception):
@@ -517,7 +519,8 @@ def _due(sequence: Sequence) -> float:
     slack = _STEP_S
     if sequence.deadline is not None:
         slack = min(slack, max(0.0, sequence.deadline - sequence.arrived_at))
-    return sequence.arrived_at + slack - _STEP_S * sequence.priority
+    steps = max(-_MOST_STEPS, min(_MOST_STEPS, sequence.priority))
+    return sequence.arrived_at + slack - _STEP_S * steps
 
 
 def _share(budget: int, reading: list[Sequence]) -> list[tuple[Sequence, int]]:
