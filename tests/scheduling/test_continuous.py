@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -705,6 +706,44 @@ def test_a_long_prompt_is_read_on_however_many_short_ones_come() -> None:
             subject.submit(sequence(3 * number + newcomer, prompt=15, max_new_tokens=1))
         assert 8 <= len(fed(run_one(subject))[0]) < 16
         assert patient.num_cached >= 8 * number
+
+
+def reporting(
+    number: int, *, logprobs: int | None = None, prompt_logprobs: int | None = None
+) -> Sequence:
+    one = sequence(number, prompt=1000)
+    one.sampling = replace(GREEDY, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
+    return one
+
+
+def test_log_probabilities_of_prompts_are_asked_for_by_the_piece() -> None:
+    subject = scheduler(num_pages=2000, step_tokens=2048)
+    for number in (1, 2):
+        subject.submit(reporting(number, prompt_logprobs=0))
+    subject.submit(sequence(3, prompt=1000))
+    subject.submit(reporting(4, logprobs=2))
+    read: Counter[int] = Counter()
+    for at, (plan, _) in enumerate(steps(subject)):
+        counts = {row.sequence_id: len(row.token_ids) for row in plan.rows}
+        if at == 0:
+            assert counts[3] == 1000, "it reports nothing"
+            assert counts[4] == 792, "nor does this one before its last token"
+        assert sum(row.num_logits for row in plan.rows) <= 256 + 4
+        read.update(counts)
+    assert read == {1: 1003, 2: 1003, 3: 1003, 4: 1003}
+
+
+def test_what_reporting_steps_take_says_nothing_of_others() -> None:
+    subject = scheduler(num_pages=2000, step_tokens=512)
+    subject.submit(sequence(1, prompt=3, max_new_tokens=1000))
+    for _ in range(20):
+        run_one(subject, takes=takes_s)
+    subject.submit(reporting(2, prompt_logprobs=0))
+    for _ in range(10):
+        run_one(subject, takes=lambda plan: 50 * takes_s(plan))
+    subject.cancel(2)
+    subject.submit(sequence(3, prompt=1000))
+    assert len(fed(run_one(subject))[3]) >= 40
 
 
 # -- pace ------------------------------------------------------------------------------------------
