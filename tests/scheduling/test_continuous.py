@@ -743,7 +743,7 @@ def test_what_reporting_steps_take_says_nothing_of_others() -> None:
         run_one(subject, takes=lambda plan: 50 * takes_s(plan))
     subject.cancel(2)
     subject.submit(sequence(3, prompt=1000))
-    assert len(fed(run_one(subject))[3]) >= 40
+    assert len(fed(run_one(subject))[3]) >= 20
 
 
 # -- pace ------------------------------------------------------------------------------------------
@@ -756,7 +756,9 @@ def takes_s(plan: StepPlan, *, decode_s: float = 0.08, token_s: float = 0.002) -
 
 
 @pytest.mark.parametrize("arrivals", [[8], [4, 4], [1] * 8], ids=["together", "in two", "singly"])
-def test_beside_running_streams_a_prompt_takes_as_much_time_as_they_do(arrivals: list[int]) -> None:
+def test_beside_running_streams_a_prompt_takes_at_most_the_time_that_they_do(
+    arrivals: list[int],
+) -> None:
     subject = scheduler(num_pages=1280, max_running=16, step_tokens=512)
     numbers = iter(range(100))
     for together in arrivals:
@@ -771,5 +773,5 @@ def test_beside_running_streams_a_prompt_takes_as_much_time_as_they_do(arrivals:
     took_s = []
     while late.num_new == 0:
         took_s.append(takes_s(run_one(subject, takes=takes_s)))
-    assert max(took_s) <= 3 * 0.08, "running streams were held up"
-    assert len(took_s) <= 75, "the prompt was read in crumbs"
+    assert max(took_s) <= 2 * 0.08, "running streams were held up"
+    assert len(took_s) <= 100, "the prompt was read in crumbs"

@@ -105,7 +105,7 @@ class ContinuousScheduler:
         step_tokens: int,
         max_waiting: int,
         model: str = "",
-        slowdown: float = 2.0,
+        slowdown: float = 1.6,
         expected_share: float = 1.0,
         saved_on_leaving: int = 64,
         share_prefixes: bool = False,

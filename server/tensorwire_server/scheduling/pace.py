@@ -7,7 +7,7 @@ prompt's token adds, is learnt from the steps themselves.
 
 from __future__ import annotations
 
-# What a new measurement counts against all before it. A prompt's tokens get dearer as it is read.
+# What a new measurement counts against all before it: tokens become dearer as a prompt is read.
 _DECODE_WEIGHT, _TOKEN_WEIGHT = 0.1, 0.3
 _FIRST_TOKENS = 256  # of a prompt, before anything is known
 _FEWEST_TOKENS = 16
