@@ -13,10 +13,10 @@ old place; what it had computed is read again, or found in the prefix cache. The
 order is never preempted, and fits alone: so somebody always gets to the end.
 
 The order of the queue is a time, and never changes: of arrival, later by up to `_STEP_S` for a far
-or no deadline, and earlier by `_STEP_S` for each step of priority. So a higher priority goes first,
-and within a priority the nearer deadline; but whoever has waited long goes before all newcomers.
-Prompts are read in the same order with one half of what a step has for them; the other half is for
-the shortest ones.
+or no deadline, and earlier by `_STEP_S` for each of up to `_MOST_STEPS` steps of priority. So a
+higher priority goes first, and within a priority the nearer deadline; but whoever has waited long
+goes before all newcomers. Prompts are read in the same order with one half of what a step has for
+them; the other half is for the shortest ones.
 
 Whatever has run and is gone stands in the `released` of the next plan, so that the engine drops its
 cache before the freed pages are used again. `plan` and `commit` (or `fail`) alternate. A plan that
@@ -48,6 +48,11 @@ if TYPE_CHECKING:
     from tensorwire_server.scheduling.work import StepResult
 
 _STEP_S = 30.0  # what a step of priority is worth in time of arrival
+# Everybody may ask for any priority: nobody is to get ahead of others by more than a minute.
+_MOST_STEPS = 2
+# Of a prompt whose tokens' log-probabilities are reported, logits of so many tokens in a step: they
+# take memory that nothing else bounds, 600 KB for a token of a vocabulary of 150,000.
+_REPORTED_LOGITS = 256
 
 
 class WaitingFull(Exception):
@@ -478,6 +483,8 @@ class ContinuousScheduler:
     def _note_pace(self, plan: StepPlan, took_s: float) -> None:
         num_prompt_tokens = 0
         for row in plan.rows[self._num_decodes :]:
+            if row.sampling.reports:
+                return  # its tokens cost more than those of others
             num_prompt_tokens += len(row.token_ids)
         # Copies are a part of what a prompt costs, but not of what others cost.
         if plan.rows and not plan.loads and (num_prompt_tokens or not plan.saves):
@@ -517,7 +524,8 @@ def _due(sequence: Sequence) -> float:
     slack = _STEP_S
     if sequence.deadline is not None:
         slack = min(slack, max(0.0, sequence.deadline - sequence.arrived_at))
-    return sequence.arrived_at + slack - _STEP_S * sequence.priority
+    steps = max(-_MOST_STEPS, min(_MOST_STEPS, sequence.priority))
+    return sequence.arrived_at + slack - _STEP_S * steps
 
 
 def _share(budget: int, reading: list[Sequence]) -> list[tuple[Sequence, int]]:
@@ -527,16 +535,24 @@ def _share(budget: int, reading: list[Sequence]) -> list[tuple[Sequence, int]]:
     rest to those that have least left, so that a short one does not wait for the end of a long one.
     """
     shares = dict.fromkeys(sorted(reading, key=_by_order), 0)
-    _give(budget - budget // 2, [*shares], shares)
-    _give(budget - sum(shares.values()), sorted(shares, key=_left), shares)
+    num_logits = _give(budget - budget // 2, [*shares], shares, _REPORTED_LOGITS)
+    _give(budget - sum(shares.values()), sorted(shares, key=_left), shares, num_logits)
     return [(sequence, num_tokens) for sequence, num_tokens in shares.items() if num_tokens]
 
 
-def _give(budget: int, queue: list[Sequence], shares: dict[Sequence, int]) -> None:
+def _give(budget: int, queue: list[Sequence], shares: dict[Sequence, int], num_logits: int) -> int:
+    """Add to the shares in this order; return how many logits are left that may be reported on."""
     for sequence in queue:
-        num_tokens = min(budget, sequence.num_to_feed - shares[sequence])
-        shares[sequence] += num_tokens
+        given = shares[sequence]
+        num_tokens = min(budget, sequence.num_to_feed - given)
+        first = sequence.sampling.first_scored(len(sequence.prompt_ids))
+        if first is not None:
+            free = max(0, first - sequence.num_cached - given)
+            num_tokens = min(num_tokens, free + num_logits)
+            num_logits -= max(0, num_tokens - free)
+        shares[sequence] = given + num_tokens
         budget -= num_tokens
+    return num_logits
 
 
 def _left(sequence: Sequence) -> int:
