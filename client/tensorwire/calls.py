@@ -7,6 +7,7 @@ drift apart. Nothing here touches a socket or a clock.
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from dataclasses import field
 from math import ceil
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, cast
@@ -30,7 +31,7 @@ from tensorwire.keys import new_key
 from tensorwire.results import light
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
     from tensorwire_protocol.messages import Result
@@ -64,8 +65,12 @@ class GenerateOptions(RequestOptions, total=False):
     # How much.
     max_new_tokens: int | None  # unset: 256, or what the context leaves
     min_new_tokens: int | None  # before so many, neither stop tokens nor stop texts end it
-    stop: str | list[str] | None  # up to 8 texts, each up to 64 bytes; the text ends before them
-    stop_ids: list[int] | None  # up to 64 token ids, besides the model's own
+    stop: (
+        str | Sequence[str] | None
+    )  # up to 8 texts, each up to 64 bytes; the text ends before them
+    stop_ids: (
+        Sequence[int] | NDArray[np.integer[Any]] | None
+    )  # up to 64 token ids, besides the model's own
     ignore_eos: bool | None  # True: the model's own stop tokens do not end it
     n: int | None  # 1 to 8 texts for the prompt, each with a seed of its own: see `choices`
 
@@ -81,7 +86,9 @@ class GenerateOptions(RequestOptions, total=False):
     presence_penalty: float | None  # taken off those of tokens in the answer; -2 to 2
     frequency_penalty: float | None  # the same for each time they are in it; -2 to 2
     logit_bias: Mapping[int, float] | None  # by token id, up to 300 of -100 to 100; is added
-    bad_words: list[str | list[int]] | None  # up to 32 texts or lists of ids that never come
+    bad_words: (
+        Sequence[str | Sequence[int]] | None
+    )  # up to 32 texts or lists of ids that never come
 
     # What is told besides.
     logprobs: int | None  # of each token, and of the 0 to 20 likeliest in its place
@@ -146,15 +153,16 @@ def _call(
         raise BadParams(f"the model must be named by its id, not {model!r}")
     timeout_s, priority, params = default_timeout_s, 0, {}
     if options:
-        params = {name: value for name, value in options.items() if value is not None}
+        params = {name: _plain(value) for name, value in options.items() if value is not None}
         timeout_s = params.pop("timeout", default_timeout_s)
         priority = params.pop("priority", 0)
         if params.get("wait") is True:
             del params["wait"]
         if isinstance(params.get("stop"), str):
             params["stop"] = [params["stop"]]
-        if isinstance(params.get("logit_bias"), dict):
-            params["logit_bias"] = [list(pair) for pair in params["logit_bias"].items()]
+        bias = params.get("logit_bias")
+        if isinstance(bias, Mapping):
+            params["logit_bias"] = [[_plain(id), _plain(value)] for id, value in bias.items()]
         for name in ("stop", "stop_ids"):
             if params.get(name) == []:  # what a caller's own list may be
                 del params[name]
@@ -162,6 +170,13 @@ def _call(
     if timeout_s is not None:
         milliseconds(timeout_s)  # refuses what is no duration
     return Call(op, read, model, inputs, params, timeout_s, priority)
+
+
+def _plain(value: Any) -> Any:
+    """Return an option as the wire has it: a caller may have tuples, and numpy's numbers."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _check_numbers(op: str, params: Mapping[str, Any]) -> None:
@@ -180,13 +195,13 @@ def each_choice(options: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     Raises:
         BadParams: `n` or the seed is out of its range.
     """
-    n = options.get("n")
+    n = _plain(options.get("n"))
     if n is None:
         return [options]
     if type(n) is not int or not 1 <= n <= MAX_CHOICES:
         raise BadParams(f"n must be an integer from 1 to {MAX_CHOICES}, not {n!r}")
     each = {name: value for name, value in options.items() if name != "n"}
-    seed = options.get("seed")
+    seed = _plain(options.get("seed"))
     if seed is None:  # without one, each stream's key gives it its own
         return [each] * n
     if type(seed) is not int or not 0 <= seed < _SEEDS:

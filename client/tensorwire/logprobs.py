@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Logprobs:
     """Natural logarithms of probabilities that the model gave to n tokens.
 
@@ -26,6 +26,12 @@ class Logprobs:
     token_logprobs: NDArray[np.float32]  # (n,)
     top_ids: NDArray[np.int32]  # (n, k): the likeliest tokens at each place, the likeliest first
     top_logprobs: NDArray[np.float32]  # (n, k)
+
+    def __repr__(self) -> str:
+        """Return how many there are."""
+        return (
+            f"Logprobs(<{len(self.token_ids)} tokens, {self.top_ids.shape[1]} likeliest of each>)"
+        )
 
 
 def read_logprobs(said: Any, token_ids: Sequence[int]) -> Logprobs | None:

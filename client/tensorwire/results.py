@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, dataclass_transform
 
@@ -74,7 +75,7 @@ class Timings(_Named):
     extra: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Generation:
     """A finished text, or in an error's `partial` as much of it as arrived."""
 
@@ -86,6 +87,15 @@ class Generation:
     logprobs: Logprobs | None = None  # with option `logprobs`: of `token_ids`
     prompt_logprobs: Logprobs | None = None  # with that option: of the prompt, without its first
     choices: tuple[Generation, ...] = ()  # with n > 1: all of them; the fields above are the first
+
+    def __repr__(self) -> str:
+        """Return what fits a screen: all text, but neither many tokens nor every choice again."""
+        shown = [f"text={self.text!r}", f"token_ids={reprlib.repr(self.token_ids)}"]
+        for name in ("finish_reason", "usage", "timings", "logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            shown += [] if value is None else [f"{name}={value!r}"]
+        shown += [f"choices=<{len(self.choices)}>"] if self.choices else []
+        return f"Generation({', '.join(shown)})"
 
 
 def with_choices(generations: Sequence[Generation]) -> Generation:

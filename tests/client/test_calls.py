@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from tensorwire import BadParams, InternalError, Timings, Usage, calls
+from tensorwire import BadParams, Generation, InternalError, Timings, Usage, calls
 from tensorwire.address import Address, parse_address
 from tensorwire.keys import new_key
+from tensorwire.logprobs import read_logprobs
+from tensorwire.results import with_choices
 from tensorwire_protocol.messages import Result
+from tensorwire_protocol.operations import check_request
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
 
@@ -120,3 +126,67 @@ def test_a_seed_out_of_range_is_refused_with_the_range(seed: object) -> None:
 @pytest.mark.parametrize("name", ["stop", "stop_ids"])
 def test_no_stops_in_a_list_are_none(name: str) -> None:
     assert calls.generate("m", "hi", {name: []}, 1.0).params == {}
+
+
+class Settings(Mapping[int, float]):
+    """A mapping that is no dict."""
+
+    def __getitem__(self, key: int) -> float:
+        return {5: 1.5}[key]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter([5])
+
+    def __len__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize(
+    ("options", "params"),
+    [
+        ({"stop": ("a", "b")}, {"stop": ["a", "b"]}),
+        ({"stop": "a"}, {"stop": ["a"]}),
+        ({"stop": ()}, {}),
+        ({"stop_ids": np.array([3, 4])}, {"stop_ids": [3, 4]}),
+        ({"stop_ids": (np.int64(3),)}, {"stop_ids": [3]}),
+        ({"stop_ids": np.array([], dtype=np.int64)}, {}),
+        ({"temperature": np.float32(0.5)}, {"temperature": 0.5}),
+        ({"top_k": np.int32(5), "echo": np.bool_(True)}, {"top_k": 5, "echo": True}),
+        ({"logit_bias": {np.int64(5): np.float32(1.5)}}, {"logit_bias": [[5, 1.5]]}),
+        ({"logit_bias": Settings()}, {"logit_bias": [[5, 1.5]]}),
+        ({"bad_words": ("no", (1, 2), np.array([3]))}, {"bad_words": ["no", [1, 2], [3]]}),
+    ],
+)
+def test_options_may_be_tuples_mappings_and_numpys_numbers(
+    options: dict[str, Any], params: dict[str, Any]
+) -> None:
+    call = calls.generate("m", "hi", options, 1.0)
+    assert call.params == params
+    check_request(call.request(1, None))
+    assert repr(dict(call.params)) == repr(params)  # no number of numpy's is left
+
+
+def test_timeout_priority_choices_and_seed_may_be_numpys_numbers() -> None:
+    call = calls.generate("m", "hi", {"timeout": np.float64(2), "priority": np.int8(3)}, 1.0)
+    assert (repr(call.timeout_s), repr(call.priority)) == ("2.0", "3")
+    each = calls.each_choice({"n": np.int64(2), "seed": np.int64(7)})
+    assert repr(each) == "[{'seed': 7}, {'seed': 8}]"
+
+
+def test_a_generation_fits_a_screen() -> None:
+    arrays = {"token_logprobs": b"\0" * 4000, "top_ids": b"\0" * 8000, "top_logprobs": b"\0" * 8000}
+    ids = list(range(1000, 2000))
+    one = Generation(
+        text="some text",
+        token_ids=ids,
+        finish_reason="stop",
+        usage=Usage(),
+        timings=Timings(),
+        logprobs=read_logprobs(arrays, ids),
+    )
+    shown = repr(with_choices([one] * 8))
+    assert shown.startswith("Generation(text='some text', token_ids=[1000, 1001,")
+    assert "logprobs=Logprobs(<1000 tokens, 2 likeliest of each>)" in shown
+    assert "choices=<8>" in shown
+    assert "prompt_logprobs" not in shown
+    assert len(shown) < 800

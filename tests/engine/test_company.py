@@ -137,4 +137,4 @@ def test_company_hits_and_preemption_change_neither_a_draw_nor_a_report() -> Non
                         rtol=0,
                     )
     assert len({tuple(one.tokens) for one in alone.values()}) == len(numbers)
-    assert engine._sampler.num_counted == 0
+    assert engine._sampler.num_shaped == 0

@@ -215,7 +215,7 @@ def test_more_of_the_likeliest_than_there_are_tokens_are_all_of_them() -> None:
 def test_nothing_is_kept_of_a_sequence_that_has_left() -> None:
     sampler = Sampler()
     sampler.run([decoding(replace(GREEDY, shaping=ALL))], logits_of(1))
-    assert sampler.num_counted == 1
+    assert sampler.num_shaped == 1
     sampler.release(0)
-    assert sampler.num_counted == 0
+    assert sampler.num_shaped == 0
     assert sampler.run([], torch.empty(0, VOCAB)).tokens == {}

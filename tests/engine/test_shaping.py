@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -13,6 +13,9 @@ from tensorwire_server.engine.shaping import Shaper, TokenCounts
 from tensorwire_server.scheduling.work import Row, Sampling, Shaping
 
 from .references import row_of, shaped
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 VOCAB = 24
 PLAIN = Sampling(temperature=1.0, top_k=None, top_p=1.0, seed=0)
@@ -128,9 +131,45 @@ def test_rows_that_ask_for_nothing_are_left_as_they_are_and_nothing_is_kept_of_t
     shaper = Shaper()
     logits = logits_of(0, 2)
     before = logits.clone()
+    assert shaper.shape(logits, [row(None, [1], [2]), row(None, [1], [2], id=1)]) == []
+    assert len(shaper) == 0
     assert shaper.shape(logits, [row(None, [1], [2]), row(Shaping(), [1], [2], id=1)]) == []
     assert torch.equal(logits, before)
-    assert len(shaper) == 0
+
+
+class CountedTuple(tuple[Any, ...]):
+    """Counts how often it is read."""
+
+    num_reads = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        CountedTuple.num_reads += 1
+        return super().__iter__()
+
+
+def test_what_a_request_says_is_read_at_its_first_step_only() -> None:
+    said = Shaping(
+        bias=CountedTuple([(3, 1.0)]),
+        bad_words=CountedTuple([(5,), (1, 2)]),
+        min_new_tokens=9,
+        stop_ids=CountedTuple([4]),
+    )
+    CountedTuple.num_reads = 0
+    shaper = Shaper()
+    reads = []
+    for length in range(1, 5):
+        shaper.shape(logits_of(0, 1), [row(said, [1] * length, [])])
+        reads.append(CountedTuple.num_reads)
+    assert reads == reads[:1] * 4
+
+
+def test_a_models_stop_id_without_a_logit_is_banned_in_no_row() -> None:
+    said = Shaping(min_new_tokens=9, stop_ids=(VOCAB + 2,), bad_words=((VOCAB + 3,),))
+    logits = logits_of(0, 3)
+    before = logits.clone()
+    rows = [row(said, [1], [], id=at) for at in range(3)]
+    assert Shaper().shape(logits, rows) == []
+    assert torch.equal(logits, before)
 
 
 @pytest.mark.parametrize(

@@ -43,14 +43,14 @@ def wanted_logits(rows: Iterable[Row]) -> tuple[list[Row], list[int]]:
 
 
 class Sampler:
-    """Chooses tokens and reports on them; keeps the counts of sequences that are penalised."""
+    """Chooses tokens and reports on them; keeps what shapes the logits of sequences."""
 
     def __init__(self) -> None:
         self._shaper = Shaper()
 
     @property
-    def num_counted(self) -> int:
-        """Sequences whose tokens are counted."""
+    def num_shaped(self) -> int:
+        """Sequences of which something is kept: counts, or what their options say."""
         return len(self._shaper)
 
     def release(self, sequence_id: int) -> None:

@@ -12,7 +12,8 @@ presence exist in vLLM only, and bad words look at the prompt too, as in transfo
 
 How often each token has come is kept for each sequence and grows by a token a step: counting a
 history of 4,096 tokens anew takes 100 times as long. Only tokens that have come are touched, so a
-step costs what the histories hold, not what the vocabulary does.
+step costs what the histories hold, not what the vocabulary does. What a request says for all of
+its steps becomes arrays once: 64 rows with 300 biases each took 30 ms a step to read from tuples.
 
 Dimensions: R rows, V vocabulary, N pairs of a row and a token.
 """
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -75,18 +76,51 @@ class TokenCounts:
         self._num_read = len(history)
 
 
+class ShapedSequence:
+    """What a sequence's shaping is in every step, as arrays; and its counts, where they matter.
+
+    Args:
+        shaping: of all its rows, until it is released.
+        vocab: tokens that have a logit. A model's own stop ids may be others, which never come.
+    """
+
+    def __init__(self, shaping: Shaping, num_prompt_tokens: int, *, vocab: int) -> None:
+        self.shaping = shaping
+        self.bias_ids = _ids(token_id for token_id, _ in shaping.bias)
+        self.bias_values = np.array([value for _, value in shaping.bias], dtype=np.float32)
+        self.counts = TokenCounts(num_prompt_tokens) if shaping.counts else None
+        self._num_prompt_tokens = num_prompt_tokens
+        words = [word for word in shaping.bad_words if 0 <= word[-1] < vocab]
+        self._always = _ids(word[0] for word in words if len(word) == 1)
+        stop_ids = _ids(token_id for token_id in shaping.stop_ids if token_id < vocab)
+        self._at_first = np.concatenate([self._always, stop_ids])
+        # By the token before the one that would complete it: that one alone decides nearly always.
+        self._words: dict[int, list[tuple[int, ...]]] = {}
+        for word in words:
+            if len(word) > 1:
+                self._words.setdefault(word[-2], []).append(word)
+
+    def banned(self, history: Sequence[int]) -> NDArray[np.int64]:
+        """Return the tokens that may not come next."""
+        is_first = len(history) - self._num_prompt_tokens < self.shaping.min_new_tokens
+        banned = self._at_first if is_first else self._always
+        words = self._words.get(history[-1], ())
+        ended = [word[-1] for word in words if _ends_with(history, word[:-1])]
+        return np.concatenate([banned, _ids(ended)]) if ended else banned
+
+
 class Shaper:
-    """Shapes the logits of rows; keeps what it has counted of each sequence until `release`."""
+    """Shapes the logits of rows; keeps what it knows of each sequence until `release`."""
 
     def __init__(self) -> None:
-        self._counts: dict[int, TokenCounts] = {}
+        self._sequences: dict[int, ShapedSequence] = {}
 
     def __len__(self) -> int:
-        return len(self._counts)
+        return len(self._sequences)
 
     def release(self, sequence_id: int) -> None:
         """Forget a sequence; if it comes again, it is counted from its history."""
-        self._counts.pop(sequence_id, None)
+        self._sequences.pop(sequence_id, None)
 
     def shape(self, logits_RV: torch.Tensor, rows: Sequence[Row]) -> list[int]:
         """Change the logits of the rows that ask for it, in place.
@@ -98,85 +132,91 @@ class Shaper:
             The rows of `logits_RV` of which a token was banned.
         """
         shaped = [
-            (at, row, row.sampling.shaping)
+            (at, row, self._sequence(row, row.sampling.shaping, logits_RV.shape[1]))
             for at, row in enumerate(rows)
             if row.sampling.shaping is not None
         ]
-        _add_bias(logits_RV, shaped)
-        self._penalise(logits_RV, [entry for entry in shaped if entry[2].counts])
-        return _ban(logits_RV, shaped)
+        if not shaped:
+            return []
+        _add_bias(logits_RV, [(at, known) for at, _, known in shaped if len(known.bias_ids)])
+        _penalise(
+            logits_RV,
+            [
+                (at, known.shaping, known.counts)
+                for at, _, known in shaped
+                if known.counts is not None
+            ],
+        )
+        banned = [(at, known.banned(row.history)) for at, row, known in shaped]
+        _ban(logits_RV, [(at, ids) for at, ids in banned if len(ids)])
+        for at, _, known in shaped:
+            if known.shaping.only is not None:
+                logits_RV[at] = -torch.inf
+                logits_RV[at, known.shaping.only] = 0.0
+        return [at for at, ids in banned if len(ids)]
 
-    def _penalise(self, logits_RV: torch.Tensor, rows: Sequence[tuple[int, Row, Shaping]]) -> None:
-        if not rows:
-            return
-        counted = [self._count(row) for _, row, _ in rows]
-        lengths = [len(counts.ids) for counts in counted]
-
-        def spread(values: Sequence[float]) -> NDArray[np.float32]:
-            """Return each row's value as often as the row has tokens."""
-            return np.repeat(np.array(values, dtype=np.float32), lengths)
-
-        starts = np.repeat([at * logits_RV.shape[1] for at, _, _ in rows], lengths)
-        places_N = starts + np.concatenate([counts.ids for counts in counted])
-        counts_N = np.concatenate([counts.counts for counts in counted])
-        frequency_N = spread([s.frequency_penalty for _, _, s in rows])
-        presence_N = spread([s.presence_penalty for _, _, s in rows])
-        taken_off_N = frequency_N * counts_N + presence_N * (counts_N > 0)
-        device = logits_RV.device
-        at_N = torch.from_numpy(places_N).to(device)
-        factor_N = torch.from_numpy(spread([s.repetition_penalty for _, _, s in rows])).to(device)
-        # One row of all: to select from it takes a third of what two indexes do.
-        flat = logits_RV.view(-1)
-        scores_N = flat.index_select(0, at_N)
-        scores_N = torch.where(scores_N < 0, scores_N * factor_N, scores_N / factor_N)
-        scores_N -= torch.from_numpy(taken_off_N).to(device)
-        flat.index_copy_(0, at_N, scores_N)
-
-    def _count(self, row: Row) -> TokenCounts:
-        counts = self._counts.get(row.sequence_id)
-        if counts is None or counts.num_read > len(row.history):
-            counts = self._counts[row.sequence_id] = TokenCounts(row.num_prompt_tokens)
-        counts.read(row.history)
-        return counts
+    def _sequence(self, row: Row, shaping: Shaping, vocab: int) -> ShapedSequence:
+        known = self._sequences.get(row.sequence_id)
+        if (
+            known is None
+            or known.shaping is not shaping
+            or (known.counts is not None and known.counts.num_read > len(row.history))
+        ):
+            known = ShapedSequence(shaping, row.num_prompt_tokens, vocab=vocab)
+            self._sequences[row.sequence_id] = known
+        if known.counts is not None:
+            known.counts.read(row.history)
+        return known
 
 
-def _add_bias(logits_RV: torch.Tensor, rows: Sequence[tuple[int, Row, Shaping]]) -> None:
-    pairs = [(at, token_id, value) for at, _, s in rows for token_id, value in s.bias]
-    if pairs:
-        at, ids, values = zip(*pairs, strict=True)
-        places = (_indexes(at, logits_RV), _indexes(ids, logits_RV))
-        logits_RV[places] += torch.tensor(values, dtype=logits_RV.dtype, device=logits_RV.device)
+def _add_bias(logits_RV: torch.Tensor, rows: Sequence[tuple[int, ShapedSequence]]) -> None:
+    if rows:
+        values = np.concatenate([known.bias_values for _, known in rows])
+        at_N = _places(logits_RV, [(at, known.bias_ids) for at, known in rows])
+        logits_RV.view(-1).index_add_(0, at_N, torch.from_numpy(values).to(logits_RV.device))
 
 
-def _ban(logits_RV: torch.Tensor, rows: Sequence[tuple[int, Row, Shaping]]) -> list[int]:
-    pairs = [(at, token_id) for at, row, s in rows for token_id in _banned(row, s)]
-    if pairs:
-        at, ids = zip(*pairs, strict=True)
-        logits_RV[_indexes(at, logits_RV), _indexes(ids, logits_RV)] = -torch.inf
-    for only_at, token_id in [(at, s.only) for at, _, s in rows if s.only is not None]:
-        logits_RV[only_at] = -torch.inf
-        logits_RV[only_at, token_id] = 0.0
-    return sorted({at for at, _ in pairs})
+def _penalise(logits_RV: torch.Tensor, rows: Sequence[tuple[int, Shaping, TokenCounts]]) -> None:
+    if not rows:
+        return
+    counted = [counts for _, _, counts in rows]
+    lengths = [len(counts.ids) for counts in counted]
+
+    def spread(values: Sequence[float]) -> NDArray[np.float32]:
+        """Return each row's value as often as the row has tokens."""
+        return np.repeat(np.array(values, dtype=np.float32), lengths)
+
+    at_N = _places(logits_RV, [(at, counts.ids) for at, _, counts in rows])
+    counts_N = np.concatenate([counts.counts for counts in counted])
+    frequency_N = spread([s.frequency_penalty for _, s, _ in rows])
+    presence_N = spread([s.presence_penalty for _, s, _ in rows])
+    taken_off_N = frequency_N * counts_N + presence_N * (counts_N > 0)
+    device = logits_RV.device
+    factor_N = torch.from_numpy(spread([s.repetition_penalty for _, s, _ in rows])).to(device)
+    # One row of all: to select from it takes a third of what two indexes do.
+    flat = logits_RV.view(-1)
+    scores_N = flat.index_select(0, at_N)
+    scores_N = torch.where(scores_N < 0, scores_N * factor_N, scores_N / factor_N)
+    scores_N -= torch.from_numpy(taken_off_N).to(device)
+    flat.index_copy_(0, at_N, scores_N)
 
 
-def _indexes(values: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.long, device=like.device)
+def _ban(logits_RV: torch.Tensor, rows: Sequence[tuple[int, NDArray[np.int64]]]) -> None:
+    if rows:
+        logits_RV.view(-1).index_fill_(0, _places(logits_RV, rows), -torch.inf)
 
 
-def _banned(row: Row, shaping: Shaping) -> list[int]:
-    history = row.history
-    banned = [
-        word[-1] for word in shaping.bad_words if len(word) == 1 or _ends_with(history, word[:-1])
-    ]
-    if len(history) - row.num_prompt_tokens < shaping.min_new_tokens:
-        banned += shaping.stop_ids
-    return banned
+def _places(logits_RV: torch.Tensor, rows: Sequence[tuple[int, NDArray[np.int64]]]) -> torch.Tensor:
+    """Return where the tokens of each row are if all rows are one."""
+    vocab = logits_RV.shape[1]
+    return torch.from_numpy(np.concatenate([ids + at * vocab for at, ids in rows])).to(
+        logits_RV.device
+    )
+
+
+def _ids(ids: Iterable[int]) -> NDArray[np.int64]:
+    return np.array([*ids], dtype=np.int64)
 
 
 def _ends_with(history: Sequence[int], start: tuple[int, ...]) -> bool:
-    # The last one first: it alone decides nearly always.
-    return (
-        len(history) >= len(start)
-        and history[-1] == start[-1]
-        and tuple(history[-len(start) :]) == start
-    )
+    return len(history) >= len(start) and tuple(history[-len(start) :]) == start
