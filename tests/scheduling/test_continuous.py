@@ -308,14 +308,13 @@ def test_a_plan_that_was_not_committed_is_planned_again() -> None:
     assert len(each(subject.commit(again, answer(again)))) == 1
 
 
-def test_counts_say_who_waits_who_runs_and_how_large_the_step_was() -> None:
+def test_counts_say_who_waits_and_who_runs() -> None:
     subject = scheduler(max_running=2)
     for number in range(3):
         subject.submit(sequence(number))
     assert (subject.num_waiting, subject.num_running) == (3, 0)
     subject.plan(0.0)
     assert (subject.num_waiting, subject.num_running) == (1, 2)
-    assert subject.last_batch_size == 2
 
 
 def test_a_budget_below_the_batch_is_refused() -> None:

@@ -87,7 +87,8 @@ def test_it_streams_what_the_oracle_says(server: RunningServer) -> None:
     assert len(deltas) > 1
     assert "".join(delta["text"] for delta in deltas) == last["text"] == oracle_text(tokens)
     assert (last["finish"], last["count"]) == ("length", count)
-    assert last["usage"] == {"prompt_tokens": len(prompt.encode()), "completion_tokens": count}
+    usage = {"prompt_tokens": len(prompt.encode()), "completion_tokens": count, "cached_tokens": 0}
+    assert last["usage"] == usage
 
 
 def test_a_long_prompt_travels_beside_the_meta(server: RunningServer) -> None:

@@ -44,7 +44,7 @@ def test_a_prompt_gives_the_tokens_and_the_text_of_the_oracle(oracle: Address) -
             assert answer.ack.prompt_tokens == 4
             assert list(answer.ack.prompt_ids or ()) == list(b"Once")
             assert end.finish is Finish.LENGTH
-            assert end.usage == {"prompt_tokens": 4, "completion_tokens": 20}
+            assert end.usage == {"prompt_tokens": 4, "completion_tokens": 20, "cached_tokens": 0}
             assert end.extra == {"attempt": 1}
             timings = dict(end.timings)
             assert timings.pop("largest_batch") == 1
@@ -53,6 +53,17 @@ def test_a_prompt_gives_the_tokens_and_the_text_of_the_oracle(oracle: Address) -
             }  # fmt: skip
             assert all(ms > 0 for ms in timings.values())
             assert timings["total_ms"] >= timings["first_token_ms"] + timings["decode_ms"]
+
+    run(main())
+
+
+def test_a_prompt_that_came_before_says_how_much_of_it_was_in_the_cache(oracle: Address) -> None:
+    async def main() -> None:
+        async with connected(oracle) as link:
+            for cached in (0, 48):
+                prompt = "a prompt of fifty characters that comes twice here"
+                _, end = await link.ended(link.generate(prompt, max_new_tokens=2, seed=5))
+                assert (end.usage["prompt_tokens"], end.usage["cached_tokens"]) == (50, cached)
 
     run(main())
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from tensorwire_server.engine.device import free_bytes
 from tensorwire_server.engine.memory import SYSTEM_PAGE_BYTES, ZeroedTensor, round_up
@@ -72,22 +72,6 @@ class KVGeometry:
     def zeros(self, shape: Sequence[int]) -> ZeroedTensor:
         """Return zeros of this type in this place."""
         return ZeroedTensor(shape, self.dtype, self.device)
-
-
-class KVCache(Protocol):
-    """Where sequences' keys and values live; slots here, pages once a kernel reads them."""
-
-    def prepare(self, plan: StepPlan) -> None:
-        """Do what a plan says before its rows: drop, save, release, load."""
-
-    def reserve(self, sequence_id: int, start: int, end: int) -> None:
-        """Make room for positions 0 .. end - 1; the first `start` are kept."""
-
-    def release(self, sequence_id: int) -> None:
-        """Forget a sequence; one that is unknown is no error."""
-
-    def stats(self) -> dict[str, int]:
-        """Return `kv_sequences`, `kv_tokens`, `kv_cached_pages` and `kv_bytes` (of both)."""
 
 
 class Arena:

@@ -145,7 +145,6 @@ class ContinuousScheduler:
         self._started: tuple[int, ...] = ()  # of them
         self._reading: tuple[tuple[int, int], ...] = ()  # of them, and how long they are
         self._rows_are_next = False  # they are the next plan's
-        self._last_batch_size = 0
 
     @property
     def num_waiting(self) -> int:
@@ -156,11 +155,6 @@ class ContinuousScheduler:
     def num_running(self) -> int:
         """Sequences that hold pages."""
         return len(self._running)
-
-    @property
-    def last_batch_size(self) -> int:
-        """Rows of the latest plan."""
-        return self._last_batch_size
 
     def stats(self) -> Mapping[str, float]:
         """Return what is held and what happened since the start."""
@@ -239,7 +233,6 @@ class ContinuousScheduler:
             reading=self._reading,
         )
         self._outstanding = plan
-        self._last_batch_size = len(rows)
         return plan
 
     def commit(self, plan: StepPlan, result: StepResult, *, took_s: float = 0.0) -> Emissions:
@@ -445,7 +438,7 @@ class ContinuousScheduler:
         rows = [self._row(sequence, 1) for sequence in decoding]
         budget = self._step_tokens - len(rows)
         if decoding and reading:
-            budget = min(budget, self._pace.prompt_tokens())
+            budget = min(budget, self._pace.prompt_tokens(len(decoding)))
         chunks = _share(budget, reading)
         rows += [self._row(sequence, num_tokens) for sequence, num_tokens in chunks]
         self._rows = tuple(rows)

@@ -2,16 +2,22 @@
 
 A step takes as long for everybody in it, so a long prompt would stop all running streams. What they
 are to notice is a bound on time, not on tokens: how long a step of theirs takes alone, and what a
-prompt's token adds, is learnt from the steps themselves.
+prompt's token adds, is learnt from the steps themselves. Where prompts are always being read, one
+step in a while goes without them: else what more streams cost would be taken for the prompts' cost.
 """
 
 from __future__ import annotations
 
-# What a new measurement counts against all before it: tokens become dearer as a prompt is read.
+# What a new measurement counts against all before it. A prompt's tokens get dearer as it is read.
 _DECODE_WEIGHT, _TOKEN_WEIGHT = 0.1, 0.3
+_RARE_WEIGHT = 0.5  # of a step without prompts, where they are rare
 _FIRST_TOKENS = 256  # of a prompt, before anything is known
 _FEWEST_TOKENS = 16
 _OUTLIER = 2.0  # a step that takes so many times what is usual counts as this much
+# After so many steps with prompts one without is due; sooner if other numbers are continued now.
+_PAUSE_AFTER, _PAUSE_AFTER_CHANGE = 32, 8
+_CHANGE = 1.25
+_MOST_PAUSES = 2  # one after the other: a step that also copies pages measures nothing
 
 
 class Pace:
@@ -27,31 +33,57 @@ class Pace:
             raise ValueError(f"slowdown must be at least 1, got {slowdown}")
         self._slowdown = slowdown
         self._decode_s = 0.0  # of a step without prompts
+        self._num_decodes = 0  # in the latest one of these
         self._token_s = 0.0  # that a token of a prompt adds
+        self._num_mixed = 0  # steps with prompts since then
+        self._num_pauses = 0
 
     def note(self, num_decodes: int, num_prompt_tokens: int, took_s: float) -> None:
         """Take in what one step took."""
         if took_s <= 0:
             return
         if not num_prompt_tokens:
-            self._decode_s = _blend(self._decode_s, took_s, _DECODE_WEIGHT)
+            self._note_decodes(num_decodes, took_s)
         elif not num_decodes:
             # Alone, a prompt's tokens carry the whole step: too much rather than too little.
             if not self._token_s:
                 self._token_s = took_s / num_prompt_tokens
-        elif self._decode_s:
-            added_s = max(took_s - self._decode_s, 0.1 * took_s)
-            self._token_s = _blend(self._token_s, added_s / num_prompt_tokens, _TOKEN_WEIGHT)
+        else:
+            self._num_mixed += 1
+            if self._decode_s:
+                added_s = max(took_s - self._decode_s, 0.1 * took_s)
+                self._token_s = _blend(self._token_s, added_s / num_prompt_tokens, _TOKEN_WEIGHT)
 
-    def prompt_tokens(self) -> int:
-        """Return how many tokens of prompts may join a step that continues sequences."""
+    def _note_decodes(self, num_decodes: int, took_s: float) -> None:
+        if self._num_mixed < _PAUSE_AFTER_CHANGE:
+            self._decode_s = _blend(self._decode_s, took_s, _DECODE_WEIGHT)
+        else:
+            # It may have become dearer for a reason: by as much as there are more of them.
+            most = _OUTLIER * max(1.0, num_decodes / max(1, self._num_decodes))
+            self._decode_s = _blend(self._decode_s, took_s, _RARE_WEIGHT, most)
+        self._num_decodes = num_decodes
+        self._num_mixed = self._num_pauses = 0
+
+    def prompt_tokens(self, num_decodes: int) -> int:
+        """Return how many tokens of prompts may join a step that continues so many sequences."""
+        if self._is_pause_due(num_decodes):
+            self._num_pauses += 1
+            if self._num_pauses <= _MOST_PAUSES:
+                return 0
+            self._num_mixed = self._num_pauses = 0
         if not self._decode_s or not self._token_s:
             return _FIRST_TOKENS
         allowed_s = (self._slowdown - 1) * self._decode_s
         return max(_FEWEST_TOKENS, int(allowed_s / self._token_s))
 
+    def _is_pause_due(self, num_decodes: int) -> bool:
+        known, now = self._num_decodes, num_decodes
+        if now > _CHANGE * known or known > _CHANGE * now:
+            return self._num_mixed >= _PAUSE_AFTER_CHANGE
+        return self._num_mixed >= _PAUSE_AFTER
 
-def _blend(known: float, new: float, weight: float) -> float:
+
+def _blend(known: float, new: float, weight: float, most: float = _OUTLIER) -> float:
     if not known:
         return new
-    return known + weight * (min(new, _OUTLIER * known) - known)
+    return known + weight * (min(new, most * known) - known)

@@ -94,7 +94,9 @@ class Row:
     sequence_id: int
     token_ids: tuple[int, ...]  # (n,), n >= 1: a chunk of the prompt, or the last sampled token
     start: int  # tokens of this sequence already in the cache
-    pages: tuple[int, ...]  # cover positions 0 .. start + n - 1
+    # They cover positions 0 .. start + n - 1, for an engine whose kernel reads pages. Ours keep
+    # each sequence in one piece, and do not look at them.
+    pages: tuple[int, ...]
     sample: bool  # False while more of the prompt is to come
     sampling: Sampling
     # All tokens of the sequence that are known, the prompt first: the scheduler's list, it grows.

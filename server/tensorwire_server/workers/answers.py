@@ -35,16 +35,15 @@ class Answers:
 
     def on_steps(self, outcomes: Sequence[StepOutcome]) -> None:
         """Send what some steps made, then what ended with them."""
-        registry, streams = self._registry, self._registry.streams
+        registry = self._registry
         assert registry.compute is not None
         for outcome in outcomes:
             registry.compute.outcome_taken()
-            for id in outcome.started:
-                if id in streams:
-                    streams[id].started_at = outcome.started_at
+            self._note_started(outcome)
             for scores in outcome.scores:
                 self._take_scores(scores)
         self._send_tokens(outcomes)
+        streams = registry.streams
         for outcome in outcomes:
             for id, error in outcome.failed.items():
                 if id in streams:
@@ -53,6 +52,15 @@ class Answers:
                 if id in streams:
                     registry.cut(streams[id], Finish.DEADLINE)
         registry.flush()
+
+    def _note_started(self, outcome: StepOutcome) -> None:
+        streams = self._registry.streams
+        if not outcome.started:
+            return
+        loaded = {load.sequence_id: len(load.token_ids) for load in outcome.loaded}
+        for id in outcome.started:
+            if id in streams:
+                streams[id].note_start(outcome.started_at, loaded.get(id, 0))
 
     def _take_scores(self, scores: Scores) -> None:
         stream = self._registry.streams.get(scores.sequence_id)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tensorwire_protocol.errors import TensorwireError
 
     from tensorwire_server.scheduling.sequences import Sequence
-    from tensorwire_server.scheduling.work import GenerateEngine, Scores, StepPlan
+    from tensorwire_server.scheduling.work import GenerateEngine, Load, Scores, StepPlan
     from tensorwire_server.workers.spec import WorkerSpec
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,7 @@ class StepOutcome:
     expired: list[int] = field(default_factory=list)
     started: tuple[int, ...] = ()  # ran for the first time, at `started_at`
     started_at: float = 0.0
+    loaded: PySequence[Load] = ()  # what of them, or of others, came out of the prefix cache
     num_rows: int = 0
     scores: PySequence[Scores] = ()
 
@@ -130,7 +131,11 @@ class GenerateLoop:
             return False
         began = time.monotonic()
         outcome = StepOutcome(
-            expired=expired, started=plan.started, started_at=began, num_rows=len(plan.rows)
+            expired=expired,
+            started=plan.started,
+            started_at=began,
+            loaded=plan.loads,
+            num_rows=len(plan.rows),
         )
         try:
             result = self.engine.step(plan)

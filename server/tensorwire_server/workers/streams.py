@@ -27,8 +27,8 @@ class Stream:
     """
 
     __slots__ = (
-        "arrived_at", "attempt", "id", "job", "largest_batch", "link", "num_items", "number",
-        "prompt_tokens", "started_at",
+        "arrived_at", "attempt", "cached_tokens", "id", "job", "largest_batch", "link", "num_items",
+        "number", "prompt_tokens", "started_at",
     )  # fmt: skip
 
     def __init__(self, link: Link, number: int, attempt: int, id: int, arrived_at: float) -> None:
@@ -40,12 +40,18 @@ class Stream:
         self.started_at: float | None = None
         self.prompt_tokens = 0
         self.job: Job[Any] | None = None  # its text, while that waits for a thread
+        self.cached_tokens: int | None = None  # of the prompt, found in the prefix cache
         self.num_items = 0  # that count against the bound on them
         self.largest_batch = 0
 
     def end(self, finish: Finish) -> End:
         """Return the END frame for an answer that was cut short before its first token."""
         return self._end(finish, [], self.timings())
+
+    def note_start(self, now: float, num_cached: int) -> None:
+        """Take in that it runs for the first time, so many of its tokens found in the cache."""
+        self.started_at = now
+        self.cached_tokens = min(num_cached, self.prompt_tokens)
 
     def timings(self) -> dict[str, float]:
         """Return what END and RES say of the time spent, up to now."""
@@ -64,12 +70,15 @@ class Stream:
         timings: dict[str, float],
         reports: Mapping[str, Any] | None = None,
     ) -> End:
+        usage = {"prompt_tokens": self.prompt_tokens, "completion_tokens": len(tokens)}
+        if self.cached_tokens is not None:
+            usage["cached_tokens"] = self.cached_tokens
         return End(
             stream=self.number,
             finish=finish,
             count=len(tokens),
             checksum=ids_checksum(tokens),
-            usage={"prompt_tokens": self.prompt_tokens, "completion_tokens": len(tokens)},
+            usage=usage,
             timings=timings,
             extra={"attempt": self.attempt, **(reports or {})},
         )
