@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, cast
 from tensorwire_protocol.codec import encode
 from tensorwire_protocol.limits import CLIENT_LINK
 from tensorwire_protocol.messages import Step
-from tensorwire_server.engine import generator as generator_module
 from tensorwire_server.engine.loading import load
 from tensorwire_server.scheduling.sequences import Sequence
 from tensorwire_server.scheduling.work import Sampling
@@ -62,8 +61,8 @@ class Bare:
         scheduler.commit = timed("commit", scheduler.commit)
         steps = self._engine._model
         steps.forward = timed("forward", steps.forward)
-        module: Any = generator_module
-        module.choose_tokens = timed("sample", module.choose_tokens)
+        sampler = self._engine._sampler
+        sampler.run = timed("sample", sampler.run)
         self._num_sequences = 0
         self._made: dict[int, list[int]] = {}
         self._num_done = 0

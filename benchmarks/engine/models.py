@@ -26,6 +26,16 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.ji
 
 # M1: what overhead costs. M2: SmolLM2-135M. M3: Qwen2.5-0.5B.
 SHAPES: dict[str, Callable[[], Any]] = {
+    "tiny": lambda: transformers.LlamaConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        vocab_size=4096,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    ),
     "m1": lambda: transformers.LlamaConfig(
         hidden_size=256,
         intermediate_size=688,

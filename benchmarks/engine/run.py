@@ -95,7 +95,7 @@ def _alternate(
 def main() -> None:
     """Measure, print a table, say where we lose, write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", choices=[*SHAPES], default=[*SHAPES])
+    parser.add_argument("--models", nargs="+", choices=[*SHAPES], default=["m1", "m2", "m3"])
     parser.add_argument("--quantize", nargs="+", choices=["none", "int8"])
     parser.add_argument("--streams", nargs="+", type=int, default=list(STREAMS))
     parser.add_argument("--rounds", type=int, default=_ROUNDS)

@@ -16,6 +16,7 @@ from tensorwire_server.scheduling.continuous import ContinuousScheduler
 from tensorwire_server.scheduling.pages import PagePool
 from tensorwire_server.scheduling.sequences import Sequence
 from tensorwire_server.scheduling.work import Sampling
+from tensorwire_server.telemetry.process import settle_garbage_collector
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,6 +40,7 @@ class Stepping:
         **more: Any,
     ) -> None:
         torch.set_num_threads(1)
+        settle_garbage_collector()  # as a worker does
         self._engine = engine
         self._scheduler = ContinuousScheduler(
             PagePool(num_pages, PAGE_TOKENS),

@@ -115,6 +115,8 @@ def explained(error: TensorwireError, address: Address, *, was_greeted: bool) ->
     plain: TensorwireError
     if isinstance(error, BadFraming | FrameTooLarge | UnknownKind | SequenceError):
         plain = BadPreface(f"what answers at {address} is not a Tensorwire server")
+    elif isinstance(error, BadPreface):
+        plain = BadPreface(f"what answers at {address} is {error.message}")
     elif isinstance(error, HandshakeTimeout):
         plain = HandshakeTimeout(
             f"what answers at {address} did not greet like a Tensorwire server in time"

@@ -1,1414 +1,1898 @@
-// A client for Tensorwire servers in one file. It follows ../SPEC.md and shares no code with the
-// reference implementation; "§" names the sections of that text.
-// Node 20 or later, nothing but its standard library.
+// A client of the Tensorwire protocol, version 1, in one file and without dependencies (Node 20 or later).
+// It was written from SPEC.md and the vectors alone, by somebody who had seen no other code of this project, and is
+// kept that way: what it cannot know from there is a fault of SPEC.md. The sections below carry its names and numbers.
 //
-//   node client.mjs --vectors ../vectors                 check every golden frame and exchange
-//   node client.mjs HOST:PORT generate MODEL PROMPT [JSON params]
-//   node client.mjs HOST:PORT embed MODEL TEXT...
-//   node client.mjs HOST:PORT infer MODEL '{"x": {"dtype": "F32", "shape": [2], "data": [1, 2]}}'
+//   node client.mjs ADDRESS generate MODEL PROMPT [JSON params]
+//   node client.mjs ADDRESS embed MODEL TEXT...
+//   node client.mjs ADDRESS infer MODEL '{"x": {"dtype": "F32", "shape": [2], "data": [1, 2]}}'
+//   node client.mjs --vectors DIR
+//
+// ADDRESS is HOST:PORT or the path of a Unix socket. A token is taken from TENSORWIRE_TOKEN.
+//
+// `Connection` is the protocol without a socket and without a clock: bytes and times go in, messages and bytes
+// come out. It plays every role, because the test vectors test every role; for the answering ones it does
+// what a connection has to do, not what a server has to do.
 
 import { randomBytes } from "node:crypto";
+import { once } from "node:events";
 import { readFileSync } from "node:fs";
 import net from "node:net";
-import path from "node:path";
+import { join } from "node:path";
+import { setTimeout as pause } from "node:timers/promises";
 import { pathToFileURL } from "node:url";
 
-// -- §4 kinds, §12 limits, §13 errors -------------------------------------------------------------
+const VERSION = 1;
+const SOFTWARE = "client.mjs/1";
+const MIB = 1 << 20;
 
-const KINDS = {
-  HELLO: 0x01, WELCOME: 0x02, AUTH: 0x03, PING: 0x04, PONG: 0x05, GOAWAY: 0x06, CREDIT: 0x07,
-  REQ: 0x10, DATA: 0x11, CANCEL: 0x12, RESUME: 0x13,
-  RES: 0x20, EVT: 0x21, EVB: 0x22, ERR: 0x23, ACK: 0x24, END: 0x25,
-  SUBMIT: 0x60, STEP: 0x61, HEARTBEAT: 0x62, DRAIN: 0x63, LOAD: 0x64, SHM: 0x65,
-};
-const NAMES = new Map(Object.entries(KINDS).map(([name, number]) => [number, name]));
-const BOTH_WAYS = ["AUTH", "PING", "PONG", "GOAWAY", "ERR", "DATA"];
-const ALLOWED = {
-  "c>s": new Set([...BOTH_WAYS, "HELLO", "CREDIT", "REQ", "CANCEL", "RESUME"]),
-  "s>c": new Set([...BOTH_WAYS, "WELCOME", "CREDIT", "RES", "EVT", "EVB", "ACK", "END"]),
-  "g>w": new Set([...BOTH_WAYS, "HELLO", "CANCEL", "SUBMIT", "DRAIN", "LOAD", "SHM"]),
-  "w>g": new Set([...BOTH_WAYS, "WELCOME", "RES", "ACK", "END", "STEP", "HEARTBEAT", "SHM"]),
-};
-const FEATURES_OF = {
-  AUTH: ["auth"], CREDIT: ["credit", "body"], DATA: ["body"], RESUME: ["resume"], LOAD: ["reserved"], SHM: ["shm"],
-};
-const ON_STREAM_0 = new Set(["HELLO", "WELCOME", "AUTH", "PING", "PONG", "GOAWAY", "EVB", "STEP", "HEARTBEAT", "DRAIN", "LOAD"]);
-const WITH_SEGMENTS = new Set(["REQ", "RES", "SUBMIT"]);
-const WITH_AUX = new Set([...WITH_SEGMENTS, "DATA", "ERR", "GOAWAY"]);
-const FLAG_END = 1, FLAG_BODY = 4, FIRST_OPTIONAL_KIND = 0x80;
-const HEADER_BYTES = 16, ALIGNMENT = 64, MIN_FRAME_BYTES = 4096;
-const PREFACE = Buffer.from([0x94, 0x54, 0x57, 0x31, 0x0d, 0x0a, 0x1a, 0x0a]);
+// ---- 13. Errors -------------------------------------------------------------------------------------------
 
-const CLIENT_LIMITS = {
-  frame_bytes: 1114112, message_bytes: 268435456, client_meta_bytes: 16384, server_meta_bytes: 262144, preauth_bytes: 4096,
-  preauth_frames: 4, preauth_out_bytes: 1024, meta_depth: 16, container_items: 4096, key_bytes: 64, segments: 64,
-  inline_bytes: 1024, tensor_dims: 16, streams: 512, handshake_s: 5.0, ping_after_s: 20.0,
-  dead_after_s: 60.0, ping_interval_s: 1.0, ping_burst: 8, fault_burst: 200, faults_per_s: 50.0,
-  frame_grace_s: 10.0, frame_bytes_per_s: 65536, send_high_water_bytes: 262144,
-  send_hard_bytes: 4194304,
-};
-const WORKER_LIMITS = {
-  ...CLIENT_LIMITS, client_meta_bytes: 1048576, server_meta_bytes: 1048576, container_items: 65536,
-  message_bytes: 8589934592, preauth_bytes: 65536, streams: 8192, fault_burst: 65536, faults_per_s: 65536.0,
-  frame_grace_s: 60.0, send_hard_bytes: 67108864,
-};
-const WITH_FRACTION = new Set(["handshake_s", "ping_after_s", "dead_after_s", "ping_interval_s", "faults_per_s", "frame_grace_s"]);
-
-const CODES = {
-  CONNECTION_LOST: 0x0100, FRAME_TOO_LARGE: 0x0102, UNKNOWN_KIND: 0x0103, FRAMING: 0x0104,
-  FLOOD: 0x0105, VERSION: 0x0106, HANDSHAKE_TIMEOUT: 0x0107, SEQUENCE: 0x0109, PEER_SILENT: 0x010a,
-  BAD_META: 0x0201, BAD_TENSOR: 0x0202, TOO_LARGE: 0x0206, UNSUPPORTED: 0x0207,
+// name: [number, retryable, executed]
+const ERRORS = {};
+define(true, "maybe", {
+  CONNECTION_LOST: 0x0100, SLOW_CONSUMER: 0x0108, PEER_SILENT: 0x010a, WORKER_LOST: 0x0401, OUT_OF_MEMORY: 0x0402,
+});
+define(false, "no", {
+  BAD_PREFACE: 0x0101, FRAME_TOO_LARGE: 0x0102, UNKNOWN_KIND: 0x0103, FRAMING: 0x0104, VERSION: 0x0106,
+  BAD_META: 0x0201, BAD_TENSOR: 0x0202, UNKNOWN_OP: 0x0203, UNKNOWN_MODEL: 0x0204, BAD_PARAMS: 0x0205,
+  TOO_LARGE: 0x0206, UNSUPPORTED: 0x0207, KEY_REUSED: 0x0208, UNKNOWN_KEY: 0x0209, UNAUTHENTICATED: 0x0303,
+  FORBIDDEN: 0x0304, HASH_MISMATCH: 0x0501, MISSING_CHUNKS: 0x0502, PATH_REFUSED: 0x0503, STORAGE_FULL: 0x0504,
+});
+define(true, "no", {
+  FLOOD: 0x0105, HANDSHAKE_TIMEOUT: 0x0107, BUSY: 0x0301, DRAINING: 0x0302, QUOTA: 0x0305, MODEL_LOADING: 0x0306,
+});
+define(false, "maybe", {
+  SEQUENCE: 0x0109, MODEL_ERROR: 0x0403, NUMERIC: 0x0404, POISONED: 0x0405, OUTPUT_TOO_LARGE: 0x0406,
   INTERNAL: 0x0407, DEADLINE: 0x0408, CANCELLED: 0x0409,
-};
+});
 
+function define(retryable, executed, codes) {
+  for (const [name, code] of Object.entries(codes)) ERRORS[name] = [code, retryable, executed];
+}
+
+const ERROR_NAMES = new Map(Object.entries(ERRORS).map(([name, [code]]) => [code, name]));
+
+// An error of the protocol. On stream 0 it ends the connection, on another that stream alone.
 export class WireError extends Error {
-  constructor(code, message, { scope = "request", retryable = false, executed = "no", retryAfterMs = null, logId = null } = {}) {
+  constructor({ code, message, retryable, executed, stream, log_id = null }) {
     super(message);
-    Object.assign(this, { code, scope, retryable, executed, retryAfterMs, logId });
+    Object.assign(this, { code, retryable, executed, stream, log_id });
+    this.name = ERROR_NAMES.get(code) ?? `error 0x${code.toString(16).padStart(4, "0")}`;
+  }
+
+  toMessage() {
+    const { stream, code, message, retryable, executed, log_id } = this;
+    const detail = new Map();
+    return { kind: "ERR", stream, code, message, retryable, executed, retry_after_ms: null, log_id, detail };
   }
 }
 
-const fail = (name, message) => { throw new WireError(CODES[name], message); };
-const failConnection = (name, message) => {
-  throw new WireError(CODES[name], message, { scope: "connection", executed: "maybe" });
+function wireError(name, message, stream = 0) {
+  const [code, retryable, executed] = ERRORS[name];
+  return new WireError({ code, message, retryable, executed, stream });
+}
+
+// ---- 12. Negotiation and limits ---------------------------------------------------------------------------
+
+// name: [client link, worker link]
+const LIMITS = {
+  frame_bytes: [1_114_112, 1_114_112], message_bytes: [268_435_456, 8_589_934_592],
+  client_meta_bytes: [16_384, 1_048_576], server_meta_bytes: [262_144, 1_048_576], preauth_bytes: [4_096, 65_536],
+  preauth_frames: [4, 4], preauth_out_bytes: [1_024, 1_024], meta_depth: [16, 16], container_items: [4_096, 65_536],
+  key_bytes: [64, 64], segments: [64, 64], inline_bytes: [1_024, 1_024], tensor_dims: [16, 16],
+  streams: [512, 8_192], handshake_s: [5, 5], ping_after_s: [20, 20], dead_after_s: [60, 60],
+  ping_interval_s: [1, 1], ping_burst: [8, 8], fault_burst: [200, 65_536], faults_per_s: [50, 65_536],
+  frame_grace_s: [10, 60], frame_bytes_per_s: [65_536, 65_536], send_high_water_bytes: [262_144, 262_144],
+  send_stuck_s: [10, 10], send_hard_bytes: [4_194_304, 67_108_864],
 };
+// Those whose default has a fraction in the table of the SPEC: they may be floats, all others may not.
+const FRACTIONAL = new Set([
+  "handshake_s", "ping_after_s", "dead_after_s", "ping_interval_s", "faults_per_s", "frame_grace_s", "send_stuck_s",
+]);
 
-// -- §5 MessagePack -------------------------------------------------------------------------------
+// Less than this may not be announced, so that a WELCOME and an ERR always fit.
+const LEAST_BYTES = 4096;
 
-/** A float; integers are plain numbers, or BigInt where a number would not be exact. */
-export class Float {
+const metaLimit = (fromOpener) => (fromOpener ? "client_meta_bytes" : "server_meta_bytes");
+
+function defaultLimits(worker) {
+  return Object.fromEntries(Object.entries(LIMITS).map(([name, values]) => [name, values[worker ? 1 : 0]]));
+}
+
+// What the peer announced: unknown names and unusable values leave the default in place.
+function readLimits(announced, worker) {
+  const limits = defaultLimits(worker);
+  for (const [name, value] of announced) {
+    const usable = isInteger(value) || (value instanceof Float && FRACTIONAL.has(name));
+    const number = Number(value);
+    if (usable && Object.hasOwn(LIMITS, name) && Number.isFinite(number) && number >= 0) limits[name] = number;
+  }
+  return limits;
+}
+
+function writeLimits(limits, names) {
+  return new Map(names.map((name) => [name, FRACTIONAL.has(name) ? new Float(limits[name]) : limits[name]]));
+}
+
+// ---- 5. MessagePack ---------------------------------------------------------------------------------------
+//
+// nil is null, integers are numbers (bigints beyond 2^53), floats are Float, bin is a Buffer, maps are Map,
+// tensors are Tensor. Float keeps 1.0 apart from 1: where an integer is asked for, a float is refused.
+
+class Float {
   constructor(value) { this.value = value; }
   valueOf() { return this.value; }
-  toJSON() { return this.value; }
 }
 
-const exact = (big) => (big >= Number.MIN_SAFE_INTEGER && big <= Number.MAX_SAFE_INTEGER ? Number(big) : big);
-// ignoreBOM: U+FEFF is a character like others.
-const UTF8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+// A meta that breaks a rule of sections 5 to 7. Who reads it decides whose error that is.
+class MetaError extends Error {}
+class TensorError extends MetaError {}
 
-class Unpacker {
-  constructor(bytes, limits, onExt) {
-    Object.assign(this, { bytes, limits, onExt, at: 0 });
-    this.view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+function isInteger(value) {
+  return typeof value === "bigint" || Number.isInteger(value);
+}
+
+function shrink(big) {
+  const number = Number(big);
+  return Number.isSafeInteger(number) ? number : big;
+}
+
+const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+const EXT_TIMESTAMP = -1;
+const EXT_TENSOR = 1;
+
+class Reader {
+  constructor(bytes, limits) {
+    this.bytes = bytes;
+    this.limits = limits;
+    this.at = 0;
+    this.tensors = null; // reads tensors, while the reader is in a slot for them
   }
 
+  // The one object that these bytes hold.
   whole() {
     const value = this.value(0);
-    if (this.at !== this.bytes.length) fail("BAD_META", "bytes behind the object");
+    this.end();
     return value;
   }
 
-  take(count) {
-    if (count > this.bytes.length - this.at) fail("BAD_META", "the meta is cut short");
-    this.at += count;
-    return this.at - count;
+  // The fields of a positional array; `read` is called for each, in order.
+  positional(read) {
+    const head = this.byte();
+    const fix = head >> 4 === 0x9;
+    if (!fix && head !== 0xdc && head !== 0xdd) throw new MetaError("the meta is no array");
+    const fields = this.array(fix ? head & 0x0f : this.uint(head === 0xdc ? 2 : 4), 0, read);
+    this.end();
+    return fields;
   }
 
-  u8() { return this.view.getUint8(this.take(1)); }
-  u16() { return this.view.getUint16(this.take(2)); }
-  u32() { return this.view.getUint32(this.take(4)); }
+  end() {
+    if (this.at !== this.bytes.length) throw new MetaError("bytes remain behind the meta's object");
+  }
 
+  // `depth` counts the containers around the value.
   value(depth) {
-    const type = this.u8();
-    if (type < 0x80) return type;
-    if (type < 0x90) return this.map(type & 15, depth);
-    if (type < 0xa0) return this.array(type & 15, depth);
-    if (type < 0xc0) return this.str(type & 31);
-    if (type >= 0xe0) return type - 256;
-    switch (type) {
+    const head = this.byte();
+    if (head < 0x80) return head;
+    if (head < 0x90) return this.map(head & 0x0f, depth);
+    if (head < 0xa0) return this.array(head & 0x0f, depth);
+    if (head < 0xc0) return this.text(head & 0x1f);
+    if (head >= 0xe0) return head - 0x100;
+    switch (head) {
       case 0xc0: return null;
       case 0xc2: return false;
       case 0xc3: return true;
-      case 0xc4: return this.bin(this.u8());
-      case 0xc5: return this.bin(this.u16());
-      case 0xc6: return this.bin(this.u32());
-      case 0xc7: return this.ext(this.u8());
-      case 0xc8: return this.ext(this.u16());
-      case 0xc9: return this.ext(this.u32());
-      case 0xca: return new Float(this.view.getFloat32(this.take(4)));
-      case 0xcb: return new Float(this.view.getFloat64(this.take(8)));
-      case 0xcc: return this.u8();
-      case 0xcd: return this.u16();
-      case 0xce: return this.u32();
-      case 0xcf: return exact(this.view.getBigUint64(this.take(8)));
-      case 0xd0: return this.view.getInt8(this.take(1));
-      case 0xd1: return this.view.getInt16(this.take(2));
-      case 0xd2: return this.view.getInt32(this.take(4));
-      case 0xd3: return exact(this.view.getBigInt64(this.take(8)));
-      case 0xd4: return this.ext(1);
-      case 0xd5: return this.ext(2);
-      case 0xd6: return this.ext(4);
-      case 0xd7: return this.ext(8);
-      case 0xd8: return this.ext(16);
-      case 0xd9: return this.str(this.u8());
-      case 0xda: return this.str(this.u16());
-      case 0xdb: return this.str(this.u32());
-      case 0xdc: return this.array(this.u16(), depth);
-      case 0xdd: return this.array(this.u32(), depth);
-      case 0xde: return this.map(this.u16(), depth);
-      case 0xdf: return this.map(this.u32(), depth);
-      default: return fail("BAD_META", "a byte that means nothing");
+      case 0xc4: case 0xc5: case 0xc6: return this.take(this.uint(1 << (head - 0xc4)));
+      case 0xc7: case 0xc8: case 0xc9: return this.ext(this.uint(1 << (head - 0xc7)), depth);
+      case 0xca: return new Float(this.take(4).readFloatBE());
+      case 0xcb: return new Float(this.take(8).readDoubleBE());
+      case 0xcc: case 0xcd: case 0xce: return this.uint(1 << (head - 0xcc));
+      case 0xcf: return shrink(this.take(8).readBigUInt64BE());
+      case 0xd0: case 0xd1: case 0xd2: return this.int(1 << (head - 0xd0));
+      case 0xd3: return shrink(this.take(8).readBigInt64BE());
+      case 0xd4: case 0xd5: case 0xd6: case 0xd7: case 0xd8: return this.ext(1 << (head - 0xd4), depth);
+      case 0xd9: case 0xda: case 0xdb: return this.text(this.uint(1 << (head - 0xd9)));
+      case 0xdc: case 0xdd: return this.array(this.uint(head === 0xdc ? 2 : 4), depth);
+      case 0xde: case 0xdf: return this.map(this.uint(head === 0xde ? 2 : 4), depth);
+      default: throw new MetaError("a byte that begins nothing in MessagePack");
     }
   }
 
-  bin(length) {
-    const start = this.take(length);
-    return Buffer.from(this.bytes.subarray(start, start + length));
+  take(count) {
+    if (count > this.bytes.length - this.at) throw new MetaError("the meta ends too early");
+    this.at += count;
+    return this.bytes.subarray(this.at - count, this.at);
   }
 
-  str(length) {
-    const start = this.take(length);
+  byte() { return this.take(1)[0]; }
+  uint(size) { return this.take(size).readUIntBE(0, size); }
+  int(size) { return this.take(size).readIntBE(0, size); }
+
+  text(length) {
+    const bytes = this.take(length);
     try {
-      return UTF8.decode(this.bytes.subarray(start, start + length));
+      return utf8.decode(bytes);
     } catch {
-      return fail("BAD_META", "a text is not UTF-8");
+      throw new MetaError("a text is not UTF-8");
     }
   }
 
-  ext(length) {
-    const code = this.view.getInt8(this.take(1));
-    return this.onExt(code, this.bin(length));
+  // Checks a container before anything is allocated for it; `objects` have to fit into the bytes that are left.
+  enter(items, objects, depth) {
+    if (depth >= this.limits.meta_depth) throw new MetaError("too many containers inside one another");
+    if (items > this.limits.container_items) throw new MetaError("a container has too many items");
+    if (objects > this.bytes.length - this.at) throw new MetaError("a container promises more than there is");
   }
 
-  // A container of n elements needs n bytes at least: that bounds the loops before they allocate.
-  enter(length, depth) {
-    if (length > this.limits.container_items || length > this.bytes.length - this.at) {
-      fail("BAD_META", "a container has too many elements");
-    }
-    if (depth >= this.limits.meta_depth) fail("BAD_META", "nested too deep");
-    return depth + 1;
-  }
-
-  array(length, depth) {
-    const inner = this.enter(length, depth);
+  array(count, depth, read = () => this.value(depth + 1)) {
+    this.enter(count, count, depth);
     const items = [];
-    for (let i = 0; i < length; i++) items.push(this.value(inner));
+    for (let i = 0; i < count; i++) items.push(read(i));
     return items;
   }
 
-  map(length, depth) {
-    const inner = this.enter(length, depth);
-    const pairs = new Map();
-    for (let i = 0; i < length; i++) {
-      const key = this.value(inner);
-      if (typeof key !== "string" || Buffer.byteLength(key) > this.limits.key_bytes) {
-        fail("BAD_META", "a key is no short text");
-      }
-      if (pairs.has(key)) fail("BAD_META", "a map has the same key twice");
-      pairs.set(key, this.value(inner));
+  map(count, depth) {
+    this.enter(count, 2 * count, depth);
+    const map = new Map();
+    for (let i = 0; i < count; i++) {
+      const key = this.key();
+      if (map.has(key)) throw new MetaError("a map has a key twice");
+      map.set(key, this.value(depth + 1));
     }
-    return pairs;
+    return map;
+  }
+
+  key() {
+    const head = this.byte();
+    const fix = head >> 5 === 0x5;
+    if (!fix && (head < 0xd9 || head > 0xdb)) throw new MetaError("a key is no text");
+    const length = fix ? head & 0x1f : this.uint(1 << (head - 0xd9));
+    if (length > this.limits.key_bytes) throw new MetaError("a key is too long");
+    return this.text(length);
+  }
+
+  ext(length, depth) {
+    const type = this.take(1).readInt8();
+    const payload = this.take(length);
+    if (type === EXT_TIMESTAMP) throw new MetaError("a timestamp");
+    if (type === EXT_TENSOR && depth === 1) throw new MetaError("a tensor in place of a field");
+    if (type !== EXT_TENSOR || !this.tensors) throw new TensorError("a tensor or ext type where none may be");
+    return this.tensors.read(payload);
   }
 }
 
-class Packer {
-  constructor(onTensor) {
-    this.onTensor = onTensor;
-    this.parts = [];
+// Writes everything in its shortest form. Tensors above `inlineBytes` go to `segments`.
+class Writer {
+  constructor(inlineBytes) {
+    this.inlineBytes = inlineBytes;
+    this.chunks = [];
+    this.segments = [];
   }
 
-  done() { return Buffer.concat(this.parts); }
-
-  put(size, write) {
-    const part = Buffer.alloc(size);
-    write(part);
-    this.parts.push(part);
-  }
-
-  /** A type byte, then a length or number in as many bytes as the type says. */
-  sized(type, bytes, number) {
-    this.put(1 + bytes, (part) => {
-      part[0] = type;
-      if (bytes) part.writeUIntBE(number, 1, bytes);
-    });
-  }
+  bytes() { return Buffer.concat(this.chunks); }
 
   value(value) {
-    if (value === null || value === undefined) this.sized(0xc0, 0);
-    else if (typeof value === "boolean") this.sized(value ? 0xc3 : 0xc2, 0);
-    else if (typeof value === "bigint") this.integer(value);
-    else if (typeof value === "number" && Number.isSafeInteger(value)) this.integer(BigInt(value));
-    else if (typeof value === "number") this.float(value);
-    else if (value instanceof Float) this.float(value.value);
-    else if (typeof value === "string") this.str(value);
-    else if (value instanceof Tensor) this.ext(1, this.onTensor(value));
-    else if (value instanceof Uint8Array) this.bin(value);
+    if (value === null || value === undefined) this.push(0xc0);
+    else if (typeof value === "boolean") this.push(value ? 0xc3 : 0xc2);
+    else if (isInteger(value)) this.integer(value);
+    else if (typeof value === "number" || value instanceof Float) this.float(Number(value));
+    else if (typeof value === "string") this.text(value);
+    else if (value instanceof Uint8Array) this.binary(value);
     else if (Array.isArray(value)) this.array(value);
-    else if (value instanceof Map) this.map([...value]);
-    else if (typeof value === "object") this.map(Object.entries(value));
-    else fail("BAD_META", `a ${typeof value} cannot be sent`);
-    return this;
+    else if (value instanceof Map) this.map(value);
+    else if (value instanceof Tensor) this.tensor(value);
+    else throw new TypeError(`${typeof value} cannot be written as MessagePack`);
+  }
+
+  push(...bytes) { this.chunks.push(Buffer.from(bytes)); }
+
+  // A byte of format, and a number behind it.
+  number(head, value, size) {
+    const chunk = Buffer.alloc(1 + size);
+    chunk[0] = head;
+    if (size === 8) chunk.writeBigUInt64BE(BigInt.asUintN(64, BigInt(value)), 1);
+    else if (value < 0) chunk.writeIntBE(Number(value), 1, size);
+    else chunk.writeUIntBE(Number(value), 1, size);
+    this.chunks.push(chunk);
+  }
+
+  integer(value) {
+    if (value < -(2n ** 63n) || value >= 2n ** 64n) throw new RangeError(`${value} does not fit into 64 bits`);
+    if (value >= -0x20 && value < 0x80) return this.push(Number(value) & 0xff);
+    const fits = (bits) => (value < 0 ? value >= -(2 ** (bits - 1)) : value < 2 ** bits);
+    const form = 3 - [32, 16, 8].filter(fits).length; // 1, 2, 4 or 8 bytes
+    this.number((value < 0 ? 0xd0 : 0xcc) + form, value, 1 << form);
   }
 
   float(value) {
-    this.put(9, (part) => {
-      part[0] = 0xcb;
-      part.writeDoubleBE(value, 1);
-    });
+    const chunk = Buffer.alloc(9, 0xcb);
+    chunk.writeDoubleBE(value, 1);
+    this.chunks.push(chunk);
   }
 
-  integer(big) {
-    if (big >= 0n && big < 128n) this.sized(Number(big), 0);
-    else if (big < 0n && big >= -32n) this.sized(256 + Number(big), 0);
-    else if (big >= 0n && big < 2n ** 8n) this.sized(0xcc, 1, Number(big));
-    else if (big >= 0n && big < 2n ** 16n) this.sized(0xcd, 2, Number(big));
-    else if (big >= 0n && big < 2n ** 32n) this.sized(0xce, 4, Number(big));
-    else if (big >= 0n && big < 2n ** 64n) this.put(9, (part) => { part[0] = 0xcf; part.writeBigUInt64BE(big, 1); });
-    else if (big < 0n && big >= -(2n ** 7n)) this.sized(0xd0, 1, Number(big) + 2 ** 8);
-    else if (big < 0n && big >= -(2n ** 15n)) this.sized(0xd1, 2, Number(big) + 2 ** 16);
-    else if (big < 0n && big >= -(2n ** 31n)) this.sized(0xd2, 4, Number(big) + 2 ** 32);
-    else if (big < 0n && big >= -(2n ** 63n)) this.put(9, (part) => { part[0] = 0xd3; part.writeBigInt64BE(big, 1); });
-    else fail("BAD_META", "an integer of more than 64 bits");
+  // `heads` are the formats for lengths of 8, 16 and 32 bits; a null has none.
+  length(length, [head8, head16, head32]) {
+    if (head8 && length < 0x100) this.number(head8, length, 1);
+    else if (length < 0x10000) this.number(head16, length, 2);
+    else this.number(head32, length, 4);
   }
 
-  /** The shortest head of several: [bytes of the length, type]. */
-  head(length, forms) {
-    const [bytes, type] = forms.find(([size]) => length < 2 ** (8 * size));
-    this.sized(type, bytes, length);
+  text(value) {
+    const bytes = Buffer.from(value, "utf8");
+    if (bytes.length < 32) this.push(0xa0 | bytes.length);
+    else this.length(bytes.length, [0xd9, 0xda, 0xdb]);
+    this.chunks.push(bytes);
   }
 
-  str(text) {
-    if (!text.isWellFormed()) fail("BAD_META", "a text holds half a surrogate pair");
-    const bytes = Buffer.from(text);
-    if (bytes.length < 32) this.sized(0xa0 | bytes.length, 0);
-    else this.head(bytes.length, [[1, 0xd9], [2, 0xda], [4, 0xdb]]);
-    this.parts.push(bytes);
-  }
-
-  bin(bytes) {
-    this.head(bytes.length, [[1, 0xc4], [2, 0xc5], [4, 0xc6]]);
-    this.parts.push(bytes);
-  }
-
-  ext(code, bytes) {
-    const fixed = [1, 2, 4, 8, 16].indexOf(bytes.length);
-    if (fixed >= 0) this.sized(0xd4 + fixed, 0);
-    else this.head(bytes.length, [[1, 0xc7], [2, 0xc8], [4, 0xc9]]);
-    this.parts.push(Buffer.from([code]), bytes);
+  binary(value) {
+    this.length(value.length, [0xc4, 0xc5, 0xc6]);
+    this.chunks.push(value);
   }
 
   array(items) {
-    if (items.length < 16) this.sized(0x90 | items.length, 0);
-    else this.head(items.length, [[2, 0xdc], [4, 0xdd]]);
+    if (items.length < 16) this.push(0x90 | items.length);
+    else this.length(items.length, [null, 0xdc, 0xdd]);
     for (const item of items) this.value(item);
   }
 
-  map(pairs) {
-    if (pairs.length < 16) this.sized(0x80 | pairs.length, 0);
-    else this.head(pairs.length, [[2, 0xde], [4, 0xdf]]);
-    for (const [key, item] of pairs) {
-      this.str(key);
-      this.value(item);
+  map(map) {
+    if (map.size < 16) this.push(0x80 | map.size);
+    else this.length(map.size, [null, 0xde, 0xdf]);
+    for (const [key, value] of map) {
+      this.text(key);
+      this.value(value);
     }
+  }
+
+  tensor({ dtype, shape, bytes }) {
+    const inline = bytes.length <= this.inlineBytes;
+    const descriptor = new Writer(0);
+    descriptor.array([dtype, shape, inline ? bytes : this.segments.length]);
+    if (!inline) this.segments.push(bytes);
+    const payload = descriptor.bytes();
+    const fix = [1, 2, 4, 8, 16].indexOf(payload.length);
+    if (fix >= 0) this.push(0xd4 + fix);
+    else this.length(payload.length, [0xc7, 0xc8, 0xc9]);
+    this.push(EXT_TENSOR);
+    this.chunks.push(payload);
   }
 }
 
-const pack = (value, onTensor = () => fail("BAD_TENSOR", "no tensor may stand here")) =>
-  new Packer(onTensor).value(value).done();
+// ---- 6. Tensors -------------------------------------------------------------------------------------------
 
-// -- §6 tensors -----------------------------------------------------------------------------------
+// Floats of 8 and 16 bits: bits of exponent and mantissa; `finite` ones have no infinities and one NaN.
+const F16 = { exponent: 5, mantissa: 10 };
+const BF16 = { exponent: 8, mantissa: 7 };
+const F8_E4M3 = { exponent: 4, mantissa: 3, finite: true };
+const F8_E5M2 = { exponent: 5, mantissa: 2 };
+
+// How an element is read from a DataView and written to it, by the names of DataView's methods.
+const native = (size, type) => ({
+  size, read: (view, at) => view[`get${type}`](at, true), write: (view, at, x) => view[`set${type}`](at, x, true),
+});
+const big = (type) => {
+  const { size, read, write } = native(8, type);
+  return { size, read: (view, at) => shrink(read(view, at)), write: (view, at, x) => write(view, at, BigInt(x)) };
+};
+const small = (size, format) => {
+  const { read, write } = native(size, size === 2 ? "Uint16" : "Uint8");
+  const pack = (view, at, x) => write(view, at, packFloat(Number(x), format));
+  return { size, read: (view, at) => unpackFloat(read(view, at), format), write: pack };
+};
 
 const DTYPES = {
-  F64: [8, Float64Array], F32: [4, Float32Array], F16: [2, null], BF16: [2, null],
-  F8_E4M3: [1, null], F8_E5M2: [1, null],
-  I64: [8, BigInt64Array], I32: [4, Int32Array], I16: [2, Int16Array], I8: [1, Int8Array],
-  U64: [8, BigUint64Array], U32: [4, Uint32Array], U16: [2, Uint16Array], U8: [1, Uint8Array],
-  BOOL: [1, Uint8Array],
+  F64: native(8, "Float64"), F32: native(4, "Float32"), F16: small(2, F16), BF16: small(2, BF16),
+  F8_E4M3: small(1, F8_E4M3), F8_E5M2: small(1, F8_E5M2),
+  I64: big("BigInt64"), I32: native(4, "Int32"), I16: native(2, "Int16"), I8: native(1, "Int8"),
+  U64: big("BigUint64"), U32: native(4, "Uint32"), U16: native(2, "Uint16"), U8: native(1, "Uint8"),
+  BOOL: native(1, "Uint8"),
 };
-const isIndex = (v) => (typeof v === "number" && v >= 0) || (typeof v === "bigint" && v >= 0n);
 
-export class Tensor {
-  /** `data` are the bytes, little-endian, in C order. */
-  constructor(dtype, shape, data) { Object.assign(this, { dtype, shape, data }); }
-
-  static of(dtype, shape, numbers) {
-    const values = DTYPES[dtype][1].from(numbers);
-    return new Tensor(dtype, shape, Buffer.from(values.buffer, values.byteOffset, values.byteLength));
-  }
-
-  /** The values; of dtypes that JavaScript does not have, the bytes. */
-  values() {
-    const Values = DTYPES[this.dtype][1] ?? Uint8Array;
-    return new Values(Uint8Array.from(this.data).buffer);
-  }
+function unpackFloat(bits, { exponent, mantissa, finite }) {
+  const bias = 2 ** (exponent - 1) - 1;
+  const sign = bits >> (exponent + mantissa) ? -1 : 1;
+  const high = (bits >> mantissa) & (2 ** exponent - 1);
+  const low = bits & (2 ** mantissa - 1);
+  const top = high === 2 ** exponent - 1;
+  if (top && finite && low === 2 ** mantissa - 1) return NaN;
+  if (top && !finite) return low ? NaN : sign * Infinity;
+  return high ? sign * 2 ** (high - bias) * (1 + low / 2 ** mantissa) : sign * 2 ** (1 - bias) * (low / 2 ** mantissa);
 }
 
-/** What turns descriptors of one frame into tensors. */
-function tensorReader(segments, limits) {
-  const used = new Set();
-  return (code, payload) => {
-    if (code === -1) fail("BAD_META", "timestamps are no values here");
-    if (code !== 1) fail("BAD_TENSOR", `ext type ${code} is not allowed`);
-    let descriptor;
-    try {
-      descriptor = new Unpacker(payload, limits, () => fail("BAD_TENSOR", "ext in a descriptor")).whole();
-    } catch {
-      fail("BAD_TENSOR", "a descriptor is not readable");
+// Rounds to the nearest, ties to even. What is too large becomes infinity, or NaN where there is none.
+function packFloat(value, { exponent, mantissa, finite }) {
+  const bias = 2 ** (exponent - 1) - 1;
+  const sign = value < 0 || Object.is(value, -0) ? 2 ** (exponent + mantissa) : 0;
+  const infinity = finite ? 2 ** (exponent + mantissa) - 1 : (2 ** exponent - 1) * 2 ** mantissa;
+  if (Number.isNaN(value)) return finite ? infinity : infinity + 2 ** (mantissa - 1);
+  const size = Math.abs(value);
+  if (size === Infinity) return sign + infinity;
+  const power = Math.max(exponentOf(size), 1 - bias);
+  const steps = size / 2 ** (power - mantissa);
+  const floor = Math.floor(steps);
+  const up = steps - floor > 0.5 || (steps - floor === 0.5 && floor % 2 === 1);
+  // A mantissa that rounds up to the next power of two carries into the exponent by itself.
+  return sign + Math.min((power + bias - 1) * 2 ** mantissa + floor + (up ? 1 : 0), infinity);
+}
+
+function exponentOf(value) {
+  const bits = Buffer.alloc(8);
+  bits.writeDoubleBE(value);
+  return ((bits.readUInt16BE() >> 4) & 0x7ff) - 1023;
+}
+
+class Tensor {
+  // `bytes` as on the wire; null while they are still to come (feature `body`)
+  constructor(dtype, shape, bytes) {
+    Object.assign(this, { dtype, shape, bytes });
+  }
+
+  static of(dtype, shape, data) {
+    if (!Object.hasOwn(DTYPES, dtype)) throw new TypeError(`${JSON.stringify(dtype)} is no dtype`);
+    const { size, write } = DTYPES[dtype];
+    if (shape.reduce((product, n) => product * n, 1) !== data.length) {
+      throw new TypeError(`a tensor of shape [${shape}] cannot have ${data.length} elements`);
     }
-    if (!Array.isArray(descriptor) || descriptor.length !== 3) fail("BAD_TENSOR", "a descriptor is [dtype, shape, ref]");
-    const [dtype, shape, ref] = descriptor;
-    if (typeof dtype !== "string" || !Object.hasOwn(DTYPES, dtype)) fail("BAD_TENSOR", "unknown dtype");
-    if (!Array.isArray(shape) || shape.length > limits.tensor_dims || !shape.every(isIndex)) fail("BAD_TENSOR", "bad shape");
-    let bytes;
-    if (Buffer.isBuffer(ref)) {
-      if (ref.length > limits.inline_bytes) fail("BAD_TENSOR", "an inline tensor is too large");
-      bytes = ref;
-    } else {
-      if (typeof ref !== "number" || ref < 0 || ref >= segments.length) fail("BAD_TENSOR", "ref names no segment");
-      if (used.has(ref)) fail("BAD_TENSOR", "two tensors name one segment");
-      used.add(ref);
-      bytes = segments[ref];
-    }
-    const product = (dims) => dims.reduce((all, n) => all * BigInt(n), BigInt(DTYPES[dtype][0]));
-    if (product(shape) !== BigInt(bytes.length)) fail("BAD_TENSOR", "shape and bytes differ");
-    if (product(shape.filter((n) => n)) >= 2n ** 63n) fail("BAD_TENSOR", "a shape beyond what is possible");
+    const bytes = Buffer.alloc(size * data.length);
+    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+    data.forEach((x, i) => write(view, i * size, x));
     return new Tensor(dtype, shape, bytes);
-  };
+  }
+
+  data() {
+    const { size, read } = DTYPES[this.dtype];
+    const view = new DataView(this.bytes.buffer, this.bytes.byteOffset, this.bytes.length);
+    return Array.from({ length: this.bytes.length / size }, (_, i) => read(view, i * size));
+  }
 }
 
-// -- §7 metas -------------------------------------------------------------------------------------
+// The segments of one frame, and which tensors are in them.
+class SegmentTable {
+  constructor(lengths, limits) {
+    Object.assign(this, { lengths, limits });
+    this.tensors = new Map();
+  }
 
-const bad = (what) => fail("BAD_META", `${what} is not as it must be`);
-const isU32 = (v) => typeof v === "number" && v >= 0 && v <= 0xffffffff;
-const isI32 = (v) => typeof v === "number" && v >= -(2 ** 31) && v < 2 ** 31;
-const isStr = (v) => typeof v === "string";
-const isBin = (v) => Buffer.isBuffer(v);
-const isListOf = (check) => (v) => Array.isArray(v) && v.every(check);
-const isNumber = (v) => typeof v === "number" || typeof v === "bigint" || v instanceof Float;
+  // A tensor from the payload of its ext. Everything is checked here, before its bytes are there.
+  read(payload) {
+    const [dtype, shape, ref] = this.descriptor(payload);
+    const size = this.byteCount(dtype, shape);
+    if (ref instanceof Uint8Array) {
+      if (ref.length > this.limits.inline_bytes) throw new TensorError("a tensor inside the meta is too large");
+      if (ref.length !== size) throw new TensorError("a tensor's bytes are not what its shape needs");
+      return new Tensor(dtype, shape, ref);
+    }
+    if (!isInteger(ref) || !(ref in this.lengths)) throw new TensorError("a tensor names no segment of its frame");
+    if (this.tensors.has(ref)) throw new TensorError("two tensors name one segment");
+    if (this.lengths[ref] !== size) throw new TensorError("a segment's bytes are not what its tensor's shape needs");
+    const tensor = new Tensor(dtype, shape, null);
+    this.tensors.set(ref, tensor);
+    return tensor;
+  }
 
-function holdsTensor(value) {
-  if (value instanceof Tensor) return true;
-  if (value instanceof Map) return [...value.values()].some(holdsTensor);
-  return Array.isArray(value) && value.some(holdsTensor);
+  fill(index, bytes) {
+    const tensor = this.tensors.get(index);
+    if (tensor) tensor.bytes = bytes; // a segment that no tensor names is ignored
+  }
+
+  descriptor(payload) {
+    let fields;
+    try {
+      fields = new Reader(payload, this.limits).whole();
+    } catch (error) {
+      throw error instanceof MetaError ? new TensorError(error.message) : error;
+    }
+    if (!Array.isArray(fields) || fields.length !== 3) throw new TensorError("a tensor is no array of three");
+    return fields;
+  }
+
+  byteCount(dtype, shape) {
+    if (typeof dtype !== "string" || !Object.hasOwn(DTYPES, dtype)) throw new TensorError("an unknown dtype");
+    if (!Array.isArray(shape) || shape.length > this.limits.tensor_dims) throw new TensorError("a shape that is none");
+    let count = 1n;
+    let bound = BigInt(DTYPES[dtype].size); // holds for tensors without elements, too
+    for (const n of shape) {
+      if (!isInteger(n) || n < 0) throw new TensorError("a dimension that is no integer from 0 up");
+      count *= BigInt(n);
+      if (n) bound *= BigInt(n);
+    }
+    if (bound >= 2n ** 63n) throw new TensorError("a tensor's dimensions are too large");
+    return Number(count) * DTYPES[dtype].size;
+  }
 }
 
-function isPlainMap(value) {
-  if (!(value instanceof Map)) return false;
-  return holdsTensor(value) ? fail("BAD_TENSOR", "no tensor may stand here") : true;
-}
+// ---- 7. Metas ---------------------------------------------------------------------------------------------
 
-const NO_DEFAULT = Symbol("required");
-const req = (name, check) => ({ name, check, initial: NO_DEFAULT });
-const opt = (name, check, initial = () => null) => ({ name, check, initial });
-const emptyMap = () => new Map();
-const map = (name) => opt(name, isPlainMap, emptyMap);
-const numbers = (name) => opt(name, (v) => v instanceof Map && [...v.values()].every(isNumber), emptyMap);
-const tensorMap = (name) => opt(name, (v) => v instanceof Map, emptyMap);
-const key = req("key", (v) => isBin(v) && v.length === 16);
-const priority = opt("priority", (v) => typeof v === "number" && v >= -100 && v <= 100, () => 0);
-/** A map of which an empty one is the same as none. */
-const noneIfEmpty = (name) => ({ ...opt(name, isPlainMap), read: (v) => (v?.size ? v : null) });
-const packIds = (ids) => {
-  const packed = Buffer.alloc(4 * ids.length);
-  ids.forEach((id, i) => packed.writeInt32LE(id, 4 * i));
-  return packed;
+// Types of fields: each checks what was read and returns what the message shows.
+
+const want = (test, what) => (value) => {
+  if (!test(value)) throw new MetaError(`${what} is asked for`);
+  return value;
 };
-const unpackIds = (packed) => Array.from({ length: packed.length / 4 }, (_, i) => packed.readInt32LE(4 * i));
-const isPackedIds = (v) => isBin(v) && v.length % 4 === 0;
-const idsField = (name, initial) => ({
-  ...opt(name, isPackedIds, initial),
-  read: (v) => (Buffer.isBuffer(v) ? unpackIds(v) : v),
-  write: (v) => (v === null ? null : packIds(v)),
+const between = (low, high) => (value) => typeof value === "number" && value >= low && value <= high;
+const isBytes = (value) => value instanceof Uint8Array;
+const isMap = (value) => value instanceof Map;
+const isNumber = (value) => isInteger(value) || value instanceof Float;
+
+const integer = (low, high) => want(between(low, high), `an integer from ${low} to ${high}`);
+const u32 = integer(0, 0xffffffff);
+const amount = integer(1, 0xffffffff);
+const text = want((value) => typeof value === "string", "text");
+const bool = want((value) => typeof value === "boolean", "true or false");
+const bytes = want(isBytes, "bin");
+const bin = (length) => want((value) => isBytes(value) && value.length === length, `bin of ${length} bytes`);
+const texts = want((value) => Array.isArray(value) && value.every((x) => typeof x === "string"), "an array of text");
+const listOf = (low, high) => {
+  const fits = between(low, high);
+  return want((value) => Array.isArray(value) && value.every(fits), `an array of integers from ${low} to ${high}`);
+};
+const u32s = listOf(0, 0xffffffff);
+const tokenIds = listOf(-0x80000000, 0x7fffffff);
+const map = want(isMap, "a map");
+const numbers = want((value) => isMap(value) && [...value.values()].every(isNumber), "a map of numbers");
+const mapOrNone = (value) => (map(value).size ? value : null);
+const oneOf = (...names) => want((value) => names.includes(value), names.join(" or "));
+const packedIds = (value) => {
+  want((bin) => isBytes(bin) && bin.length % 4 === 0, "bin of token ids")(value);
+  return Array.from({ length: value.length / 4 }, (_, i) => value.readInt32LE(4 * i));
+};
+
+function packIds(tokens) {
+  const bytes = Buffer.alloc(4 * tokens.length);
+  tokens.forEach((token, i) => bytes.writeInt32LE(token, 4 * i));
+  return bytes;
+}
+
+const REQUIRED = Symbol("required");
+const emptyMap = () => new Map();
+const emptyList = () => [];
+
+// A field, and what holds when it is absent or nil. `slot`: tensors may be in it.
+function field(name, type, fallback = REQUIRED, slot = false) {
+  return { name, type, fallback, slot };
+}
+
+const KEY = field("key", bin(16));
+const OP = field("op", text);
+const PRIORITY = field("priority", integer(-100, 100), 0);
+const PAYLOAD = field("payload", map, emptyMap);
+const AUTH = field("auth", map, null);
+const CREDIT = field("credit", u32, null);
+const EXTRA = field("extra", mapOrNone, null);
+const GREETING = [
+  field("version", u32), field("features", texts), field("limits", map, emptyMap), field("software", text, ""),
+];
+const REQUEST = [
+  field("model", text, null), field("inputs", map, emptyMap, true), field("params", map, emptyMap),
+  field("deadline_ms", u32, null),
+];
+const EVENTS = [
+  field("first_indexes", u32s), field("counts", u32s, null), field("tokens", tokenIds), field("texts", texts), EXTRA,
+];
+const USAGE = [field("usage", numbers, emptyMap), field("timings", numbers, emptyMap), field("extra", map, emptyMap)];
+
+const FIELDS = {
+  HELLO: [...GREETING, AUTH],
+  WELCOME: [...GREETING, field("session", bytes, () => Buffer.alloc(0)), AUTH],
+  AUTH: [PAYLOAD],
+  GOAWAY: [field("last_stream", u32), field("grace_ms", u32, 0), field("alternatives", texts, emptyList)],
+  REQ: [OP, KEY, ...REQUEST, CREDIT, PRIORITY, field("trace", text, null)],
+  CANCEL: [field("reason", text)],
+  RESUME: [KEY, field("next_index", u32), field("next_char", u32, 0), CREDIT],
+  RES: [field("outputs", map, emptyMap, true), ...USAGE],
+  EVT: [field("index", u32), field("tokens", tokenIds), field("text", text), EXTRA],
+  EVB: [field("streams", u32s), ...EVENTS],
+  ERR: [
+    field("message", text), field("retryable", bool), field("executed", oneOf("no", "maybe", "yes")),
+    field("retry_after_ms", u32, null), field("log_id", text, null), field("detail", map, emptyMap),
+  ],
+  ACK: [field("prompt_tokens", u32, null), field("prompt_ids", packedIds, null)],
+  END: [
+    field("finish", oneOf("stop", "length", "cancelled", "deadline")), field("count", u32), field("checksum", u32),
+    ...USAGE,
+  ],
+  SUBMIT: [OP, KEY, field("attempt", amount), ...REQUEST, PRIORITY, field("so_far", packedIds, emptyList), field("tenant", text, "")],
+  STEP: [field("streams", u32s), field("attempts", u32s), ...EVENTS],
+  HEARTBEAT: [
+    field("state", text), field("steps", u32, 0), field("load", map, emptyMap),
+    field("card", map, null), field("detail", text, null),
+  ],
+  DRAIN: [field("grace_ms", u32)],
+  LOAD: [PAYLOAD],
+  SHM: [PAYLOAD],
+};
+
+// Metas that are no array but one value.
+const SINGLE = { PING: field("payload", bin(8)), PONG: field("payload", bin(8)), CREDIT: field("amount", amount) };
+
+function readField({ name, type, fallback }, value) {
+  if (value !== null && value !== undefined) return type(value);
+  if (fallback === REQUIRED) throw new MetaError(`${name} is missing`);
+  return typeof fallback === "function" ? fallback() : fallback;
+}
+
+// The fields of a message from its meta, with defaults filled in.
+function readMeta(kind, bytes, limits, segments) {
+  const reader = new Reader(bytes, limits);
+  if (kind in SINGLE) return { [SINGLE[kind].name]: SINGLE[kind].type(reader.whole()) };
+  const fields = FIELDS[kind];
+  const values = reader.positional((i) => {
+    reader.tensors = fields[i]?.slot ? segments : null;
+    return reader.value(1);
+  });
+  // These may be nil, which elsewhere means the same as absent; here they have to be written.
+  if (["outputs", "payload"].includes(fields[0].name) && !values.length) throw new MetaError("no field at all");
+  const message = {};
+  fields.forEach((each, i) => (message[each.name] = readField(each, values[i])));
+  if (kind === "EVB" || kind === "STEP") checkColumns(message);
+  return message;
+}
+
+function checkColumns({ streams, attempts = streams, first_indexes, counts, tokens, texts: each }) {
+  const columns = [attempts, first_indexes, counts ?? streams, each];
+  if (columns.some((column) => column.length !== streams.length)) throw new MetaError("columns differ in length");
+  const sum = counts ? counts.reduce((total, n) => total + n, 0) : streams.length;
+  if (tokens.length !== sum) throw new MetaError("the counts do not add up to the tokens");
+}
+
+// A positional array is written in full: trailing defaults cost a byte each and spare every reader a question.
+function writeMeta(message, writer) {
+  const single = SINGLE[message.kind];
+  if (single) return writer.value(message[single.name]);
+  const value = ({ name, type }) => (type === packedIds && message[name] ? packIds(message[name]) : message[name]);
+  writer.array(FIELDS[message.kind].map(value));
+}
+
+// 7.1 Checksum
+
+const CRC_TABLE = Uint32Array.from({ length: 256 }, (_, n) => {
+  for (let bit = 0; bit < 8; bit++) n = n & 1 ? (n >>> 1) ^ 0xedb88320 : n >>> 1;
+  return n >>> 0;
 });
 
-const COLUMNS = [
-  req("first_indexes", isListOf(isU32)), opt("counts", isListOf(isU32)), req("tokens", isListOf(isI32)),
-  req("texts", isListOf(isStr)), noneIfEmpty("extra"),
-];
-const GREETING = [req("version", isU32), req("features", isListOf(isStr)), map("limits"), opt("software", isStr, () => "")];
-const LAYOUTS = {
-  HELLO: [...GREETING, noneIfEmpty("auth")],
-  WELCOME: [...GREETING, opt("session", isBin, () => Buffer.alloc(0)), noneIfEmpty("auth")],
-  AUTH: [{ ...map("payload"), isWritten: true }],
-  GOAWAY: [req("last_stream", isU32), opt("grace_ms", isU32, () => 0), opt("alternatives", isListOf(isStr), () => [])],
-  REQ: [
-    req("op", isStr), key, opt("model", isStr), tensorMap("inputs"), map("params"),
-    opt("deadline_ms", isU32), opt("credit", isU32), priority, opt("trace", isStr),
-  ],
-  CANCEL: [req("reason", isStr)],
-  RESUME: [key, req("next_index", isU32), opt("next_char", isU32, () => 0), opt("credit", isU32)],
-  RES: [{ ...tensorMap("outputs"), isWritten: true }, numbers("usage"), numbers("timings"), map("extra")],
-  EVT: [req("index", isU32), req("tokens", isListOf(isI32)), req("text", isStr), noneIfEmpty("extra")],
-  EVB: [req("streams", isListOf(isU32)), ...COLUMNS],
-  ERR: [
-    req("message", isStr), req("retryable", (v) => typeof v === "boolean"),
-    req("executed", (v) => ["no", "maybe", "yes"].includes(v)), opt("retry_after_ms", isU32),
-    opt("log_id", isStr), map("detail"),
-  ],
-  ACK: [opt("prompt_tokens", isU32), idsField("prompt_ids")],
-  END: [
-    req("finish", (v) => ["stop", "length", "cancelled", "deadline"].includes(v)), req("count", isU32),
-    req("checksum", isU32), numbers("usage"), numbers("timings"), map("extra"),
-  ],
-  SUBMIT: [
-    req("op", isStr), key, req("attempt", (v) => isU32(v) && v >= 1), opt("model", isStr), tensorMap("inputs"),
-    map("params"), opt("deadline_ms", isU32), priority, idsField("so_far", () => []),
-    opt("tenant", isStr, () => ""),
-  ],
-  STEP: [req("streams", isListOf(isU32)), req("attempts", isListOf(isU32)), ...COLUMNS],
-  HEARTBEAT: [req("state", isStr), opt("steps", isU32, () => 0), map("load"), opt("card", isPlainMap), opt("detail", isStr)],
-  DRAIN: [req("grace_ms", isU32)],
-  LOAD: [{ ...map("payload"), isWritten: true }],
-  SHM: [{ ...map("payload"), isWritten: true }],
-};
-
-/** The message of a frame's meta; throws BAD_META or BAD_TENSOR. */
-function readMeta(frame, limits) {
-  const { name, stream } = frame;
-  const head = ON_STREAM_0.has(name) ? { kind: name } : { kind: name, stream };
-  if (name === "DATA") {
-    return { ...head, segment: frame.aux, payload: frame.segments[0], last: Boolean(frame.flags & FLAG_END) };
-  }
-  const meta = new Unpacker(frame.meta, limits, tensorReader(frame.segments, limits)).whole();
-  if (name === "PING" || name === "PONG") {
-    return isBin(meta) && meta.length === 8 ? { ...head, payload: meta } : bad(name);
-  }
-  if (name === "CREDIT") return isU32(meta) && meta >= 1 ? { ...head, amount: meta } : bad(name);
-  if (!Array.isArray(meta)) bad("the meta");
-  const fields = LAYOUTS[name];
-  const needed = fields.reduce((most, f, i) => (f.initial === NO_DEFAULT || f.isWritten ? i + 1 : most), 0);
-  if (meta.length < needed) bad("the number of fields");
-  if (name === "ERR" || name === "GOAWAY") head.code = frame.aux;
-  for (const [i, field] of fields.entries()) {
-    let value = meta[i] ?? null;
-    if (value !== null) {
-      if (!field.check(value)) bad(`${name} ${field.name}`);
-    } else if (field.initial === NO_DEFAULT) {
-      bad(`${name} ${field.name}`);
-    } else {
-      value = field.initial();
-    }
-    head[field.name] = field.read ? field.read(value) : value;
-  }
-  if (name === "EVB" || name === "STEP") checkColumns(head);
-  return head;
-}
-
-function checkColumns({ streams, attempts = streams, first_indexes, counts, tokens, texts }) {
-  const n = streams.length;
-  const isEven = [attempts, first_indexes, counts ?? streams, texts].every((column) => column.length === n);
-  const total = counts ? counts.reduce((sum, count) => sum + count, 0) : n;
-  if (!isEven || tokens.length !== total) bad("the columns of a batch");
-}
-
-// -- §3 frames ------------------------------------------------------------------------------------
-
-const padding = (offset) => (ALIGNMENT - (offset % ALIGNMENT)) % ALIGNMENT;
-
-/** The bytes of a message's frame. */
-export function encode(message, limits = CLIENT_LIMITS) {
-  const { kind } = message;
-  const segments = [];
-  let meta = Buffer.alloc(0), flags = 0, aux = 0;
-  const onTensor = (tensor) => {
-    const isInline = tensor.data.length <= limits.inline_bytes;
-    if (!isInline) segments.push(tensor.data);
-    return pack([tensor.dtype, tensor.shape, isInline ? tensor.data : segments.length - 1]);
-  };
-  if (kind === "DATA") {
-    aux = message.segment;
-    flags = message.last ? FLAG_END : 0;
-  } else if (kind === "PING" || kind === "PONG") {
-    meta = pack(message.payload);
-  } else if (kind === "CREDIT") {
-    meta = pack(message.amount);
-  } else {
-    const values = LAYOUTS[kind].map((field) => {
-      const value = message[field.name] ?? (field.initial === NO_DEFAULT ? null : field.initial());
-      return field.write ? field.write(value) : value;
-    });
-    meta = pack(values, WITH_SEGMENTS.has(kind) ? onTensor : undefined);
-    if (kind === "ERR" || kind === "GOAWAY") aux = message.code;
-  }
-  if (segments.length > limits.segments) fail("TOO_LARGE", "too many tensors in one message");
-  const parts = [];
-  for (const segment of segments) {
-    const length = Buffer.alloc(8);
-    length.writeBigUInt64LE(BigInt(segment.length));
-    parts.push(length);
-    aux += 1;
-  }
-  parts.push(meta);
-  if (kind === "DATA") parts.push(message.payload);
-  let at = HEADER_BYTES + parts.reduce((sum, part) => sum + part.length, 0);
-  for (const segment of segments) {
-    const pad = padding(at);
-    parts.push(Buffer.alloc(pad), segment);
-    at += pad + segment.length;
-  }
-  const header = Buffer.alloc(HEADER_BYTES);
-  header.writeUInt32LE(at - HEADER_BYTES, 0);
-  header[4] = KINDS[kind];
-  header[5] = flags;
-  header.writeUInt16LE(aux, 6);
-  header.writeUInt32LE(message.stream ?? 0, 8);
-  header.writeUInt32LE(meta.length, 12);
-  return Buffer.concat([header, ...parts]);
-}
-
-// -- §15.3 bodies ---------------------------------------------------------------------------------
-
-const BODY_BYTES = 1 << 20, WINDOW_BYTES = 1 << 20, DATA_BYTES = 1 << 20;
-
-/** A message that is too large for a frame, on its way out: its head, and DATA as the server allows it. */
-class Outgoing {
-  constructor(stream, frame, peerFrameBytes) {
-    const count = frame.readUInt16LE(6);
-    const lengths = Array.from({ length: count }, (_, i) => Number(frame.readBigUInt64LE(HEADER_BYTES + 8 * i)));
-    let at = HEADER_BYTES + 8 * count + frame.readUInt32LE(12);
-    this.head = Buffer.from(frame.subarray(0, at));
-    this.head.writeUInt32LE(at - HEADER_BYTES, 0);
-    this.head[5] |= FLAG_BODY;
-    this.segments = lengths.map((length) => {
-      const start = at + padding(at);
-      at = start + length;
-      return frame.subarray(start, at);
-    });
-    this.left = lengths.reduce((sum, length) => sum + length, 0);
-    this.most = Math.min(DATA_BYTES, peerFrameBytes); // of one DATA frame
-    Object.assign(this, { stream, size: this.left, segment: 0, at: 0, allowed: WINDOW_BYTES, isDone: false });
-  }
-
-  /** The frames that may leave now. */
-  * frames() {
-    while (!this.isDone && (this.allowed > 0 || !this.left)) {
-      while (this.segment + 1 < this.segments.length && this.at === this.segments[this.segment].length) {
-        this.segment += 1;
-        this.at = 0;
-      }
-      const payload = this.segments[this.segment].subarray(this.at, this.at + Math.min(this.most, this.allowed));
-      this.at += payload.length;
-      this.left -= payload.length;
-      this.allowed -= payload.length;
-      this.isDone = !this.left;
-      yield encode({ kind: "DATA", stream: this.stream, segment: this.segment, payload, last: this.isDone });
-    }
-  }
-
-  /** The end of a body whose rest is not sent. */
-  end() { return encode({ kind: "DATA", stream: this.stream, segment: this.segment, payload: Buffer.alloc(0), last: true }); }
-}
-
-/** A message whose segments arrive as DATA. */
-class Incoming {
-  constructor(frame, limits) {
-    if (!frame.aux || frame.aux > limits.segments) failConnection("FRAMING", "a body of no or too many segments");
-    this.left = frame.lengths.reduce((sum, length) => sum + length, 0);
-    if (this.left > limits.message_bytes) failConnection("FRAMING", "an answer is larger than was allowed");
-    Object.assign(this, { frame, limits, parts: frame.lengths.map(() => []), segment: 0, room: frame.lengths[0] });
-    this.#skipFull();
-  }
-
-  #skipFull() {
-    while (!this.room && this.segment + 1 < this.frame.lengths.length) this.room = this.frame.lengths[++this.segment];
-  }
-
-  /** Take one DATA; the whole message behind the last one, else null. */
-  take({ segment, payload, last }) {
-    const size = payload.length;
-    if (segment !== this.segment || size > this.room || (!size && !last)) failConnection("SEQUENCE", "DATA that is not due");
-    this.left -= size;
-    if (last !== (this.left === 0)) failConnection("SEQUENCE", "a body ends at its last byte");
-    this.parts[segment].push(Buffer.from(payload));
-    this.room -= size;
-    this.#skipFull();
-    if (!last) return null;
-    this.frame.segments = this.parts.map((parts) => Buffer.concat(parts));
-    try {
-      return readMeta(this.frame, this.limits);
-    } catch (error) {
-      return failConnection("FRAMING", error.message);
-    }
-  }
-}
-
-/** §11: bytes in any pieces become messages, or a WireError says what is wrong. */
-export class Receiver {
-  constructor(direction, { limits = null, features = [], inHandshake = false } = {}) {
-    const isClientLink = direction === "c>s" || direction === "s>c";
-    this.direction = direction;
-    this.limits = limits ?? (isClientLink ? CLIENT_LIMITS : WORKER_LIMITS);
-    this.features = new Set(features);
-    this.inHandshake = inHandshake; // of an answerer: HELLO is still awaited
-    this.lastStream = 0;
-    this.chunks = [];
-    this.size = 0;
-  }
-
-  push(bytes) {
-    this.chunks.push(bytes);
-    this.size += bytes.length;
-  }
-
-  /** The next message, null until more bytes are there. Errors have a scope, and a stream of theirs. */
-  next() {
-    for (;;) {
-      const frame = this.#nextFrame();
-      if (frame === null) return null;
-      if (frame.kind >= FIRST_OPTIONAL_KIND) {
-        if (this.inHandshake) failConnection("UNKNOWN_KIND", "nothing but the greeting is heard first");
-        continue;
-      }
-      return this.#admit(frame);
-    }
-  }
-
-  #front(count) {
-    if (this.chunks[0].length < count) this.chunks = [Buffer.concat(this.chunks)];
-    return this.chunks[0];
-  }
-
-  #nextFrame() {
-    if (this.size < HEADER_BYTES) return null;
-    const bodyBytes = this.#front(HEADER_BYTES).readUInt32LE(0);
-    const { frame_bytes: most, preauth_bytes: first } = this.limits;
-    if (bodyBytes > (this.inHandshake ? Math.min(most, first) : most)) {
-      failConnection("FRAME_TOO_LARGE", `a frame of ${bodyBytes} bytes was announced`);
-    }
-    const total = HEADER_BYTES + bodyBytes;
-    if (this.size < total) return null;
-    const whole = this.#front(total);
-    this.chunks[0] = whole.subarray(total);
-    if (!this.chunks[0].length) this.chunks.shift();
-    this.size -= total;
-    return cutFrame(whole.subarray(0, total), this.limits.segments);
-  }
-
-  #admit(frame) {
-    const { name, stream } = frame;
-    const features = FEATURES_OF[name];
-    if (!ALLOWED[this.direction].has(name) || (features && !features.some((f) => this.features.has(f)))) {
-      failConnection("UNKNOWN_KIND", `kind ${frame.kind} is not accepted here`);
-    }
-    if (stream && ON_STREAM_0.has(name)) failConnection("FRAMING", `${name} belongs on stream 0`);
-    if (frame.flags & FLAG_BODY && this.features.has("body")) return { kind: "BODY", stream, frame };
-    const isOpening = name === "REQ" || name === "SUBMIT";
-    if (isOpening && stream <= this.lastStream) failConnection("SEQUENCE", "stream numbers must rise");
-    if (isOpening) this.lastStream = stream;
-    try {
-      if (isOpening && frame.flags & FLAG_BODY && !this.features.has("body")) fail("UNSUPPORTED", "no bodies here");
-      const isUp = this.direction === "c>s" || this.direction === "g>w";
-      const most = isUp ? this.limits.client_meta_bytes : this.limits.server_meta_bytes;
-      if (frame.meta.length > most) fail("TOO_LARGE", "the meta is too large");
-      if (WITH_SEGMENTS.has(name) && frame.aux > this.limits.segments) fail("BAD_TENSOR", "too many segments");
-      return readMeta(frame, this.limits);
-    } catch (error) {
-      if (!(error instanceof WireError)) throw error;
-      if (!isOpening) failConnection("FRAMING", `${name}: ${error.message}`);
-      throw Object.assign(error, { scope: "stream", stream });
-    }
-  }
-}
-
-function cutFrame(whole, maxSegments) {
-  const kind = whole[4], flags = whole[5], aux = whole.readUInt16LE(6);
-  const stream = whole.readUInt32LE(8), metaBytes = whole.readUInt32LE(12);
-  if (kind >= FIRST_OPTIONAL_KIND) return { kind };
-  const name = NAMES.get(kind);
-  if (name === undefined) failConnection("UNKNOWN_KIND", `unknown kind ${kind}`);
-  const allowedFlags = (WITH_SEGMENTS.has(name) ? FLAG_BODY : 0) | (name === "DATA" ? FLAG_END : 0);
-  if (flags & ~allowedFlags) failConnection("FRAMING", "flags that may not be set");
-  if (aux && !WITH_AUX.has(name)) failConnection("FRAMING", "aux must be 0");
-  const count = WITH_SEGMENTS.has(name) ? aux : 0;
-  const metaStart = HEADER_BYTES + 8 * count, metaEnd = metaStart + metaBytes;
-  if (metaEnd > whole.length) failConnection("FRAMING", "the meta is longer than the body");
-  const frame = { kind, name, flags, aux, stream, meta: whole.subarray(metaStart, metaEnd), segments: [], lengths: [] };
-  if (name === "DATA") {
-    if (metaBytes) failConnection("FRAMING", "DATA has no meta");
-    frame.segments.push(whole.subarray(metaEnd));
-  } else if (!count || flags & FLAG_BODY) {
-    if (metaEnd !== whole.length) failConnection("FRAMING", "bytes behind the meta");
-    for (let i = 0; i < count && count <= maxSegments; i++) frame.lengths.push(Number(whole.readBigUInt64LE(HEADER_BYTES + 8 * i)));
-  } else if (count <= maxSegments) {
-    cutSegments(frame, whole, count, metaEnd);
-  }
-  return frame;
-}
-
-function cutSegments(frame, whole, count, metaEnd) {
-  let at = metaEnd;
-  for (let i = 0; i < count; i++) {
-    const length = whole.readBigUInt64LE(HEADER_BYTES + 8 * i);
-    const start = at + padding(at);
-    if (BigInt(start) + length > BigInt(whole.length)) failConnection("FRAMING", "a segment is longer than the body");
-    if (whole.subarray(at, start).some((byte) => byte)) failConnection("FRAMING", "padding is not zero");
-    at = start + Number(length);
-    frame.segments.push(whole.subarray(start, at));
-  }
-  if (at !== whole.length) failConnection("FRAMING", "bytes behind the last segment");
-}
-
-// -- §9, §10, §14: the client's end of a connection, without a socket and without a clock ----------
-
-/** §7.1 */
-export function checksum(ids) {
+function checksum(tokens) {
   let crc = 0xffffffff;
-  for (const byte of packIds(ids)) {
-    crc ^= byte;
-    for (let bit = 0; bit < 8; bit++) crc = (crc >>> 1) ^ (crc & 1 ? 0xedb88320 : 0);
-  }
+  for (const byte of packIds(tokens)) crc = (crc >>> 8) ^ CRC_TABLE[(crc ^ byte) & 0xff];
   return (crc ^ 0xffffffff) >>> 0;
 }
 
-export class Connection {
-  constructor({ features = [], limits = {}, software = "" } = {}) {
-    this.limits = { ...CLIENT_LIMITS, ...limits };
-    this.peerLimits = CLIENT_LIMITS;
-    this.state = "CONNECTING";
-    this.error = null;
-    this.isLeaving = false; // GOAWAY was received
+// ---- 4. Kinds ---------------------------------------------------------------------------------------------
+
+const END_FLAG = 0x01;
+const BODY_FLAG = 0x04;
+
+// [number, who sends it on a client link, and on a worker link, features of which it needs one]
+const KIND_TABLE = {
+  HELLO: [0x01, "opener", "opener"], WELCOME: [0x02, "answerer", "answerer"], AUTH: [0x03, "both", "both", "auth"],
+  PING: [0x04, "both", "both"], PONG: [0x05, "both", "both"], GOAWAY: [0x06, "both", "both"],
+  CREDIT: [0x07, "both", "nobody", "credit", "body"], REQ: [0x10, "opener", "nobody"],
+  DATA: [0x11, "both", "both", "body"], CANCEL: [0x12, "opener", "opener"],
+  RESUME: [0x13, "opener", "nobody", "resume"], RES: [0x20, "answerer", "answerer"],
+  EVT: [0x21, "answerer", "nobody"], EVB: [0x22, "answerer", "nobody"], ERR: [0x23, "both", "both"],
+  ACK: [0x24, "answerer", "answerer"], END: [0x25, "answerer", "answerer"], SUBMIT: [0x60, "nobody", "opener"],
+  STEP: [0x61, "nobody", "answerer"], HEARTBEAT: [0x62, "nobody", "answerer"], DRAIN: [0x63, "nobody", "opener"],
+  LOAD: [0x64, "nobody", "opener", "reserved"], SHM: [0x65, "nobody", "both", "shm"],
+};
+const ON_STREAM_0 = ["HELLO", "WELCOME", "AUTH", "PING", "PONG", "GOAWAY", "EVB", "STEP", "HEARTBEAT", "DRAIN", "LOAD"];
+const OPENING = ["REQ", "SUBMIT", "RESUME"];
+const TERMINAL = ["RES", "END", "ERR"];
+const WITH_SEGMENTS = ["REQ", "RES", "SUBMIT"];
+
+const KINDS = new Map(Object.entries(KIND_TABLE).map(([name, [number, onClientLink, onWorkerLink, ...features]]) => {
+  const segments = WITH_SEGMENTS.includes(name);
+  const code = name === "ERR" || name === "GOAWAY";
+  const flags = segments ? BODY_FLAG : name === "DATA" ? END_FLAG : 0;
+  const aux = segments || code || name === "DATA";
+  const zero = ON_STREAM_0.includes(name);
+  return [number, { name, senders: [onClientLink, onWorkerLink], features, zero, segments, code, flags, aux }];
+}));
+const OPTIONAL_KINDS = 0x80;
+
+// ---- 3. The frame -----------------------------------------------------------------------------------------
+
+const PREFACE = Buffer.from([0x94, 0x54, 0x57, 0x31, 0x0d, 0x0a, 0x1a, 0x0a]);
+const HEADER_BYTES = 16;
+const ALIGNMENT = 64;
+
+const aligned = (offset) => Math.ceil(offset / ALIGNMENT) * ALIGNMENT;
+
+const sumOf = (lengths) => lengths.reduce((sum, length) => sum + length, 0);
+
+function buildFrame(header, table, meta, rest) {
+  const head = Buffer.alloc(HEADER_BYTES + 8 * table.length);
+  const frame = Buffer.concat([head, meta, ...rest]);
+  frame.writeUInt32LE(frame.length - HEADER_BYTES, 0);
+  frame.writeUInt8(header.number, 4);
+  frame.writeUInt8(header.flags, 5);
+  frame.writeUInt16LE(header.aux, 6);
+  frame.writeUInt32LE(header.stream, 8);
+  frame.writeUInt32LE(meta.length, 12);
+  table.forEach((length, i) => frame.writeBigUInt64LE(BigInt(length), HEADER_BYTES + 8 * i));
+  return frame;
+}
+
+// Segments with the pads before them; `offset` is counted from the first byte of the header.
+function pad(segments, offset) {
+  return segments.flatMap((segment) => {
+    const zeros = Buffer.alloc(aligned(offset) - offset);
+    offset += zeros.length + segment.length;
+    return [zeros, segment];
+  });
+}
+
+// The frame of a message under the limits of who receives it, and the segments that follow it in DATA (15.3).
+function encode(message, limits, { fromOpener, body = false }) {
+  const [number] = KIND_TABLE[message.kind];
+  const { stream = 0 } = message;
+  if (message.kind === "DATA") {
+    const header = { number, flags: message.last ? END_FLAG : 0, aux: message.segment, stream };
+    return { frame: buildFrame(header, [], Buffer.alloc(0), [message.payload]), later: [] };
+  }
+  const writer = new Writer(limits.inline_bytes);
+  writeMeta(message, writer);
+  const { segments } = writer;
+  const meta = writer.bytes();
+  const table = segments.map((segment) => segment.length);
+  const rest = pad(segments, HEADER_BYTES + 8 * table.length + meta.length);
+  const size = 8 * table.length + meta.length + sumOf(rest.map((part) => part.length));
+  const whole = size <= Math.min(limits.frame_bytes, body ? MIB : Infinity);
+  const fits = meta.length <= limits[metaLimit(fromOpener)] && table.length <= limits.segments;
+  if (!fits || (!whole && !(body && table.length && sumOf(table) <= limits.message_bytes))) {
+    throw wireError("TOO_LARGE", "the message is larger than the peer accepts", stream);
+  }
+  const header = { number, flags: whole ? 0 : BODY_FLAG, aux: message.code ?? table.length, stream };
+  return { frame: buildFrame(header, table, meta, whole ? rest : []), later: whole ? [] : segments };
+}
+
+// ---- 11. Receiving a frame --------------------------------------------------------------------------------
+
+// Bytes that have arrived. They are joined only when a whole part of a frame is there.
+class Inbox {
+  chunks = [];
+  length = 0;
+
+  push(bytes) {
+    this.chunks.push(bytes);
+    this.length += bytes.length;
+  }
+
+  take(count) {
+    if (this.chunks.length !== 1) this.chunks = [Buffer.concat(this.chunks)];
+    const [all] = this.chunks;
+    this.chunks = [all.subarray(count)];
+    this.length -= count;
+    return all.subarray(0, count);
+  }
+}
+
+// Steps 1 to 8 in `next`, and what steps 10 and 11 say about metas in `decode`. The caller does what needs its
+// state in between.
+class Receiver {
+  constructor({ fromOpener, worker, limits, features = new Set() }) {
+    Object.assign(this, { fromOpener, worker, limits, features });
+    this.greeting = true; // until HELLO or WELCOME
     this.lastStream = 0;
-    this.nextIndex = new Map(); // of each open stream
-    this.receiver = new Receiver("s>c", { limits: this.limits });
-    this.out = [PREFACE];
-    this.incoming = new Map(); // bodies, by stream
-    this.outgoing = new Map();
-    this.heardAt = this.pingedAt = this.bornAt = 0;
-    this.pings = { left: this.limits.ping_burst, at: 0 };
-    const announced = new Map(Object.entries(limits));
-    this.#emit({ kind: "HELLO", version: 1, features, limits: announced, software });
+    this.inbox = new Inbox();
+    this.header = null; // of the frame that is arriving
+    this.now = 0;
+    this.began = null; // when its first byte arrived
   }
 
-  takeOutput() {
-    const out = Buffer.concat(this.out);
-    this.out = [];
-    return out;
+  push(bytes, now = 0) {
+    this.inbox.push(bytes);
+    this.now = now;
+    this.began ??= now;
   }
 
-  /** Queue a REQ on the next stream; returns its number. */
-  request(fields) {
-    const stream = fields.stream ?? this.lastStream + 1;
-    this.send({ kind: "REQ", key: randomBytes(16), ...fields, stream });
-    return stream;
+  // How large the unfinished frame is, as far as that is known.
+  frameBytes() {
+    return this.header ? HEADER_BYTES + this.header.bodyBytes : 0;
   }
 
-  send(message) {
-    if (this.state === "CLOSED") throw this.error ?? new WireError(CODES.CONNECTION_LOST, "the connection is closed");
-    const inlineBytes = Math.min(CLIENT_LIMITS.inline_bytes, this.peerLimits.inline_bytes);
-    let frame = encode(message, { ...this.peerLimits, inline_bytes: inlineBytes });
-    const { frame_bytes: mostBody, client_meta_bytes: mostMeta, message_bytes: mostSegments } = this.peerLimits;
-    const isLarge = message.kind === "REQ" && frame.length - HEADER_BYTES > Math.min(BODY_BYTES, mostBody);
-    const body = isLarge && this.receiver.features.has("body") ? new Outgoing(message.stream, frame, mostBody) : null;
-    if (body) {
-      if (body.size > mostSegments) fail("TOO_LARGE", "the server does not accept so many bytes of tensors");
-      frame = body.head;
+  next() {
+    for (;;) {
+      if (!this.header && this.inbox.length >= HEADER_BYTES) this.readHeader(this.inbox.take(HEADER_BYTES));
+      if (!this.header || this.inbox.length < this.header.bodyBytes) return null;
+      const { header } = this;
+      const body = this.inbox.take(header.bodyBytes);
+      this.header = null;
+      this.began = this.inbox.length ? this.now : null;
+      if (header.number < OPTIONAL_KINDS) return this.layout(header, body);
+      if (this.greeting) throw wireError("UNKNOWN_KIND", "an optional kind before the greeting");
     }
-    if (frame.length - HEADER_BYTES > mostBody || frame.readUInt32LE(12) > mostMeta) {
-      fail("TOO_LARGE", "the server does not accept a message of this size");
-    }
-    if (message.kind === "REQ") {
-      if (this.isLeaving) fail("CONNECTION_LOST", "the server takes nothing new on this connection");
-      this.lastStream = message.stream;
-      this.nextIndex.set(message.stream, 0);
-    }
-    this.out.push(frame);
-    if (body) this.outgoing.set(message.stream, body);
-    if (body) this.#sendBody(body);
-    if (message.kind === "CANCEL") this.#stopBody(message.stream);
   }
 
-  #sendBody(body) {
-    this.out.push(...body.frames());
-    if (body.isDone) this.outgoing.delete(body.stream);
+  readHeader(bytes) {
+    const [bodyBytes, stream, metaBytes] = [0, 8, 12].map((at) => bytes.readUInt32LE(at));
+    const { frame_bytes, preauth_bytes } = this.limits;
+    const limit = this.greeting && this.fromOpener ? Math.min(frame_bytes, preauth_bytes) : frame_bytes;
+    if (bodyBytes > limit) throw this.toldInText(bytes) ?? wireError("FRAME_TOO_LARGE", `a frame of ${bodyBytes} bytes`);
+    this.header = { bodyBytes, number: bytes[4], flags: bytes[5], aux: bytes.readUInt16LE(6), stream, metaBytes };
   }
 
-  #stopBody(stream) {
-    const body = this.outgoing.get(stream);
-    if (body) this.out.push(body.end());
-    this.outgoing.delete(stream);
+  // Section 2: in place of the first frame, an answerer of another kind may say in text what it is.
+  toldInText(bytes) {
+    const text = Buffer.concat([bytes, ...this.inbox.chunks]).toString("latin1");
+    if (!this.greeting || this.fromOpener || !/^(tensorwire:|HTTP\/)/.test(text)) return null;
+    return wireError("BAD_PREFACE", `the peer speaks another protocol; it says: ${text.split(/[\r\n]/)[0].slice(0, 200)}`);
   }
 
-  /** Take bytes from the server; returns the messages they completed. */
-  feed(bytes, now) {
-    const messages = [];
-    if (this.state === "CLOSED") return messages;
-    this.heardAt = now;
-    this.receiver.push(bytes);
+  // Steps 4 to 8, and the number of a stream from step 10.
+  layout({ number, flags, aux, stream, metaBytes }, body) {
+    const kind = KINDS.get(number);
+    if (!kind) throw wireError("UNKNOWN_KIND", `kind 0x${number.toString(16)}`);
+    if (flags & ~kind.flags) throw wireError("FRAMING", `flags 0x${flags.toString(16)} on ${kind.name}`);
+    if (aux && !kind.aux) throw wireError("FRAMING", `aux on ${kind.name}`);
+    const hasBody = (flags & BODY_FLAG) !== 0;
+    if (hasBody && !aux) throw wireError("FRAMING", "BODY without segments");
+    const count = kind.segments ? aux : 0;
+    const metaEnd = 8 * count + metaBytes;
+    const more = kind.name === "DATA" ? metaBytes === 0 : count > 0 && !hasBody; // than the meta
+    if (metaEnd > body.length || (!more && metaEnd < body.length)) throw wireError("FRAMING", "meta and body disagree");
+    const frame = { kind, stream, aux, meta: body.subarray(8 * count, metaEnd), count, hasBody };
+    if (kind.name === "DATA") Object.assign(frame, { payload: body, last: (flags & END_FLAG) !== 0 });
+    if (count <= this.limits.segments) this.cutSegments(frame, body, metaEnd);
+    this.checkKind(kind, stream);
+    if (OPENING.includes(kind.name) && !this.greeting) this.claim(stream);
+    return frame;
+  }
+
+  cutSegments(frame, body, metaEnd) {
+    const lengths = Array.from({ length: frame.count }, (_, i) => Number(body.readBigUInt64LE(8 * i)));
+    frame.table = new SegmentTable(lengths, this.limits);
+    if (frame.hasBody || !frame.count) return;
+    let at = HEADER_BYTES + metaEnd;
+    frame.segments = lengths.map((length) => {
+      const start = aligned(at);
+      const end = start + length;
+      if (end > HEADER_BYTES + body.length) throw wireError("FRAMING", "a segment beyond the body");
+      const pad = body.subarray(at - HEADER_BYTES, start - HEADER_BYTES);
+      if (pad.some((byte) => byte !== 0)) throw wireError("FRAMING", "a pad that is not zero");
+      at = end;
+      return body.subarray(start - HEADER_BYTES, end - HEADER_BYTES);
+    });
+    if (at !== HEADER_BYTES + body.length) throw wireError("FRAMING", "bytes behind the last segment");
+  }
+
+  checkKind({ name, senders, features, zero }, stream) {
+    const sender = senders[this.worker ? 1 : 0];
+    const allowed = sender === "both" || sender === (this.fromOpener ? "opener" : "answerer");
+    // Before the greeting no feature is known, and its kind is not due anyway.
+    const negotiated = !features.length || this.greeting || features.some((feature) => this.features.has(feature));
+    if (!allowed || !negotiated) throw wireError("UNKNOWN_KIND", `${name} may not be sent here`);
+    if (zero && stream) throw wireError("FRAMING", `${name} on a stream`);
+  }
+
+  // The numbers of new streams rise. A number that was refused is used up, too.
+  claim(stream) {
+    if (stream <= this.lastStream) throw wireError("SEQUENCE", `stream ${stream} is not above ${this.lastStream}`);
+    this.lastStream = stream;
+  }
+
+  decode(frame) {
+    const { kind, stream, aux, payload, last } = frame;
+    if (kind.name === "DATA") return { kind: "DATA", stream, segment: aux, payload, last };
+    const ofRequest = OPENING.includes(kind.name);
+    const problem = this.tooLarge(frame);
+    if (problem) throw ofRequest ? wireError(...problem, stream) : wireError("FRAMING", problem[1]);
     try {
-      while (this.state !== "CLOSED") {
-        const message = this.receiver.next();
-        if (message === null) break;
-        const heard = this.#take(message, now);
-        if (heard) messages.push(heard === true ? message : heard);
-      }
+      const fields = readMeta(kind.name, frame.meta, this.limits, frame.table);
+      frame.segments?.forEach((segment, i) => frame.table.fill(i, segment));
+      return { kind: kind.name, ...(kind.zero ? {} : { stream }), ...(kind.code ? { code: aux } : {}), ...fields };
+    } catch (error) {
+      if (!(error instanceof MetaError)) throw error;
+      if (!ofRequest) throw wireError("FRAMING", `${kind.name}: ${error.message}`);
+      throw wireError(error instanceof TensorError ? "BAD_TENSOR" : "BAD_META", error.message, stream);
+    }
+  }
+
+  // Step 10: name and text of an error of the request. For an answer the same is an error of the connection.
+  tooLarge({ hasBody, meta, count, table }) {
+    if (hasBody && !this.features.has("body")) return ["UNSUPPORTED", "BODY without the feature"];
+    if (meta.length > this.limits[metaLimit(this.fromOpener)]) return ["TOO_LARGE", "the meta is too large"];
+    if (count > this.limits.segments) return ["BAD_TENSOR", "too many segments"];
+    if (hasBody && sumOf(table.lengths) > this.limits.message_bytes) return ["TOO_LARGE", "the body is too large"];
+    return null;
+  }
+}
+
+// ---- 15.3 Feature `body` ----------------------------------------------------------------------------------
+
+// A message whose segments arrive in DATA frames.
+class Body {
+  constructor(message, table) {
+    Object.assign(this, { message, table });
+    this.segment = -1;
+    this.due = sumOf(table.lengths); // bytes that are still to come
+    this.advance();
+  }
+
+  // To the next segment with bytes; behind the last one nothing is left.
+  advance() {
+    const { lengths } = this.table;
+    this.parts = [];
+    this.left = 0;
+    while (!this.left && this.segment < lengths.length - 1) {
+      this.left = lengths[++this.segment];
+      if (!this.left) this.table.fill(this.segment, Buffer.alloc(0));
+    }
+  }
+
+  // True when the message is complete.
+  take({ segment, payload, last }) {
+    if (segment !== this.segment || payload.length > this.left || !(payload.length || last)) {
+      throw wireError("SEQUENCE", "DATA that is not due");
+    }
+    this.parts.push(payload);
+    this.left -= payload.length;
+    this.due -= payload.length;
+    if (payload.length && !this.left) {
+      this.table.fill(segment, Buffer.concat(this.parts));
+      this.advance();
+    }
+    if (last !== (this.left === 0)) throw wireError("SEQUENCE", "END is not on the DATA with the last byte");
+    return last;
+  }
+}
+
+// A body that is not wanted (any more): what comes of it is thrown away. `due` bytes may have been on their way.
+class Refused {
+  constructor(due) { this.due = due; }
+
+  // True if this DATA is a fault.
+  take({ payload, last }) {
+    this.due -= payload.length;
+    return !last && (this.due < 0 || !payload.length);
+  }
+}
+
+// A body on its way out: the first MiB may go at once, the rest needs credit.
+class Upload {
+  constructor(segments) {
+    Object.assign(this, { segments, index: 0, at: 0, credit: MIB });
+    this.skipFull();
+  }
+
+  skipFull() {
+    while (this.index < this.segments.length - 1 && this.at === this.segments[this.index].length) {
+      this.index += 1;
+      this.at = 0;
+    }
+  }
+
+  // The next DATA, or null while there is no credit. Of segments without bytes there is one, which is the end.
+  next(stream, most) {
+    const { index: segment, segments } = this;
+    const payload = segments[segment].subarray(this.at, this.at + Math.min(most, this.credit));
+    if (!payload.length && segments[segment].length) return null;
+    this.at += payload.length;
+    this.credit -= payload.length;
+    this.skipFull();
+    return { kind: "DATA", stream, segment, payload, last: this.at === segments[this.index].length };
+  }
+}
+
+// ---- 14. Time and closing ---------------------------------------------------------------------------------
+
+// What may be done `burst` times at once, and `perSecond` times in the long run.
+class Bucket {
+  constructor(burst, perSecond) {
+    Object.assign(this, { burst, perSecond, level: burst, at: 0 });
+  }
+
+  take(now) {
+    this.level = Math.min(this.burst, this.level + (now - this.at) * this.perSecond);
+    this.at = now;
+    if (this.level < 1) return false;
+    this.level -= 1;
+    return true;
+  }
+}
+
+// Errors on a stream that are the opener's doing, besides all of class 0x02.
+const FAULTS = ["UNAUTHENTICATED", "FORBIDDEN", "POISONED", "OUTPUT_TOO_LARGE"].map((name) => ERRORS[name][0]);
+const isFault = (code) => code >> 8 === 0x02 || FAULTS.includes(code);
+
+// ---- 9. Life of a connection, 10. Life of a request -------------------------------------------------------
+
+const OPENERS = ["client", "dispatcher"]; // the others are "server" and "worker"
+const WORKER_LINK = ["dispatcher", "worker"];
+const STRANGERS = "tensorwire: this port speaks the Tensorwire protocol, version 1, not what was sent\n";
+
+class Connection {
+  // `hear` is called with each message for the application, `limits` are those that differ from the defaults.
+  constructor({ role, features = [], limits = {}, auth = null, hear }) {
+    Object.assign(this, { offered: features, auth, hear });
+    this.opener = OPENERS.includes(role);
+    this.worker = WORKER_LINK.includes(role);
+    this.limits = { ...defaultLimits(this.worker), ...limits };
+    this.peerLimits = defaultLimits(this.worker);
+    this.receiver = new Receiver({ fromOpener: !this.opener, worker: this.worker, limits: this.limits });
+    this.pings = new Bucket(this.limits.ping_burst, 1 / this.limits.ping_interval_s);
+    this.faults = new Bucket(this.limits.fault_burst, this.limits.faults_per_s);
+    this.streams = new Map(); // the open ones: {next, attempt} where this side hears events
+    this.bodies = new Map(); // arriving: stream to Body or Refused
+    this.uploads = new Map(); // leaving: stream to Upload
+    this.lastStream = 0; // that this side opened
+    this.leaving = false; // the peer has sent GOAWAY
+    this.early = []; // what an answerer was given to send before the greeting
+    this.out = []; // bytes to send
+    this.error = undefined; // once it is closed: why
+    this.now = this.heardAt = this.askedAt = 0;
+    this.state = this.opener ? "CONNECTING" : "PREFACE";
+    this.preface = 0; // bytes of it that have come
+    if (this.opener) {
+      this.out.push(PREFACE);
+      this.transmit({ kind: "HELLO", ...this.greeting(features, writeLimits(this.limits, Object.keys(limits))), auth });
+    }
+  }
+
+  get features() { return this.receiver.features; }
+
+  greeting(features, limits) {
+    return { version: VERSION, features, limits, software: SOFTWARE };
+  }
+
+  receive(bytes, now) {
+    this.now = this.heardAt = now;
+    this.guarded(() => {
+      if (this.state === "PREFACE") bytes = this.readPreface(bytes);
+      if (this.error === undefined && bytes.length) this.receiver.push(bytes, now);
+      for (let frame; this.error === undefined && (frame = this.receiver.next()); ) this.dispatch(frame);
+    });
+  }
+
+  // The timers.
+  tick(now) {
+    this.now = now;
+    this.guarded(() => {
+      if (this.state === "OPEN") this.watch();
+      else if (now > this.limits.handshake_s) throw wireError("HANDSHAKE_TIMEOUT", "the greeting took too long");
+    });
+  }
+
+  // Sends a message of the application.
+  send(message, now) {
+    this.now = now;
+    if (this.error !== undefined) throw wireError("CONNECTION_LOST", "the connection is closed");
+    if (!this.opener && this.state !== "OPEN") return this.early.push(message);
+    const packed = this.encode(message);
+    if (OPENING.includes(message.kind)) this.open(message);
+    this.push(packed, message);
+    if (message.kind === "CANCEL") this.stopUpload(message.stream);
+    if (this.opener || !TERMINAL.includes(message.kind)) return;
+    this.streams.delete(message.stream);
+    if (message.kind === "ERR" && isFault(message.code)) this.guarded(() => this.countFault());
+  }
+
+  open({ stream, attempt, so_far = [], next_index = so_far.length }) {
+    if (this.leaving) throw wireError("DRAINING", "the server takes no more requests on this connection");
+    if (stream <= this.lastStream) throw new RangeError(`stream ${stream} was used before`);
+    this.lastStream = stream;
+    this.streams.set(stream, { next: next_index, attempt });
+  }
+
+  encode(message) {
+    return encode(message, this.peerLimits, { fromOpener: this.opener, body: this.features.has("body") });
+  }
+
+  transmit(message) {
+    this.push(this.encode(message), message);
+  }
+
+  push({ frame, later }, { stream }) {
+    this.out.push(frame);
+    if (!later.length) return;
+    this.uploads.set(stream, new Upload(later));
+    this.upload(stream);
+  }
+
+  upload(stream) {
+    const upload = this.uploads.get(stream);
+    const most = Math.min(MIB, this.peerLimits.frame_bytes);
+    for (let data; upload && (data = upload.next(stream, most)); ) {
+      this.transmit(data);
+      if (data.last) return this.uploads.delete(stream);
+    }
+  }
+
+  // Where the rest of a body is not wanted any more, its end is sent instead.
+  stopUpload(stream) {
+    const upload = this.uploads.get(stream);
+    if (!upload) return;
+    this.uploads.delete(stream);
+    this.transmit({ kind: "DATA", stream, segment: upload.index, payload: Buffer.alloc(0), last: true });
+  }
+
+  // Runs what may end the connection. After that nothing is read or sent any more.
+  guarded(action) {
+    if (this.error !== undefined) return;
+    try {
+      action();
     } catch (error) {
       if (!(error instanceof WireError)) throw error;
-      this.fail(error);
-    }
-    return messages;
-  }
-
-  tick(now) {
-    const { handshake_s, ping_after_s, dead_after_s } = this.limits;
-    if (this.state === "CONNECTING" && now - this.bornAt >= handshake_s) {
-      this.fail(new WireError(CODES.HANDSHAKE_TIMEOUT, "no WELCOME in time", { retryable: true }));
-    }
-    if (this.state !== "OPEN") return;
-    if (now - this.heardAt >= dead_after_s) {
-      this.fail(new WireError(CODES.PEER_SILENT, "nothing was heard for too long", { retryable: true, executed: "maybe" }));
-    } else if (now - this.heardAt >= ping_after_s && now - this.pingedAt >= ping_after_s) {
-      this.pingedAt = now;
-      this.#emit({ kind: "PING", payload: Buffer.alloc(8) });
+      const flood = error.code === ERRORS.FLOOD[0] && !this.opener && this.state === "OPEN";
+      if (flood) {
+        const last_stream = this.receiver.lastStream;
+        this.transmit({ kind: "GOAWAY", code: error.code, last_stream, grace_ms: 0, alternatives: [] });
+      }
+      if (error.code !== ERRORS.BAD_PREFACE[0]) this.transmit(error.toMessage());
+      this.close(error);
     }
   }
 
-  fail(error) {
-    if (this.state === "CLOSED") return;
-    const { code, message, retryable, executed } = error;
-    this.#emit({ kind: "ERR", stream: 0, code, message, retryable, executed });
-    this.close(error);
-  }
-
-  close(error = null) {
-    if (this.state === "CLOSED") return;
+  close(error) {
     this.state = "CLOSED";
     this.error = error;
   }
 
-  #emit(message) { this.out.push(encode(message, this.limits)); }
-
-  /** Whether the message is for the application; or another one, which it has completed. */
-  #take(message, now) {
-    const { kind, stream } = message;
-    if (kind === "ERR" && stream === 0) {
-      this.close(errorOf(message));
-      return true;
+  // The bytes behind the preface. The first one that differs decides.
+  readPreface(bytes) {
+    const part = bytes.subarray(0, PREFACE.length - this.preface);
+    if (!part.equals(PREFACE.subarray(this.preface, this.preface + part.length))) {
+      this.out.push(Buffer.from(STRANGERS));
+      this.close(wireError("BAD_PREFACE", "the first bytes were not the preface"));
     }
-    if (this.state === "CONNECTING") {
-      if (kind !== "WELCOME") failConnection("SEQUENCE", `${kind} before WELCOME`);
-      return this.#greet(message);
-    }
-    switch (kind) {
-      case "WELCOME":
-        return failConnection("SEQUENCE", "a second WELCOME");
-      case "PING":
-        return this.#answerPing(message, now);
-      case "PONG":
-        return false;
-      case "GOAWAY":
-        this.isLeaving = true;
-        return true;
-      case "EVT":
-        this.#advance(stream, message.index, message.tokens.length);
-        return true;
-      case "EVB":
-        for (const event of eventsOf(message)) this.#advance(event.stream, event.index, event.tokens.length);
-        return true;
-      case "CREDIT": {
-        const body = this.outgoing.get(stream);
-        if (body) body.allowed += message.amount;
-        if (body) this.#sendBody(body);
-        return false;
-      }
-      case "BODY":
-        if (!this.nextIndex.has(stream)) failConnection("SEQUENCE", `RES for stream ${stream}, which is not open`);
-        this.incoming.set(stream, new Incoming(message.frame, this.limits));
-        return false;
-      case "DATA": {
-        const body = this.incoming.get(stream);
-        if (!body) failConnection("SEQUENCE", `DATA on stream ${stream}, where none is due`);
-        const whole = body.take(message);
-        if (whole) this.incoming.delete(stream);
-        return whole && this.#take(whole, now) && whole;
-      }
-      default: // ACK, RES, ERR, END
-        if (!this.nextIndex.has(stream)) failConnection("SEQUENCE", `${kind} for stream ${stream}, which is not open`);
-        if (kind === "END" && message.count !== this.nextIndex.get(stream)) failConnection("SEQUENCE", "END counts other tokens");
-        if (kind !== "ACK") this.nextIndex.delete(stream);
-        if (kind !== "ACK") this.#stopBody(stream);
-        return true;
-    }
+    this.preface += part.length;
+    if (this.preface === PREFACE.length && this.error === undefined) this.state = "HANDSHAKE";
+    return bytes.subarray(part.length);
   }
 
-  #greet({ version, features, limits }) {
-    if (version !== 1) failConnection("VERSION", `the server speaks version ${version}`);
-    const said = {};
-    for (const [name, value] of limits) {
-      const isFit = isIndex(value) || (WITH_FRACTION.has(name) && value instanceof Float && value >= 0 && value < Infinity);
-      if (isFit && Object.hasOwn(CLIENT_LIMITS, name)) said[name] = Number(value);
+  watch() {
+    const { limits, now } = this;
+    const { began } = this.receiver;
+    const time = limits.frame_grace_s + this.receiver.frameBytes() / limits.frame_bytes_per_s;
+    if (!this.opener && began !== null && now > began + time) throw wireError("FLOOD", "a frame trickles");
+    if (!this.opener && this.features.has("passive")) return;
+    if (now - this.heardAt >= limits.dead_after_s) throw wireError("PEER_SILENT", "nothing was heard for too long");
+    if (now - Math.max(this.heardAt, this.askedAt) < limits.ping_after_s) return;
+    this.askedAt = now;
+    this.transmit({ kind: "PING", payload: Buffer.alloc(8) });
+  }
+
+  countFault() {
+    if (!this.opener && !this.faults.take(this.now)) throw wireError("FLOOD", "too many faults");
+  }
+
+  dispatch(frame) {
+    const { kind: { name }, stream } = frame;
+    if (name === "ERR" && stream === 0) {
+      const message = this.receiver.decode(frame);
+      this.hear(message);
+      return this.close(new WireError(message));
     }
-    this.peerLimits = { ...CLIENT_LIMITS, ...said };
-    if (Math.min(this.peerLimits.frame_bytes, this.peerLimits.client_meta_bytes) < MIN_FRAME_BYTES) {
-      failConnection("FRAMING", "the server accepts too little");
+    if (this.state !== "OPEN") return this.greet(frame);
+    if (name === "HELLO" || name === "WELCOME" || (name === "ERR" && !this.opener)) {
+      throw wireError("SEQUENCE", `${name} is not due`);
     }
-    this.receiver.features = new Set(features);
+    if (OPENING.includes(name)) return this.accept(frame);
+    this.act(this.receiver.decode(frame), frame);
+  }
+
+  greet(frame) {
+    const due = this.opener ? "WELCOME" : "HELLO";
+    if (frame.kind.name !== due) throw wireError("SEQUENCE", `${frame.kind.name} before ${due}`);
+    const message = this.receiver.decode(frame);
+    if (message.version !== VERSION) throw wireError("VERSION", `version ${message.version} is not spoken here`);
+    this.peerLimits = readLimits(message.limits, this.worker);
+    if (Math.min(this.peerLimits.frame_bytes, this.peerLimits[metaLimit(this.opener)]) < LEAST_BYTES) {
+      throw wireError("FRAMING", `frame_bytes and the limit of metas are at least ${LEAST_BYTES}`);
+    }
+    if (this.opener && message.auth?.size && !this.auth) {
+      throw wireError("UNAUTHENTICATED", "the server asks for a token: set TENSORWIRE_TOKEN");
+    }
+    const common = message.features.filter((feature) => this.offered.includes(feature));
+    this.receiver.features = new Set(common);
+    this.receiver.greeting = false;
     this.state = "OPEN";
-    return true;
+    this.hear(message);
+    if (this.opener) return;
+    const limits = writeLimits(this.limits, Object.keys(LIMITS));
+    this.transmit({ kind: "WELCOME", ...this.greeting(common, limits), session: randomBytes(8), auth: null });
+    for (const early of this.early) this.send(early, this.now);
   }
 
-  #advance(stream, index, count) {
-    const expected = this.nextIndex.get(stream);
-    if (expected !== index) failConnection("SEQUENCE", `stream ${stream} went on at token ${index}, not ${expected}`);
-    this.nextIndex.set(stream, index + count);
+  // What a message in state OPEN means for the connection, by the tables of sections 9 and 10.
+  act(message, frame) {
+    const { kind, stream } = message;
+    switch (kind) {
+      case "PING":
+        if (!this.pings.take(this.now)) throw wireError("FLOOD", "too many pings");
+        return this.transmit({ kind: "PONG", payload: message.payload });
+      case "PONG":
+        return this.countFault();
+      case "GOAWAY":
+        this.countFault();
+        this.leaving = true;
+        return this.hear(message);
+      case "CANCEL": return this.cancelled(message);
+      case "CREDIT": return this.credited(message);
+      case "DATA": return this.hasData(message);
+      case "EVT":
+        this.advance(stream, message.index, message.tokens.length);
+        return this.hear(message);
+      case "EVB":
+      case "STEP": return this.hasEvents(message);
+      case "ACK": case "RES": case "END": case "ERR":
+        if (this.answers(message)) return this.answered(message, frame);
+        if (frame.hasBody) this.bodies.set(stream, new Refused(sumOf(frame.table.lengths)));
+        return undefined;
+      default: return this.hear(message);
+    }
   }
 
-  #answerPing({ payload }, now) {
-    const { ping_burst, ping_interval_s } = this.limits;
-    const left = Math.min(this.pings.left + (now - this.pings.at) / ping_interval_s, ping_burst);
-    if (left < 1) failConnection("FLOOD", "too many pings");
-    this.pings = { left: left - 1, at: now };
-    this.#emit({ kind: "PONG", payload });
-    return false;
+  // A request: what is wrong with it is its own failure, not the connection's.
+  accept(frame) {
+    const { stream, hasBody } = frame;
+    let message;
+    try {
+      if (this.streams.size >= this.limits.streams) throw wireError("BUSY", "too many streams are open", stream);
+      message = this.receiver.decode(frame);
+    } catch (error) {
+      if (!(error instanceof WireError)) throw error;
+      return this.refuse(error, hasBody ? MIB : null);
+    }
+    this.streams.set(stream, {});
+    if (hasBody) this.bodies.set(stream, new Body(message, frame.table));
+    else this.hear(message);
+  }
+
+  // `due`: so much of its body may have been on its way; null: it has none.
+  refuse(error, due) {
+    this.streams.delete(error.stream);
+    if (due !== null) this.bodies.set(error.stream, new Refused(due));
+    this.transmit(error.toMessage());
+    // BUSY of the whole server is not the opener's doing; too many streams on one connection are.
+    if (isFault(error.code) || error.code === ERRORS.BUSY[0]) this.countFault();
+  }
+
+  cancelled(message) {
+    const { stream, reason } = message;
+    this.countFault();
+    const body = this.bodies.get(stream);
+    if (body instanceof Body) {
+      const error = wireError(reason === "deadline" ? "DEADLINE" : "CANCELLED", "the body had not come", stream);
+      error.executed = "no";
+      this.refuse(error, Math.min(body.due, MIB));
+    } else if (this.streams.has(stream)) this.hear(message);
+  }
+
+  credited(message) {
+    const { stream, amount } = message;
+    if (!this.opener) return this.streams.has(stream) ? this.hear(message) : this.countFault();
+    const upload = this.uploads.get(stream);
+    if (!upload) return undefined;
+    upload.credit = Math.min(upload.credit + amount, 0xffffffff);
+    return this.upload(stream);
+  }
+
+  hasData(data) {
+    const body = this.bodies.get(data.stream);
+    if (body === undefined) throw wireError("SEQUENCE", `no body is due on stream ${data.stream}`);
+    if (body instanceof Refused) {
+      if (body.take(data)) this.countFault();
+      if (data.last) this.bodies.delete(data.stream);
+    } else if (body.take(data)) {
+      this.bodies.delete(data.stream);
+      if (this.opener) this.finish(data.stream);
+      this.hear(body.message);
+    }
+  }
+
+  // Each event goes on where its stream was. A gateway ignores those of earlier attempts.
+  hasEvents(message) {
+    const attempt = (stream) => this.streams.get(stream)?.attempt;
+    const events = splitEvents(message).filter((event) => !this.worker || event.attempt === attempt(event.stream));
+    for (const { stream, index, tokens } of events) this.advance(stream, index, tokens.length);
+    if (events.length || !this.worker) this.hear(message);
+  }
+
+  advance(stream, index, count) {
+    const open = this.openStream(stream);
+    if (index !== open?.next) throw wireError("SEQUENCE", `token ${index} on stream ${stream} is not due`);
+    open.next += count;
+  }
+
+  // The stream of an answer, while nothing but the body of a RES may come on it any more: none.
+  openStream(stream) {
+    return this.bodies.has(stream) ? undefined : this.streams.get(stream);
+  }
+
+  // False for what a gateway drops because it gave up the stream or the attempt.
+  answers({ stream, extra }) {
+    const open = this.openStream(stream);
+    if (!open && !this.worker) throw wireError("SEQUENCE", `an answer on stream ${stream}, which is not open`);
+    return open !== undefined && (!this.worker || (extra?.get("attempt") ?? open.attempt) === open.attempt);
+  }
+
+  answered(message, frame) {
+    const { kind, stream } = message;
+    const { next } = this.streams.get(stream);
+    if (kind === "END" && message.count !== next) {
+      throw wireError("SEQUENCE", `${message.count} tokens at the end, not ${next}`);
+    }
+    if (frame.hasBody) return this.bodies.set(stream, new Body(message, frame.table));
+    if (kind !== "ACK") this.finish(stream);
+    this.hear(message);
+  }
+
+  // A terminal frame may come before a body has left.
+  finish(stream) {
+    this.streams.delete(stream);
+    this.stopUpload(stream);
   }
 }
 
-/** The events of an EVT or EVB. */
-function eventsOf(message) {
-  if (message.kind === "EVT") return [message];
+// The events of EVB or STEP, one by one.
+function splitEvents({ streams, attempts, first_indexes, counts, tokens, texts }) {
   let at = 0;
-  return message.streams.map((stream, i) => {
-    const count = message.counts?.[i] ?? 1;
-    const tokens = message.tokens.slice(at, (at += count));
-    return { stream, index: message.first_indexes[i], tokens, text: message.texts[i] };
+  return streams.map((stream, i) => {
+    const count = counts ? counts[i] : 1;
+    at += count;
+    const event = { stream, index: first_indexes[i], tokens: tokens.slice(at - count, at), text: texts[i] };
+    return attempts ? { ...event, attempt: attempts[i] } : event;
   });
 }
 
-const errorOf = ({ code, message, retryable, executed, retry_after_ms, log_id }) =>
-  new WireError(code, message, { retryable, executed, retryAfterMs: retry_after_ms, logId: log_id });
+// ---- A client over TCP ------------------------------------------------------------------------------------
 
-// -- the client -----------------------------------------------------------------------------------
+const CONNECT_MS = 5000;
+const LINGER_MS = 2000; // for how long an ERR that was sent may still be read by the peer (section 14)
+const TICK_MS = 250;
+const DEADLINE_GRACE_MS = 1000; // the server's own END may take so long (section 14)
 
-const DEADLINE_GRACE_MS = 1000; // the server's own END may take so long to arrive
-const TICK_MS = 500;
-const CLOSE_PATIENCE_MS = 5000; // for the server to read the last words
+// A queue with one reader that waits.
+class Channel {
+  queue = [];
+  error = null;
+  wake = () => {};
 
-/** What arrives for one stream, in order, for one reader. */
-class Inbox {
-  #messages = [];
-  #wake = null;
+  push(item) {
+    this.queue.push(item);
+    this.wake();
+  }
 
-  put(message) {
-    this.#messages.push(message);
-    this.#wake?.();
+  fail(error) {
+    this.error ??= error;
+    this.wake();
   }
 
   async next() {
-    while (!this.#messages.length) await new Promise((resolve) => { this.#wake = resolve; });
-    const message = this.#messages.shift();
-    if (message instanceof Error) throw message;
-    return message;
+    while (!this.queue.length) {
+      if (this.error) throw this.error;
+      await new Promise((resolve) => (this.wake = resolve));
+    }
+    return this.queue.shift();
   }
 }
 
-/** One streamed answer: iterate over its deltas; `end` is there when they are over. */
-export class Generation {
-  constructor(call) {
-    this.tokens = [];
-    this.text = "";
-    this.end = null;
-    this.#call = call;
+// A connection with its socket and its clock.
+class Session {
+  // Waits for WELCOME, so that requests go out under the server's limits, and RESUME only where it is understood.
+  // `onLeft` is called once nothing more should be asked here.
+  static async open({ auth, ...where }, onLeft) {
+    const socket = net.connect({ ...where, noDelay: true });
+    try {
+      await once(socket, "connect", { signal: AbortSignal.timeout(CONNECT_MS) });
+    } catch (error) {
+      socket.destroy();
+      onLeft();
+      throw wireError("CONNECTION_LOST", `no connection to ${where.path ?? where.host} (${error.code ?? error.message})`);
+    }
+    const session = new Session(socket, auth, onLeft);
+    await session.greeted.next();
+    return session;
   }
 
-  #call;
+  constructor(socket, auth, onLeft) {
+    Object.assign(this, { socket, onLeft, started: performance.now() });
+    this.greeted = new Channel();
+    this.calls = new Map(); // stream: Channel
+    this.stream = 0;
+    const hear = (message) => this.hear(message);
+    this.connection = new Connection({ role: "client", features: ["resume", "body"], auth, hear });
+    this.timer = setInterval(() => this.step((now) => this.connection.tick(now)), TICK_MS);
+    socket.on("data", (bytes) => this.step((now) => this.connection.receive(bytes, now)));
+    socket.on("error", () => {}); // "close" follows
+    socket.on("close", () => this.close(wireError("CONNECTION_LOST", "the connection was lost")));
+    this.step(() => {});
+  }
 
-  async *[Symbol.asyncIterator]() {
+  // Lets the connection act, and sends what comes of it.
+  step(action) {
     try {
-      for (;;) {
-        const message = await this.#call.next();
-        if (message.kind === "END") return this.#finish(message);
-        if (message.kind === "RES") throw new WireError(CODES.INTERNAL, "one result instead of a stream");
-        if (message.kind === "ACK") continue;
-        this.tokens.push(...message.tokens);
-        this.text += message.text;
-        yield { index: message.index, tokens: message.tokens, text: message.text };
+      action((performance.now() - this.started) / 1000);
+    } finally {
+      for (const bytes of this.connection.out.splice(0)) {
+        if (this.socket.writable) this.socket.write(bytes);
+      }
+    }
+    if (this.connection.error !== undefined) this.close(this.connection.error);
+  }
+
+  hear(message) {
+    if (message.kind === "WELCOME") this.greeted.push(message);
+    else if (message.kind === "GOAWAY") this.onLeft();
+    else if (message.kind === "EVB") {
+      for (const event of splitEvents(message)) this.calls.get(event.stream)?.push({ kind: "EVT", ...event });
+    } else this.calls.get(message.stream)?.push(message);
+  }
+
+  // The frames that answer a request, up to the terminal one; ERR is thrown. Whoever stops before that cancels.
+  async *call(message, leftMs = null) {
+    const stream = ++this.stream;
+    const channel = new Channel();
+    let [reason, ended, timer] = ["cancelled", false, null];
+    this.calls.set(stream, channel);
+    if (leftMs !== null) {
+      timer = setTimeout(() => {
+        reason = "deadline";
+        channel.fail(wireError("DEADLINE", "no answer in time", stream));
+      }, leftMs + DEADLINE_GRACE_MS);
+    }
+    try {
+      this.step((now) => this.connection.send({ ...message, stream }, now));
+      while (!ended) {
+        const answer = await channel.next();
+        ended = TERMINAL.includes(answer.kind);
+        if (answer.kind === "ERR") throw new WireError(answer);
+        yield answer;
       }
     } finally {
-      this.#call.leave(); // a reader that stops early stops the server
+      clearTimeout(timer);
+      this.calls.delete(stream);
+      const open = this.connection.error === undefined && this.connection.streams.has(stream);
+      if (open) this.step((now) => this.connection.send({ kind: "CANCEL", stream, reason }, now));
     }
   }
 
-  /** §7.2: with param `logprobs`, how likely each token was, and the likeliest in its place. */
-  get logprobs() {
-    return logprobsOf(this.end?.extra.get("logprobs"));
+  close(error = null) {
+    if (this.connection.error === undefined) this.connection.close(error);
+    this.onLeft();
+    clearInterval(this.timer);
+    for (const channel of [this.greeted, ...this.calls.values()]) channel.fail(error);
+    this.socket.end();
+    setTimeout(() => this.socket.destroy(), LINGER_MS).unref();
+  }
+}
+
+// ---- 8. Operations ----------------------------------------------------------------------------------------
+
+const TEXT_AS_TENSOR = 4096; // from so many bytes on: the limit of metas does not count segments
+const IDS_AS_TENSOR = 256;
+const ATTEMPTS = 6; // to go on with an answer whose connection was lost: some 6 s, a little above the grace of 15.1
+const FIRST_PAUSE_MS = 100;
+
+function textInput(prompt) {
+  const bytes = Buffer.from(prompt);
+  return bytes.length > TEXT_AS_TENSOR ? new Tensor("U8", [bytes.length], bytes) : prompt;
+}
+
+function textsInput(texts) {
+  const parts = texts.map((each) => Buffer.from(each));
+  const bytes = Buffer.concat(parts);
+  if (bytes.length <= TEXT_AS_TENSOR && parts.length <= IDS_AS_TENSOR) return texts;
+  return [new Tensor("U8", [bytes.length], bytes), Tensor.of("I32", [parts.length], parts.map((part) => part.length))];
+}
+
+const idsInput = (ids) => (ids.length > IDS_AS_TENSOR ? Tensor.of("I32", [ids.length], ids) : ids);
+
+// One request under one key, however often it has to be sent.
+class Call {
+  constructor(op, model, inputs, params, timeoutMs) {
+    this.request = {
+      kind: "REQ", op, key: randomBytes(16), model, inputs, params, deadline_ms: null, credit: null, priority: 0, trace: null,
+    };
+    this.until = timeoutMs === null ? null : performance.now() + timeoutMs;
   }
 
-  /** The same for the prompt, with param `prompt_logprobs`. */
-  get promptLogprobs() {
-    return logprobsOf(this.end?.extra.get("prompt_logprobs"));
+  leftMs() {
+    return this.until === null ? null : Math.max(0, Math.ceil(this.until - performance.now()));
   }
 
-  #finish(end) {
-    if (checksum(this.tokens) !== end.checksum) throw new WireError(CODES.SEQUENCE, "the tokens are not those that were sent");
+  // As it is sent now.
+  message() {
+    return { ...this.request, deadline_ms: this.leftMs() };
+  }
+}
+
+// What the server ended without a result.
+function throwIfCut({ finish, count }) {
+  if (finish !== "cancelled" && finish !== "deadline") return;
+  const error = wireError(finish === "deadline" ? "DEADLINE" : "CANCELLED", `ended by ${finish} after ${count} tokens`);
+  throw Object.assign(error, { executed: count ? "yes" : "maybe" });
+}
+
+// A streamed answer: iterate over its events {index, tokens, text}; `end` is there behind the last one. A lost connection
+// is replaced and the answer gone on with (15.1), if the server has `resume`: then neither tokens nor text come twice.
+export class Generation {
+  tokens = [];
+  text = "";
+  end = null;
+
+  constructor(client, call) {
+    Object.assign(this, { client, call });
+  }
+
+  async *[Symbol.asyncIterator]() {
+    let message = this.call.message();
+    let resumes = false;
+    for (let attempt = 0; ; attempt++) {
+      try {
+        const session = await this.client.session();
+        resumes = session.connection.features.has("resume");
+        for await (const part of session.call(message, this.call.leftMs())) {
+          if (part.kind === "END") return this.finish(part);
+          if (part.kind === "RES") throw wireError("INTERNAL", "one result instead of a stream");
+          if (part.kind !== "EVT") continue;
+          attempt = 0; // only what is new is progress: an ACK comes again on each connection
+          for (const token of part.tokens) this.tokens.push(token);
+          this.text += part.text;
+          yield { index: part.index, tokens: part.tokens, text: part.text };
+        }
+      } catch (error) {
+        message = this.next(error, message);
+        if (!message || !resumes || attempt >= ATTEMPTS) throw error;
+      }
+      await pause(FIRST_PAUSE_MS * 2 ** attempt * (0.5 + Math.random()));
+    }
+  }
+
+  // What to send on a new connection, null if the error is final.
+  next(error, message) {
+    if (!(error instanceof WireError)) return null;
+    const next_char = Array.from(this.text).length; // code points, not UTF-16 units
+    const nothing = !this.tokens.length && !next_char;
+    const unknown = error.code === ERRORS.UNKNOWN_KEY[0] && message.kind === "RESUME";
+    if (!unknown && (error.stream || !error.retryable)) return null;
+    // The same key makes sure that the request does not run twice.
+    if (nothing) return this.call.message();
+    if (unknown) return null;
+    return { kind: "RESUME", key: this.call.request.key, next_index: this.tokens.length, next_char, credit: null };
+  }
+
+  finish(end) {
+    if (end.checksum !== checksum(this.tokens)) throw wireError("SEQUENCE", "the tokens are not those that were sent");
     this.end = end;
     throwIfCut(end);
   }
+
+  // 7.2: how likely each token was, and the likeliest in its place; null where that was not asked for.
+  get logprobs() { return logprobsOf(this.end?.extra.get("logprobs")); }
+  get promptLogprobs() { return logprobsOf(this.end?.extra.get("prompt_logprobs")); }
 }
 
-/** [{ logprob, token (a prompt's only), top: [[token, logprob], …] }, …], or null. */
-function logprobsOf(said) {
-  if (!said) return null;
-  const column = (name, read) => {
-    const bytes = said.get(name) ?? Buffer.alloc(0);
-    return Array.from({ length: bytes.length / 4 }, (_, i) => bytes[read](4 * i));
+// [{logprob, token (of a prompt only), top: [[token, logprob], ...]}, ...]
+function logprobsOf(columns) {
+  if (!columns) return null;
+  const column = (name, dtype) => {
+    const bytes = columns.get(name) ?? Buffer.alloc(0);
+    return new Tensor(dtype, [bytes.length / 4], bytes).data();
   };
-  const own = column("token_logprobs", "readFloatLE");
-  const topIds = column("top_ids", "readInt32LE"), top = column("top_logprobs", "readFloatLE");
-  const tokens = column("token_ids", "readInt32LE");
-  const width = own.length ? topIds.length / own.length : 0;
+  const [own, top] = [column("token_logprobs", "F32"), column("top_logprobs", "F32")];
+  const [tokens, topIds] = [column("token_ids", "I32"), column("top_ids", "I32")];
+  const k = own.length ? topIds.length / own.length : 0;
   return own.map((logprob, i) => ({
     ...(tokens.length ? { token: tokens[i] } : {}),
     logprob,
-    top: Array.from({ length: width }, (_, k) => [topIds[i * width + k], top[i * width + k]]),
+    top: Array.from({ length: k }, (_, j) => [topIds[i * k + j], top[i * k + j]]),
   }));
 }
 
-function throwIfCut({ finish, count }) {
-  if (finish === "cancelled" || finish === "deadline") {
-    const code = finish === "deadline" ? CODES.DEADLINE : CODES.CANCELLED;
-    throw new WireError(code, `ended by ${finish} after ${count} tokens`, { executed: count ? "yes" : "maybe" });
-  }
-}
-
+// A server, asked over one connection, which is made anew when it is lost.
 export class Client {
-  #socket;
-  #connection;
-  #inboxes = new Map();
-  #timer;
-
-  /** Connect to "HOST:PORT" or the path of a Unix socket; resolves when the server has greeted. */
-  static connect(address) {
-    return new Promise((resolve, reject) => {
-      const client = new Client();
-      const options = address.includes("/")
-        ? { path: address }
-        : { host: address.slice(0, address.lastIndexOf(":")).replace(/^\[|\]$/g, ""), port: Number(address.slice(address.lastIndexOf(":") + 1)) };
-      client.#open(net.connect({ ...options, noDelay: true }), () => resolve(client), reject);
-    });
+  // "HOST:PORT" or the path of a Unix socket; resolves when the server has greeted.
+  static async connect(address, { token } = {}) {
+    const client = new Client(parseAddress(address, token));
+    await client.session();
+    return client;
   }
 
-  #open(socket, onGreeted, onFailed) {
-    const now = () => performance.now() / 1000;
-    const connection = (this.#connection = new Connection({ software: "client.mjs/1", features: ["body"] }));
-    connection.bornAt = now();
-    this.#socket = socket;
-    this.#timer = setInterval(() => this.#turn(() => connection.tick(now())), TICK_MS);
-    socket.on("connect", () => this.#turn(() => {}));
-    socket.on("data", (bytes) => this.#turn(() => {
-      for (const message of connection.feed(bytes, now())) {
-        if (message.kind === "WELCOME") onGreeted();
-        this.#deliver(message);
-      }
-    }));
-    let cause = null;
-    socket.on("error", (error) => { cause = error; });
-    socket.on("close", () => {
-      const message = cause?.message ?? "the server closed the connection";
-      connection.close(new WireError(CODES.CONNECTION_LOST, message, { retryable: true, executed: "maybe" }));
-      this.#turn(() => {});
-      onFailed(connection.error);
-    });
+  constructor(address) {
+    Object.assign(this, { address, opening: null, sessions: new Set() });
   }
 
-  /** Do something with the connection, then write what it has to say. */
-  #turn(action) {
-    action();
-    const out = this.#connection.takeOutput();
-    if (out.length && this.#socket.writable) this.#socket.write(out);
-    if (this.#connection.state !== "CLOSED") return;
-    clearInterval(this.#timer);
-    this.#socket.end();
-    setTimeout(() => this.#socket.destroy(), CLOSE_PATIENCE_MS).unref();
-    const error = this.#connection.error ?? new WireError(CODES.CONNECTION_LOST, "the client was closed");
-    for (const inbox of this.#inboxes.values()) inbox.put(error);
-    this.#inboxes.clear();
-  }
-
-  #deliver(message) {
-    if (message.kind === "EVB" || message.kind === "EVT") {
-      for (const event of eventsOf(message)) this.#inboxes.get(event.stream)?.put(event);
-      return;
+  session() {
+    if (!this.opening) {
+      const opening = Session.open(this.address, () => {
+        if (this.opening === opening) this.opening = null;
+      });
+      this.opening = opening;
+      opening.then((session) => this.sessions.add(session), () => {});
     }
-    const inbox = this.#inboxes.get(message.stream);
-    if (!inbox) return;
-    if (message.kind !== "ACK") this.#inboxes.delete(message.stream);
-    inbox.put(message.kind === "ERR" ? errorOf(message) : message);
+    return this.opening;
   }
 
-  /** Send a REQ; returns how to read its answer and how to lose interest in it. */
-  #call(op, { model = null, inputs = {}, params = {}, timeoutMs = null, priority = 0 }) {
-    const inbox = new Inbox();
-    let stream = 0, timer;
-    this.#turn(() => {
-      stream = this.#connection.request({ op, model, inputs, params, deadline_ms: timeoutMs, priority });
-      this.#inboxes.set(stream, inbox);
-    });
-    const leave = (reason = "cancelled") => {
-      clearTimeout(timer);
-      if (!this.#inboxes.delete(stream) || this.#connection.state === "CLOSED") return;
-      this.#turn(() => this.#connection.send({ kind: "CANCEL", stream, reason }));
-    };
-    if (timeoutMs !== null) {
-      timer = setTimeout(() => {
-        leave("deadline");
-        inbox.put(new WireError(CODES.DEADLINE, "no answer in time", { executed: "maybe" }));
-      }, timeoutMs + DEADLINE_GRACE_MS);
-    }
-    return { next: () => inbox.next(), leave };
+  // Continues a prompt: text or token ids.
+  generate(model, prompt, params = {}, { timeoutMs = null } = {}) {
+    const inputs = typeof prompt === "string" ? [["prompt", textInput(prompt)]] : [["ids", idsInput(prompt)]];
+    return new Generation(this, new Call("generate", model, new Map(inputs), fromPlain(params), timeoutMs));
   }
 
-  async #unary(op, options) {
-    const call = this.#call(op, options);
-    try {
-      for (;;) {
-        const message = await call.next();
-        if (message.kind === "RES") return message;
-        if (message.kind === "END") throwIfCut(message);
-        if (message.kind !== "ACK") throw new WireError(CODES.INTERNAL, "a stream instead of one result");
-      }
-    } finally {
-      call.leave();
-    }
-  }
-
-  /** Continue a prompt (text or token ids): an async iterator of {index, tokens, text}. */
-  generate(model, prompt, params = {}, options = {}) {
-    const inputs = typeof prompt === "string" ? { prompt: asText(prompt) } : { ids: Tensor.of("I32", [prompt.length], prompt) };
-    return new Generation(this.#call("generate", { model, inputs, params, ...options }));
-  }
-
-  /** One Float32Array for each text. */
+  // An array of numbers for each text.
   async embed(model, texts, params = {}, options = {}) {
-    const { outputs } = await this.#unary("embed", { model, inputs: { texts: asTexts(texts) }, params, ...options });
-    const embeddings = outputs.get("embeddings");
-    const [rows, size] = embeddings.shape;
-    const values = embeddings.values();
-    return Array.from({ length: rows }, (_, i) => values.subarray(i * size, (i + 1) * size));
+    const outputs = await this.unary("embed", model, new Map([["texts", textsInput(texts)]]), params, options);
+    const { shape: [rows, size], ...embeddings } = outputs.get("embeddings");
+    const numbers = new Tensor(embeddings.dtype, [rows, size], embeddings.bytes).data();
+    return Array.from({ length: rows }, (_, i) => numbers.slice(i * size, (i + 1) * size));
   }
 
-  /** Run a model on named tensors and texts; returns its outputs by name. */
+  // Named tensors ({dtype, shape, data}) and texts in, named tensors out.
   async infer(model, inputs, params = {}, options = {}) {
-    const { outputs } = await this.#unary("infer", { model, inputs, params, ...options });
-    return Object.fromEntries(outputs);
+    return toPlain(await this.unary("infer", model, fromPlain(inputs), params, options));
+  }
+
+  async unary(op, model, inputs, params, { timeoutMs = null }) {
+    const call = new Call(op, model, inputs, fromPlain(params), timeoutMs);
+    const session = await this.session();
+    for await (const answer of session.call(call.message(), call.leftMs())) {
+      if (answer.kind === "RES") return answer.outputs;
+      if (answer.kind === "END") throwIfCut(answer);
+      if (answer.kind !== "ACK") throw wireError("INTERNAL", "a stream instead of one result");
+    }
+    throw wireError("INTERNAL", "no result"); // never: a call ends with a terminal frame, or throws
   }
 
   close() {
-    this.#connection.close();
-    this.#turn(() => {});
+    for (const session of this.sessions) session.close();
   }
 }
 
-const LONG_TEXT_BYTES = 4096;
+// ---- Test vectors (vectors/README.md) ---------------------------------------------------------------------
 
-/** §8: long text travels beside the meta. */
-function asText(text) {
-  const bytes = Buffer.from(text);
-  return bytes.length > LONG_TEXT_BYTES ? new Tensor("U8", [bytes.length], bytes) : text;
-}
-
-function asTexts(texts) {
-  const all = texts.map((text) => Buffer.from(text));
-  const joined = Buffer.concat(all);
-  if (joined.length <= LONG_TEXT_BYTES && texts.length <= 256) return texts;
-  return [new Tensor("U8", [joined.length], joined), Tensor.of("I32", [all.length], all.map((bytes) => bytes.length))];
-}
-
-// -- ../vectors/README.md -------------------------------------------------------------------------
-
-function tagged(value) {
-  if (value instanceof Tensor) return { $tensor: [value.dtype, value.shape.map(tagged), value.data.toString("hex")] };
-  if (value instanceof Uint8Array) return { $bytes: Buffer.from(value).toString("hex") };
-  if (value instanceof Float) {
-    const double = Buffer.alloc(8);
-    double.writeDoubleBE(value.value);
-    return { $float: double.toString("hex") };
-  }
-  if (typeof value === "bigint") return { $int: String(value) };
-  if (Array.isArray(value)) return value.map(tagged);
-  if (value instanceof Map) return new Map([...value].map(([name, item]) => [name, tagged(item)]));
-  if (value !== null && typeof value === "object") return tagged(new Map(Object.entries(value)));
-  return value;
-}
-
-function untagged(value) {
-  if (Array.isArray(value)) return value.map(untagged);
-  if (value === null || typeof value !== "object") return value;
-  if (value.$tensor) return new Tensor(value.$tensor[0], value.$tensor[1], Buffer.from(value.$tensor[2], "hex"));
-  if (value.$bytes !== undefined) return Buffer.from(value.$bytes, "hex");
-  if (value.$float) return new Float(Buffer.from(value.$float, "hex").readDoubleBE());
-  if (value.$int) return BigInt(value.$int);
-  return new Map(Object.entries(value).map(([name, item]) => [name, untagged(item)]));
-}
-
-const untaggedMessage = (json) => Object.fromEntries(untagged(json));
-
-/** JSON with sorted names, so that equal values are equal texts. */
-function canonical(value) {
-  if (Array.isArray(value)) return `[${value.map(canonical).join()}]`;
-  if (value === null || typeof value !== "object") return JSON.stringify(value);
-  const pairs = value instanceof Map ? [...value] : Object.entries(value);
-  return `{${pairs.map(([name, item]) => `${JSON.stringify(name)}:${canonical(item)}`).sort().join()}}`;
-}
-
-function expectEqual(found, wanted, what) {
-  const [a, b] = [canonical(found), canonical(wanted)];
-  if (a !== b) throw new Error(`${what}\n    found  ${a}\n    wanted ${b}`);
-}
-
-/** Bytes whole, byte by byte, and cut in two at every offset. */
-function* waysToCut(bytes) {
-  yield [bytes];
-  yield Array.from(bytes, (_, i) => bytes.subarray(i, i + 1));
-  for (let at = 1; at < bytes.length; at++) yield [bytes.subarray(0, at), bytes.subarray(at)];
-}
-
-const limitsFor = ({ direction, limits = {} }) => ({ ...(/[cs]/.test(direction) ? CLIENT_LIMITS : WORKER_LIMITS), ...limits });
-
-function receive(vector, pieces) {
-  const inHandshake = vector.hex.slice(8, 10) === "01" && vector.direction === "c>s";
-  const features = vector.feature ? [vector.feature] : [];
-  const receiver = new Receiver(vector.direction, { limits: limitsFor(vector), features, inHandshake });
-  const messages = [];
-  for (const piece of pieces) {
-    receiver.push(piece);
-    for (let message = receiver.next(); message !== null; message = receiver.next()) messages.push(message);
-  }
-  if (receiver.size) throw new Error("the bytes stop inside a frame");
-  return tagged(messages);
-}
-
-const EXACT = new Set(["EVB", "STEP"]);
-
-function checkFrame(vector) {
-  const golden = Buffer.from(vector.hex, "hex");
-  for (const pieces of waysToCut(golden)) {
-    if (vector.ok) {
-      expectEqual(receive(vector, pieces), vector.ok, "decoded");
-      continue;
-    }
-    let refusal = null;
-    try {
-      receive(vector, pieces);
-    } catch (error) {
-      if (!(error instanceof WireError)) throw error;
-      refusal = { code: error.code, scope: error.scope };
-    }
-    expectEqual(refusal, { code: vector.err.code, scope: vector.err.scope }, "refused");
-  }
-  if (!vector.ok || vector.encode === false) return;
-  const messages = vector.ok.map(untaggedMessage);
-  const bytes = Buffer.concat(messages.map((message) => encode(message, limitsFor(vector))));
-  expectEqual(receive(vector, [bytes]), vector.ok, "decoded again");
-  const isExact = EXACT.has(vector.ok[0]?.kind);
-  const until = isExact ? golden.length : HEADER_BYTES;
-  expectEqual(bytes.subarray(0, until).toString("hex"), golden.subarray(0, until).toString("hex"), "encoded");
-}
-
-function checkScript(script) {
-  const lengths = script.steps.filter((step) => "peer" in step).map((step) => step.peer.length / 2);
-  for (let at = -1; at <= Math.max(0, ...lengths); at++) runScript(script, at);
-}
-
-function runScript(script, at) {
-  const connection = new Connection({ features: script.features, limits: script.limits });
-  let now = 0, out = Buffer.alloc(0), heard = [];
-  const takeOutput = () => { out = Buffer.concat([out, connection.takeOutput()]); };
-  const actions = {
-    peer(hex) {
-      const bytes = Buffer.from(hex, "hex");
-      const pieces = at < 0 ? Array.from(bytes, (_, i) => bytes.subarray(i, i + 1)) : [bytes.subarray(0, at), bytes.subarray(at)];
-      for (const piece of pieces) if (piece.length) heard.push(...connection.feed(piece, now));
-    },
-    app(json) { connection.send(untaggedMessage(json)); },
-    wait_s(seconds) { connection.tick((now += seconds)); },
-    hears(wanted) {
-      expectEqual(tagged(heard), wanted, "heard");
-      heard = [];
-    },
-    sends_bytes(hex) {
-      takeOutput();
-      expectEqual(out.subarray(0, hex.length / 2).toString("hex"), hex, "sent");
-      out = out.subarray(hex.length / 2);
-    },
-    sends(wanted) {
-      takeOutput();
-      const sent = receive({ direction: "c>s", hex: "" }, [out]).map((message, i) => {
-        for (const [name, value] of Object.entries(wanted[i] ?? {})) if (value?.$any) message.set(name, value);
-        return message;
-      });
-      expectEqual(sent, wanted, "sent");
-      out = Buffer.alloc(0);
-    },
-    closed(wanted) {
-      expectEqual(connection.state === "CLOSED", wanted !== false, "closed");
-      if (wanted) expectEqual(connection.error?.code ?? null, wanted.code, "closed because of");
-    },
-  };
-  for (const [number, step] of script.steps.entries()) {
-    const [[what, value]] = Object.entries(step);
-    try {
-      actions[what](value);
-    } catch (error) {
-      error.message = `step ${number} (${what}), cut at ${at}: ${error.message}`;
-      throw error;
-    }
-  }
-  takeOutput();
-  if (out.length || heard.length) throw new Error("something was sent or heard that the script does not have");
-}
-
-function checkVectors(folder) {
-  const load = (name) => readFileSync(path.join(folder, name), "utf8").trimEnd().split("\n").map((line) => JSON.parse(line));
-  const frames = load("frames.jsonl");
-  const scripts = load("scripts.jsonl").filter((script) => script.role === "client");
-  const failures = [];
-  const check = (vector, run) => {
-    try {
-      run(vector);
-    } catch (error) {
-      failures.push(`${vector.name}: ${error.message}`);
-    }
-  };
-  for (const vector of frames) check(vector, checkFrame);
-  for (const script of scripts) check(script, checkScript);
-  for (const failure of failures) console.error(`FAILED ${failure}`);
-  const count = (test) => frames.filter(test).length;
-  console.log(`${count((v) => v.ok)} good frames, ${count((v) => v.err)} bad frames, ${scripts.length} client scripts, ${failures.length} failed`);
-  return failures.length ? 1 : 0;
-}
-
-// -- the command line -----------------------------------------------------------------------------
-
-const plain = (value) => {
-  if (value instanceof Tensor) return { dtype: value.dtype, shape: value.shape, data: Array.from(value.values(), Number) };
-  return value;
+const SPECIAL = {
+  $int: (digits) => shrink(BigInt(digits)),
+  $float: (hex) => new Float(Buffer.from(hex, "hex").readDoubleBE()),
+  $bytes: (hex) => Buffer.from(hex, "hex"),
+  $tensor: ([dtype, shape, hex]) => new Tensor(dtype, shape.map(fromJson), Buffer.from(hex, "hex")),
 };
-const asInput = (value) => (value?.dtype ? Tensor.of(value.dtype, value.shape, value.dtype.endsWith("64") && value.dtype !== "F64" ? value.data.map(BigInt) : value.data) : value);
 
-async function main([address, command, model, ...rest]) {
-  const client = await Client.connect(address);
-  const print = (value) => console.log(JSON.stringify(value, (_, item) => (item instanceof Map ? Object.fromEntries(item) : plain(item))));
+function fromJson(json) {
+  if (Array.isArray(json)) return json.map(fromJson);
+  if (json === null || typeof json !== "object") return json;
+  const entries = Object.entries(json);
+  const [[name, value] = []] = entries;
+  if (entries.length === 1 && Object.hasOwn(SPECIAL, name)) return SPECIAL[name](value);
+  return new Map(entries.map(([key, item]) => [key, fromJson(item)]));
+}
+
+function toJson(value) {
+  if (typeof value === "bigint") return { $int: String(value) };
+  if (value instanceof Float) {
+    const bits = Buffer.alloc(8);
+    bits.writeDoubleBE(value.value);
+    return { $float: bits.toString("hex") };
+  }
+  if (value instanceof Uint8Array) return { $bytes: value.toString("hex") };
+  if (value instanceof Tensor) return { $tensor: [value.dtype, value.shape.map(toJson), value.bytes.toString("hex")] };
+  if (Array.isArray(value)) return value.map(toJson);
+  if (value instanceof Map) return Object.fromEntries([...value].map(([key, item]) => [key, toJson(item)]));
+  return value;
+}
+
+const messageFromJson = (json) => Object.fromEntries(fromJson(json));
+const messageToJson = (message) => toJson(new Map(Object.entries(message)));
+
+function fits(expected, actual) {
+  if (expected?.$any) return true;
+  if (expected === null || actual === null || typeof expected !== "object" || typeof actual !== "object") {
+    return expected === actual;
+  }
+  const keys = Object.keys(expected);
+  return Array.isArray(expected) === Array.isArray(actual) && keys.length === Object.keys(actual).length
+    && keys.every((key) => Object.hasOwn(actual, key) && fits(expected[key], actual[key]));
+}
+
+function check(expected, actual, what) {
+  if (!fits(expected, actual)) throw new Error(`${what}: ${JSON.stringify(actual)}, not ${JSON.stringify(expected)}`);
+}
+
+// Ways to cut bytes: whole, byte by byte, and in two at every offset.
+function cuts(longest) {
+  const inTwo = (_, i) => (bytes) => [bytes.subarray(0, i + 1), bytes.subarray(i + 1)];
+  const single = (bytes) => Array.from(bytes, (_, i) => bytes.subarray(i, i + 1));
+  return [(bytes) => [bytes], single, ...Array.from({ length: Math.max(longest - 1, 0) }, inTwo)];
+}
+
+function vectorReceiver({ direction, hex, limits, feature }) {
+  const fromOpener = direction === "c>s" || direction === "g>w";
+  const worker = direction.includes("w");
+  const features = new Set(feature ? [feature] : []);
+  const receiver = new Receiver({ fromOpener, worker, limits: { ...defaultLimits(worker), ...limits }, features });
+  const first = KINDS.get(parseInt(hex.slice(8, 10), 16))?.name;
+  receiver.greeting = first === (fromOpener ? "HELLO" : "WELCOME");
+  return receiver;
+}
+
+// What comes out of a frame vector: messages, or the error.
+function receiveVector(vector, parts) {
+  const receiver = vectorReceiver(vector);
+  const ok = [];
   try {
-    if (command === "generate") {
-      const generation = client.generate(model, rest[0], JSON.parse(rest[1] ?? "{}"));
-      for await (const delta of generation) print(delta);
-      const { finish, count, usage } = generation.end;
-      const { text, logprobs, promptLogprobs } = generation;
-      print({ finish, count, usage, text, ...(logprobs && { logprobs }), ...(promptLogprobs && { promptLogprobs }) });
-    } else if (command === "embed") {
-      for (const vector of await client.embed(model, rest)) print(Array.from(vector));
-    } else if (command === "infer") {
-      const inputs = Object.entries(JSON.parse(rest[0])).map(([name, value]) => [name, asInput(value)]);
-      print(await client.infer(model, Object.fromEntries(inputs)));
-    } else {
-      throw new Error(`unknown command ${command}; known are generate, embed, infer`);
+    for (const part of parts) {
+      receiver.push(part);
+      for (let frame; (frame = receiver.next()); ) ok.push(messageToJson(receiver.decode(frame)));
     }
+  } catch (error) {
+    if (!(error instanceof WireError)) throw error;
+    return { err: { code: error.code, name: error.name, scope: error.stream ? "stream" : "connection" } };
+  }
+  return { ok };
+}
+
+function encodeVector(vector, bytes) {
+  const { fromOpener, limits } = vectorReceiver(vector);
+  const frames = vector.ok.map((json) => encode(messageFromJson(json), limits, { fromOpener }).frame);
+  check({ ok: vector.ok }, receiveVector(vector, frames), "encoded and read again");
+  let at = 0;
+  for (const [i, frame] of frames.entries()) {
+    const same = ["EVB", "STEP"].includes(vector.ok[i].kind) ? frame.length : HEADER_BYTES;
+    check(bytes.subarray(at, at + same).toString("hex"), frame.subarray(0, same).toString("hex"), "encoded");
+    at += HEADER_BYTES + bytes.readUInt32LE(at);
+  }
+}
+
+function runFrame(vector) {
+  const bytes = Buffer.from(vector.hex, "hex");
+  const expected = vector.err ? { err: vector.err } : { ok: vector.ok };
+  for (const cut of cuts(bytes.length)) check(expected, receiveVector(vector, cut(bytes)), "read");
+  if (vector.ok && vector.encode !== false) encodeVector(vector, bytes);
+}
+
+// Runs the steps of a script, with the bytes of its peer cut in one way.
+class Script {
+  constructor({ role, features, limits, steps }, cut) {
+    Object.assign(this, { steps, cut, heard: [], sent: Buffer.alloc(0), now: 0 });
+    const hear = (message) => this.heard.push(messageToJson(message));
+    this.connection = new Connection({ role, features, limits, hear });
+  }
+
+  run() {
+    this.steps.forEach((step, i) => {
+      const [[name, value]] = Object.entries(step);
+      this[name](value, `step ${i}, ${name}`);
+    });
+    this.hears([], "heard at the end");
+    this.sends([], "sent at the end");
+  }
+
+  peer(hex) { for (const part of this.cut(Buffer.from(hex, "hex"))) this.connection.receive(part, this.now); }
+  app(json) { this.connection.send(messageFromJson(json), this.now); }
+  hears(expected, what) { check(expected, this.heard.splice(0), what); }
+
+  wait_s(seconds) {
+    this.now += seconds;
+    this.connection.tick(this.now);
+  }
+
+  // The frames that have left, read as the peer would read them.
+  sends(expected, what) {
+    this.collect();
+    const { opener, worker, features } = this.connection;
+    const receiver = new Receiver({ fromOpener: opener, worker, limits: defaultLimits(worker), features });
+    receiver.greeting = false;
+    receiver.push(this.sent);
+    const messages = [];
+    for (let frame; (frame = receiver.next()); ) messages.push(messageToJson(receiver.decode(frame)));
+    this.sent = receiver.inbox.take(receiver.inbox.length);
+    check(expected, messages, what);
+    check(0, this.sent.length, `${what}: bytes behind the frames`);
+  }
+
+  sends_bytes(hex, what) {
+    this.collect();
+    check(hex, this.sent.subarray(0, hex.length / 2).toString("hex"), what);
+    this.sent = this.sent.subarray(hex.length / 2);
+  }
+
+  collect() {
+    this.sent = Buffer.concat([this.sent, ...this.connection.out.splice(0)]);
+  }
+
+  closed(expected, what) {
+    const { error } = this.connection;
+    check(expected, error === undefined ? false : { code: error?.code ?? null }, what);
+  }
+}
+
+function runScript(script) {
+  const lengths = script.steps.map(({ peer = "" }) => peer.length / 2);
+  for (const cut of cuts(Math.max(...lengths))) new Script(script, cut).run();
+}
+
+function runVectors(directory) {
+  const read = (file) => readFileSync(join(directory, file), "utf8").trim().split("\n").map((line) => JSON.parse(line));
+  const [frames, scripts] = [read("frames.jsonl"), read("scripts.jsonl")];
+  let failed = 0;
+  for (const vector of [...frames, ...scripts]) {
+    try {
+      if (vector.steps) runScript(vector);
+      else runFrame(vector);
+    } catch (error) {
+      failed += 1;
+      console.error(`FAILED ${vector.name}: ${error.message}`);
+    }
+  }
+  const bad = frames.filter((vector) => vector.err).length;
+  console.log(`${frames.length - bad} good frames, ${bad} bad frames, ${scripts.length} scripts; ${failed} failed`);
+  return failed === 0;
+}
+
+// ---- The command line -------------------------------------------------------------------------------------
+
+const HELP = `usage: node client.mjs ADDRESS generate MODEL PROMPT [JSON params]
+       node client.mjs ADDRESS embed MODEL TEXT...
+       node client.mjs ADDRESS infer MODEL JSON
+       node client.mjs --vectors DIR`;
+
+// Values as JSON for people: tensors with numbers; what JSON has no numbers for is text.
+function toPlain(value) {
+  if (value instanceof Tensor) return { dtype: value.dtype, shape: value.shape, data: value.data().map(toPlain) };
+  if (value instanceof Map) return Object.fromEntries([...value].map(([name, item]) => [name, toPlain(item)]));
+  if (Array.isArray(value)) return value.map(toPlain);
+  if (value instanceof Float) return toPlain(value.value);
+  if (value?.constructor === Object) return toPlain(new Map(Object.entries(value)));
+  if (typeof value === "bigint" || (typeof value === "number" && !Number.isFinite(value))) return String(value);
+  return toJson(value);
+}
+
+function fromPlain(value) {
+  if (Array.isArray(value)) return value.map(fromPlain);
+  if (value === null || typeof value !== "object") return value;
+  if (value.dtype && value.shape && value.data) return Tensor.of(value.dtype, value.shape, value.data);
+  return new Map(Object.entries(value).map(([name, item]) => [name, fromPlain(item)]));
+}
+
+const print = (value) => console.log(JSON.stringify(toPlain(value)));
+
+const COMMANDS = {
+  async generate(client, model, prompt, params = "{}") {
+    const generation = client.generate(model, prompt, JSON.parse(params));
+    for await (const event of generation) print(event);
+    const { text, logprobs, promptLogprobs, end: { finish, count, usage } } = generation;
+    print({ finish, count, usage, text, ...(logprobs && { logprobs }), ...(promptLogprobs && { promptLogprobs }) });
+  },
+
+  async embed(client, model, ...texts) {
+    for (const vector of await client.embed(model, texts)) print(vector);
+  },
+
+  async infer(client, model, inputs) {
+    print(await client.infer(model, JSON.parse(inputs)));
+  },
+};
+
+// The method `token` needs TLS, a Unix socket or loopback (15.2); this client has no TLS.
+function parseAddress(target, token) {
+  const auth = token ? new Map([["method", "token"], ["token", token]]) : null;
+  if (target.includes("/")) return { path: target, auth };
+  const [, bracketed, name, port] = /^(?:\[([^\]]+)\]|([^:]+)):(\d+)$/.exec(target) ?? [];
+  if (!port) throw new Error(`${target} is neither HOST:PORT nor a path`);
+  const host = bracketed ?? name;
+  if (token && host !== "localhost" && host !== "::1" && !host.startsWith("127.")) {
+    throw new Error("a token is sent over loopback only, because this client has no TLS");
+  }
+  return { host, port: Number(port), auth };
+}
+
+async function main([target, command, ...rest]) {
+  if (target === "--vectors" && command) {
+    process.exitCode = runVectors(command) ? 0 : 1;
+    return;
+  }
+  if (!Object.hasOwn(COMMANDS, command ?? "") || rest.length < 2) throw new Error(HELP);
+  const client = await Client.connect(target, { token: process.env.TENSORWIRE_TOKEN });
+  try {
+    await COMMANDS[command](client, ...rest);
   } finally {
     client.close();
   }
 }
 
 if (process.argv[1] && import.meta.url === pathToFileURL(process.argv[1]).href) {
-  const words = process.argv.slice(2);
-  if (words[0] === "--vectors" && words[1]) {
-    process.exitCode = checkVectors(words[1]);
-  } else if (words.length >= 3) {
-    main(words).catch((error) => {
-      const code = error.code > 0 ? ` (0x${error.code.toString(16).padStart(4, "0")})` : "";
-      console.error(`error${code}: ${error.message}`);
-      process.exitCode = 1;
-    });
-  } else {
-    console.error("usage: node client.mjs --vectors DIR | HOST:PORT generate|embed|infer MODEL ...");
-    process.exitCode = 2;
-  }
+  main(process.argv.slice(2)).catch((error) => {
+    const number = error instanceof WireError ? ` (0x${error.code.toString(16).padStart(4, "0")})` : "";
+    console.error(`${error.name}${number}: ${error.message}`);
+    process.exitCode = 1;
+  });
 }

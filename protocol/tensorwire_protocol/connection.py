@@ -29,6 +29,7 @@ from tensorwire_protocol.errors import (
     DeadlineExceeded,
     Executed,
     Flood,
+    FrameTooLarge,
     RequestCancelled,
     RequestRefused,
     SequenceError,
@@ -281,6 +282,8 @@ class Connection:
                     messages.append(message)
             if self._decoder.is_mid_frame:
                 self._conduct.note_unfinished(self._decoder, now)
+        except FrameTooLarge as error:
+            self.fail(error if self._handshake is None else self._handshake.explain(error))
         except (ConnectionFailed, Unauthenticated, Busy) as error:
             self.fail(error)
         return messages
@@ -474,8 +477,11 @@ class Connection:
             return message
         if not self._is_opener:
             raise SequenceError(f"ERR for stream {stream} came from the side that asks")
-        if self._transfers is not None and self._outbox.has_bodies:
-            self._transfers.stop(stream)
+        if self._transfers is not None:
+            if self._transfers.is_receiving(stream):
+                raise SequenceError(f"stream {stream} ended inside the body of its answer")
+            if self._outbox.has_bodies:
+                self._transfers.stop(stream)
         expected = self.streams.end(stream)
         if expected is None:
             if self.role is Role.DISPATCHER:
@@ -530,7 +536,6 @@ class Connection:
             return
         elif isinstance(message, Cancel) and not self._may_cancel(message):
             return
-            return
         if self._handshake is not None and self._handshake.holds_output:
             # Among them a GOAWAY, which may not come before WELCOME.
             self._outbox.hold(buffers, body)
@@ -583,7 +588,8 @@ class Connection:
             return
         if isinstance(error, BadPreface):
             # Whatever speaks here is not ours: no frame would mean anything to it.
-            self._outbox.add([NOT_OURS], len(NOT_OURS))
+            if not self._is_opener:
+                self._outbox.add([NOT_OURS], len(NOT_OURS))
         else:
             if isinstance(error, Flood) and self.state is State.OPEN and not self._is_opener:
                 # What is above was not executed; what is not may have been.

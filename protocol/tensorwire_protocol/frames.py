@@ -148,6 +148,13 @@ class FrameDecoder:
         """How long the unfinished frame will be, as far as that is known."""
         return self._wanted_bytes or HEADER_BYTES + self._data_bytes
 
+    @property
+    def unfinished(self) -> bytes:
+        """What has come of the frame that is not complete; DATA aside."""
+        if self._partial is not None:
+            return bytes(self._partial[: self._partial_bytes])
+        return bytes(self._scratch[self._at : self._end])
+
     def get_buffer(self) -> memoryview:
         """Return memory for the next bytes; it must be handed back by `received` at once."""
         if self._sink is not None:
@@ -332,6 +339,8 @@ def _check_header(kind: int, flags: int, aux: int) -> None:
         raise BadFraming(f"a frame of kind {kind:#04x} cannot be the end of a body")
     if flags & _BODY and kind not in SEGMENT_KINDS:
         raise BadFraming(f"a frame of kind {kind:#04x} has no body to follow")
+    if flags & _BODY and not aux:
+        raise BadFraming("a body was announced that has no segments")
     if aux and kind not in _AUX_KINDS:
         raise BadFraming(f"a frame of kind {kind:#04x} has {aux} in a field that must be 0")
 

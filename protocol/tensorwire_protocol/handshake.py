@@ -19,6 +19,7 @@ from tensorwire_protocol.errors import (
     BadPreface,
     BadVersion,
     Flood,
+    FrameTooLarge,
     HandshakeTimeout,
     RequestRefused,
     SequenceError,
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 
 VERSION = 1
 
+# How text begins: the line for strangers of another version, and what a web server says.
+_TEXT = (b"tensorwire:", b"HTTP/")
+_MOST_TEXT_BYTES = 200
 _REFUSED_EARLY = frozenset({Kind.REQ, Kind.RESUME})  # each is answered on its own stream
 
 
@@ -130,6 +134,14 @@ class Handshake:
         self._preface_seen += len(got)
         if self._preface_seen == len(PREFACE):
             self.state = State.HANDSHAKE
+
+    def explain(self, error: FrameTooLarge) -> FrameTooLarge | BadPreface:
+        """Return what is wrong if the peer's first frame is none, but text for a person."""
+        said = self._decoder.unfinished
+        if self.state is not State.CONNECTING or not said.startswith(_TEXT):
+            return error
+        line = said.splitlines()[0][:_MOST_TEXT_BYTES].decode("ascii", "replace")
+        return BadPreface(f"not a Tensorwire server of version {VERSION}; it says {line!r}")
 
     def admit(self, frame: Frame) -> Message | None:
         """Take a frame of a kind that this end accepts; `state` says if the connection is open now.

@@ -15,7 +15,6 @@ from tensorwire_protocol.bodies import (
     early_places,
 )
 from tensorwire_protocol.errors import (
-    BadFraming,
     BadTensor,
     Busy,
     DeadlineExceeded,
@@ -161,8 +160,6 @@ class Transfers:
             TooLarge, Busy, RequestRefused: it is not wanted; `discard` it.
             Flood: too many begin and do not end.
         """
-        if not frame.aux:
-            raise BadFraming("a body was announced that has no segments")
         if frame.aux > self._limits.segments:
             raise BadTensor(
                 f"{frame.aux} segments; a message carries at most {self._limits.segments}"

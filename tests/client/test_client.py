@@ -370,7 +370,10 @@ def test_another_kind_of_server_is_named_as_such() -> None:
         with Client(f"127.0.0.1:{port}") as client, pytest.raises(BadPreface) as caught:
             client.health()
         thread.join(10)
-    assert str(caught.value) == f"what answers at 127.0.0.1:{port} is not a Tensorwire server"
+    assert str(caught.value) == (
+        f"what answers at 127.0.0.1:{port} is not a Tensorwire server of version 1; it says"
+        " 'HTTP/1.1 400 Bad Request'"
+    )
 
 
 def test_a_server_that_never_greets_is_given_up() -> None:

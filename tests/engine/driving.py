@@ -78,6 +78,27 @@ def mixed_requests(count: int, seed: int, *, last_join: int = 40) -> list[Reques
     return requests
 
 
+def alike_requests(count: int, seed: int) -> list[Request]:
+    """Prompts of 41 to 80 tokens that begin alike in fours; the last of each four is a twin."""
+    rng = random.Random(seed)
+
+    def ids(length: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(3, models_zoo.VOCAB_SIZE) for _ in range(length))
+
+    beginnings = [ids(40) for _ in range(4)]
+    shapes = [(1, 60), (24, 50), (40, 64), (40, 64)]
+    requests: list[Request] = []
+    for i in range(count):
+        length, max_new_tokens = shapes[i % 4]
+        prompt_ids = beginnings[i // 4 % 4] + ids(length)
+        if i % 4 == 3:
+            prompt_ids = requests[-1].prompt_ids
+        requests.append(
+            Request(prompt_ids=prompt_ids, max_new_tokens=max_new_tokens, joins_at_step=i // 4 * 5)
+        )
+    return requests
+
+
 def run(
     engine: GenerateEngine,
     requests: list[Request],

@@ -14,7 +14,17 @@ from tensorwire_server.engine.generator import Generator, RaggedModel
 from tensorwire_server.engine.loading import load
 from tensorwire_server.scheduling.work import Row, Sampling, StepPlan, StepResult
 
-from .driving import GREEDY, Request, Run, compare, mixed_requests, ragged_of, references, run
+from .driving import (
+    GREEDY,
+    Request,
+    Run,
+    alike_requests,
+    compare,
+    mixed_requests,
+    ragged_of,
+    references,
+    run,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +33,8 @@ ALLOWED_EXCUSES = 0.001
 
 
 @cache
-def engine_of(family: str) -> Generator:
-    engine = load(models_zoo.tiny_model(family), device="cpu", backend="any")
+def engine_of(family: str, backend: str = "any") -> Generator:
+    engine = load(models_zoo.tiny_model(family), device="cpu", backend=backend)
     assert isinstance(engine, Generator)
     return engine
 
@@ -62,6 +72,44 @@ def cut(expected: list[tuple[list[int], list[float]]], made: Run) -> list[Any]:
         (theirs[: len(mine)], gaps[: len(mine)]) if number in made.cancelled else (theirs, gaps)
         for number, (mine, (theirs, gaps)) in enumerate(zip(made.tokens, expected, strict=True))
     ]
+
+
+@cache
+def alike_requests_and_references(
+    family: str,
+) -> tuple[list[Request], list[tuple[list[int], list[float]]]]:
+    requests = alike_requests(24, seed=4)
+    return requests, references(models_zoo.tiny_model(family), requests)
+
+
+FUSED = ("llama", "qwen2-mixed", "qwen3", "mistral", "olmo2", "granite")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "backend"),
+    [
+        *((family, "any") for family in models_zoo.EVERY_FAMILY),
+        *((family, "fused") for family in FUSED),
+    ],
+)
+def test_prompts_that_begin_alike_in_a_tiny_cache_equal_generate(family: str, backend: str) -> None:
+    requests, expected = alike_requests_and_references(family)
+    leaves = dict.fromkeys(range(6, 24, 5), 30)
+    made = run(engine_of(family, backend), requests, cancel_after=leaves, **TINY_CACHE)
+    comparison = compare(made.tokens, cut(expected, made))
+    assert comparison.wrong == {}
+    assert comparison.excused <= ALLOWED_EXCUSES * comparison.compared
+    assert comparison.compared >= 700
+    assert len(made.cancelled) >= 2
+    assert made.stats["prefix_hit_tokens"] >= 300
+    assert made.stats["page_evictions"] >= 20
+    assert made.stats["preemptions"] >= 1
+    assert made.stats["recomputed_tokens"] >= 1
+
+
+# Room for about 9 sequences of 24, admitted as if answers were short.
+TINY_CACHE: Any = {"max_running": 24, "step_tokens": 64, "num_pages": 72, "expected_share": 0.0}
 
 
 @pytest.mark.slow
@@ -210,6 +258,40 @@ def test_two_swapped_sequences_turn_the_comparison_red(family: str) -> None:
     untouched = run(engine_of(family), requests)
     assert compare(untouched.tokens, expected).wrong == {}
     made = run(Wrapped(engine_of(family), swap_two_slots_once), requests)
+    assert compare(made.tokens, expected).wrong
+
+
+class SwappedPages(Wrapped):
+    """Swaps a page of the prefix cache that is about to be used with one that is not, once."""
+
+    def __init__(self, engine: Generator) -> None:
+        super().__init__(engine, lambda *_: None)
+        self.num_swaps = 0
+
+    def step(self, plan: StepPlan) -> StepResult:
+        store = self._engine._model.cache.store
+        saved_now = {save.page for save in plan.saves}
+        # The last ones: what lies behind a window is not missed.
+        wanted = {load.pages[-1] for load in plan.loads} - saved_now
+        others = store._held - saved_now - set(plan.dropped)
+        others -= {page for load in plan.loads for page in load.pages}
+        if wanted and others and not self.num_swaps:
+            self.num_swaps += 1
+            with torch.inference_mode():
+                one, other = store.page(min(wanted)), store.page(min(others))
+                kept = one.clone()
+                one.copy_(other)
+                other.copy_(kept)
+        return super().step(plan)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", models_zoo.EVERY_FAMILY)
+def test_two_swapped_pages_of_the_prefix_cache_turn_the_comparison_red(family: str) -> None:
+    requests, expected = alike_requests_and_references(family)
+    engine = SwappedPages(engine_of(family))
+    made = run(engine, requests, **TINY_CACHE)
+    assert engine.num_swaps == 1
     assert compare(made.tokens, expected).wrong
 
 

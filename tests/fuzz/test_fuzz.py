@@ -37,7 +37,10 @@ _FAMILIES = 400
 def test_a_short_run_reaches_every_kind_and_role_and_breaks_nothing(tmp_path: Path) -> None:
     tally, rng = Tally(), Random(1)
     runner = Runner(tally, tmp_path, is_timed=False)
-    for _ in range(_FAMILIES):
+    for number in range(2 * _FAMILIES):
+        # What is rare may be missing in one run of chance: the next change to it moves them all.
+        if number >= _FAMILIES and not tally.not_reached():
+            break
         run_family(runner, rng)
     assert runner.findings == {}
     assert tally.not_reached() == []

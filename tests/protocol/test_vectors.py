@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tensorwire_protocol.codec import PLAIN, Codec, decode
 from tensorwire_protocol.codec.typed import TYPED
-from tensorwire_protocol.connection import Connection
+from tensorwire_protocol.connection import FEATURE_RESUME, Connection
 from tensorwire_protocol.errors import BadFraming, ErrorCode, RequestRefused, TensorwireError
 from tensorwire_protocol.frames import (
     FIRST_OPTIONAL_KIND,
@@ -19,7 +19,16 @@ from tensorwire_protocol.frames import (
     FrameDecoder,
 )
 from tensorwire_protocol.limits import CLIENT_LINK, WORKER_LINK, Limits
-from tensorwire_protocol.messages import Failure, Hello, Kind, Message, Request, Submit, Welcome
+from tensorwire_protocol.messages import (
+    Failure,
+    Hello,
+    Kind,
+    Message,
+    Request,
+    Resume,
+    Submit,
+    Welcome,
+)
 from tensorwire_protocol.roles import OPENERS, Role
 from vectors import generate
 from vectors.tagged import tagged, untagged
@@ -37,6 +46,7 @@ RECEIVERS = {
     "c>s": Role.SERVER, "s>c": Role.CLIENT, "g>w": Role.WORKER, "w>g": Role.DISPATCHER,
 }  # fmt: skip
 EXACT = (Kind.EVB, Kind.STEP)  # not only equal once decoded: the same bytes
+NEGOTIABLE = {FEATURE_RESUME}  # what else has a feature depends on more than that one frame
 # Of these the state table decides, which the scripts test.
 ABOUT_STATE = {ErrorCode.SEQUENCE, ErrorCode.VERSION, ErrorCode.UNAUTHENTICATED}
 
@@ -149,7 +159,10 @@ def test_an_end_of_a_connection_takes_a_golden_frame(vector: Vector, codec: Code
 def receiver(vector: Vector, codec: Codec) -> Connection:
     """Return the end that receives the vector, in the state where its frame belongs."""
     role = RECEIVERS[vector["direction"]]
-    connection = Connection(role, limits=limits_of(vector), scratch=SCRATCH, codec=codec)
+    features = (vector["feature"],) if vector.get("feature") in NEGOTIABLE else ()
+    connection = Connection(
+        role, limits=limits_of(vector), scratch=SCRATCH, codec=codec, features=features
+    )
     kind = int(vector["hex"][8:10], 16)
     if role in OPENERS:
         connection.feed(b"" if kind == Kind.WELCOME else wire(Welcome()))
@@ -157,14 +170,14 @@ def receiver(vector: Vector, codec: Codec) -> Connection:
             asked = Submit(stream=1, op="x", key=bytes(16), attempt=1)
             connection.send(request(1) if role is Role.CLIENT else asked)
     else:
-        connection.feed(PREFACE if kind == Kind.HELLO else PREFACE + wire(Hello()))
+        connection.feed(PREFACE if kind == Kind.HELLO else PREFACE + wire(Hello(features=features)))
     connection.take_output()
     return connection
 
 
 def refusal(vector: Vector, pieces: Pieces, codec: Codec) -> dict[str, Any]:
     """Return how the bytes are refused, as the vector says it."""
-    if "feature" in vector:  # without it the kind is unknown; here only its codec is tested
+    if "feature" in vector and vector["feature"] not in NEGOTIABLE:  # only its codec is tested
         try:
             understood(vector, pieces, codec)
         except RequestRefused:
@@ -287,7 +300,8 @@ class Run:
 
 
 def size_of(frame: Frame) -> int:
-    return HEADER_BYTES + len(frame.meta)
+    """Return the bytes of a frame whose only segment, if any, is that of DATA."""
+    return HEADER_BYTES + len(frame.meta) + sum(map(len, frame.segments))
 
 
 def hide(sent: dict[str, Any], pattern: dict[str, Any]) -> dict[str, Any]:
@@ -314,6 +328,6 @@ def test_an_exchange_goes_as_written_however_its_bytes_are_cut(
 
 
 def test_requests_are_what_the_vectors_say_of_the_types() -> None:
-    """The two kinds that are answered on their stream are the only ones with that scope."""
+    """The kinds that open a stream are answered on it, and the only ones with that scope."""
     kinds = {int(v["hex"][8:10], 16) for v in BAD if v["err"]["scope"] == "stream"}
-    assert kinds == {Request.KIND, Submit.KIND}
+    assert kinds == {Request.KIND, Resume.KIND, Submit.KIND}

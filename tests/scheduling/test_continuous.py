@@ -15,11 +15,13 @@ from tensorwire_server.scheduling.continuous import (
     WaitingFull,
 )
 from tensorwire_server.scheduling.pages import PagePool
-from tensorwire_server.scheduling.sequences import Sequence
+from tensorwire_server.scheduling.sequences import Sequence, SequenceState
 from tensorwire_server.scheduling.work import Sampling, StepPlan, StepResult
 
+from .model_engine import ModelEngine
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 GREEDY = Sampling(temperature=0.0, top_k=None, top_p=1.0, seed=0)
 PAGE_TOKENS = 4
@@ -146,7 +148,7 @@ def test_who_ended_with_the_step_is_not_in_the_next_one() -> None:
     # As many run as before: the one that had no place in the step.
     subject = scheduler(max_running=2, step_tokens=4)
     subject.submit(sequence(1, prompt=4, max_new_tokens=1))
-    subject.submit(sequence(2, prompt=3))
+    subject.submit(sequence(2, prompt=5))
     assert [fed(plan).keys() for plan, _ in steps(subject)][:2] == [{1}, {2}]
 
 
@@ -320,11 +322,16 @@ def test_a_budget_below_the_batch_is_refused() -> None:
         scheduler(max_running=8, step_tokens=7)
 
 
-def run_one(subject: ContinuousScheduler, token_id: int = 50) -> StepPlan:
+def run_one(
+    subject: ContinuousScheduler,
+    token_id: int = 50,
+    *,
+    takes: Callable[[StepPlan], float] = lambda plan: 0.0,
+) -> StepPlan:
     plan = subject.plan(0.0)
     assert plan is not None
     seen = replace(plan, rows=tuple(map(replace, plan.rows)))
-    subject.commit(plan, answer(plan, token_id))
+    subject.commit(plan, answer(plan, token_id), took_s=takes(plan))
     subject.check_invariants()
     return seen
 
@@ -415,12 +422,12 @@ def test_who_needs_what_another_one_computes_waits_for_it_and_then_finds_it() ->
     subject = scheduler(step_tokens=8)
     for number in (1, 2, 3):
         subject.submit(sequence(number, prompt=13, max_new_tokens=2, tenant="a"))
-    subject.submit(sequence(4, prompt=2, max_new_tokens=9))
+    subject.submit(sequence(4, prompt=14, max_new_tokens=9))
     plans = [run_one(subject) for _ in range(3)]
     assert [fed(plan) for plan in plans] == [
         {1: tuple(range(1, 9))},
-        {1: tuple(range(9, 14)), 4: (1, 2)},  # who shares nothing does not wait
-        {1: (50,), 2: (13,), 3: (13,), 4: (50,)},
+        {1: tuple(range(9, 14)), 4: (1, 2, 3)},  # who shares nothing does not wait
+        {1: (50,), 2: (13,), 3: (13,), 4: (4, 5, 6, 7, 8)},
     ]
     assert [len(load.pages) for load in plans[2].loads] == [3, 3]
     assert subject.stats()["prefix_hit_tokens"] == 24
@@ -481,6 +488,37 @@ def test_what_a_broken_step_may_not_have_saved_is_not_kept() -> None:
     assert plan.released == (1, 2)
 
 
+def test_who_was_to_begin_with_what_a_broken_step_did_not_save_computes_it_itself() -> None:
+    subject = scheduler(step_tokens=16)
+    known: dict[int, Sequence] = {}
+    engine = ModelEngine(known, num_pages=128, page_tokens=PAGE_TOKENS)
+    for number, prompt, tenant in [(1, 12, "a"), (2, 60, "c"), (3, 7, "d"), (4, 20, "a")]:
+        known[number] = sequence(number, prompt=prompt, tenant=tenant)
+
+    def run_engine() -> StepPlan:
+        plan = subject.plan(0.0)
+        assert plan is not None
+        engine.run(plan)
+        return plan
+
+    subject.submit(known[1])
+    plan = run_engine()
+    subject.commit(plan, answer(plan))
+    for number in (2, 3, 4):  # 2 and 3 take all of the step, 4 finds what 1 has computed
+        subject.submit(known[number])
+    broken = subject.plan(0.0)
+    assert broken is not None
+    assert (len(broken.saves), len(broken.loads), subject.num_running) == (3, 0, 4)
+    assert set(subject.fail(broken)) == {1, 2, 3}
+    subject.check_invariants()
+    ended = set()
+    while subject.num_running or subject.num_waiting:
+        plan = run_engine()
+        ended |= {one.sequence_id for one in each(subject.commit(plan, answer(plan))) if one.finish}
+        subject.check_invariants()
+    assert ended == {4}
+
+
 def test_what_was_used_longest_ago_goes_first_and_of_a_text_its_end() -> None:
     subject = scheduler(num_pages=12)
     for number, tenant in [(1, "a"), (2, "b"), (3, "a")]:
@@ -496,6 +534,52 @@ def test_what_was_used_longest_ago_goes_first_and_of_a_text_its_end() -> None:
         found[tenant] = len(subject._prefixes.find(one))
     assert found == {"a": 3, "b": 1}
     assert subject.stats()["page_evictions"] == 2
+
+
+def test_who_waits_for_room_gets_that_of_pages_which_have_been_loaded() -> None:
+    subject = scheduler(num_pages=14, step_tokens=64)
+    subject.submit(sequence(1, prompt=24, max_new_tokens=1, tenant="a"))
+    run_one(subject)
+    subject.submit(sequence(2, prompt=25, max_new_tokens=7, tenant="a"))
+    subject.submit(sequence(3, prompt=4, max_new_tokens=2))
+    assert len(run_one(subject).loads[0].pages) == 6
+    # 2 has 7 pages and will want 1 more, 3 wants 2: no room while those that 2 loads are pinned.
+    assert subject.num_waiting == 1
+    assert 3 in fed(run_one(subject))
+
+
+class CountingPool(PagePool):
+    """Counts the pages that were looked at."""
+
+    num_looked_at = 0
+
+    def num_idle(self, pages: Iterable[int]) -> int:
+        looked_at = list(pages)
+        self.num_looked_at += len(looked_at)
+        return super().num_idle(looked_at)
+
+    def touch(self, digests: Iterable[bytes]) -> None:
+        touched = list(digests)
+        self.num_looked_at += len(touched)
+        super().touch(touched)
+
+
+def test_what_prefixes_cost_grows_with_a_prompt_and_not_with_its_square() -> None:
+    pool = CountingPool(1600, PAGE_TOKENS)
+    subject = ContinuousScheduler(pool, max_running=2, step_tokens=16, max_waiting=2)
+    subject.submit(sequence(1, prompt=3200, max_new_tokens=1, tenant="a"))
+    while subject.num_waiting or subject.num_running:
+        plan = subject.plan(0.0)
+        assert plan is not None
+        subject.commit(plan, answer(plan))
+    assert subject.stats()["pages_cached"] == 800
+    assert pool.num_looked_at <= 4 * 800, "while it was read"
+    pool.num_looked_at = 0
+    # 1200 pages for itself: of the 800 that it could load, 400 must go for the room.
+    subject.submit(sequence(2, prompt=4800, max_new_tokens=1, tenant="a"))
+    plan = run_one(subject)
+    assert len(plan.loads[0].pages) == 400
+    assert pool.num_looked_at <= 4 * 800, "when it was admitted"
 
 
 # -- preemption ------------------------------------------------------------------------------------
@@ -538,7 +622,8 @@ def test_what_was_preempted_finds_what_it_had_computed_or_counts_what_it_has_not
     assert stats["prefix_asked_tokens"] == 14, "what is read again is not asked again"
 
 
-def test_answers_that_end_early_let_more_sequences_in() -> None:
+@pytest.mark.parametrize(("end", "learnt"), [("stop token", 3), ("stop string", 3), ("cancel", 2)])
+def test_answers_that_end_early_let_more_sequences_in(end: str, learnt: int) -> None:
     subject = scheduler(num_pages=12, max_running=4)
 
     def largest_batch(first: int) -> int:
@@ -547,13 +632,17 @@ def test_answers_that_end_early_let_more_sequences_in() -> None:
         largest = 0
         while (plan := subject.plan(0.0)) is not None:
             largest = max(largest, len(plan.rows))
-            subject.commit(plan, answer(plan, STOP))
+            for one in each(
+                subject.commit(plan, answer(plan, STOP if end == "stop token" else 50))
+            ):
+                if one.finish is None:
+                    assert subject.cancel(one.sequence_id, is_whole=end == "stop string")
         return largest
 
     assert largest_batch(0) == 2
     for number in range(10, 60, 3):
         largest_batch(number)
-    assert largest_batch(100) == 3
+    assert largest_batch(100) == learnt
 
 
 @given(st.lists(st.tuples(st.integers(2, 12), st.integers(1, 5)), min_size=1, max_size=12))
@@ -562,9 +651,73 @@ def test_equal_priorities_are_admitted_in_the_order_of_arrival(
     shapes: list[tuple[int, int]],
 ) -> None:
     subject = scheduler(num_pages=6, max_running=3, step_tokens=8)
-    for number, (prompt, new) in enumerate(shapes):
-        subject.submit(sequence(number, prompt=prompt, max_new_tokens=new))
-    admitted: list[int] = []
-    for plan, _ in steps(subject):
-        admitted += sorted({row.sequence_id for row in plan.rows} - set(admitted))
-    assert admitted == list(range(len(shapes)))
+    arrived = [
+        sequence(number, prompt=prompt, max_new_tokens=new)
+        for number, (prompt, new) in enumerate(shapes)
+    ]
+    for one in arrived:
+        subject.submit(one)
+    for _ in steps(subject):
+        waiting = [one.state is SequenceState.WAITING for one in arrived]
+        assert waiting == sorted(waiting), "one was overtaken"
+    assert not any(waiting)
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def test_the_higher_priority_is_read_first_though_it_was_admitted_last() -> None:
+    subject = scheduler(step_tokens=8)
+    subject.submit(sequence(1, prompt=40, priority=-1))
+    run_one(subject)
+    subject.submit(sequence(2, prompt=30, priority=1))
+    assert [fed(run_one(subject)).keys() for _ in range(3)] == [{2}, {2}, {2}]
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one_to_be_read() -> None:
+    subject = scheduler(num_pages=200, step_tokens=16)
+    subject.submit(sequence(1, prompt=400))
+    run_one(subject)
+    subject.submit(sequence(2, prompt=8))
+    assert {number: len(ids) for number, ids in fed(run_one(subject)).items()} == {1: 8, 2: 8}
+    assert {number: len(ids) for number, ids in fed(run_one(subject)).items()} == {1: 15, 2: 1}
+
+
+def test_a_long_prompt_is_read_on_however_many_short_ones_come() -> None:
+    subject = scheduler(num_pages=400, max_running=3, step_tokens=16, max_waiting=64)
+    patient = sequence(0, prompt=160)
+    subject.submit(patient)
+    for number in range(1, 20):
+        for newcomer in range(3):
+            subject.submit(sequence(3 * number + newcomer, prompt=15, max_new_tokens=1))
+        assert 8 <= len(fed(run_one(subject))[0]) < 16
+        assert patient.num_cached >= 8 * number
+
+
+# -- pace ------------------------------------------------------------------------------------------
+
+
+def takes_s(plan: StepPlan, *, decode_s: float = 0.08, token_s: float = 0.002) -> float:
+    """Return how long a plan would take a machine that pays for prompts by the token."""
+    read = sum(len(row.token_ids) for row in plan.rows if len(row.token_ids) > 1)
+    return decode_s * any(len(row.token_ids) == 1 for row in plan.rows) + token_s * read
+
+
+@pytest.mark.parametrize("arrivals", [[8], [4, 4], [1] * 8], ids=["together", "in two", "singly"])
+def test_beside_running_streams_a_prompt_takes_as_much_time_as_they_do(arrivals: list[int]) -> None:
+    subject = scheduler(num_pages=1280, max_running=16, step_tokens=512)
+    numbers = iter(range(100))
+    for together in arrivals:
+        for _ in range(together):
+            subject.submit(sequence(next(numbers), prompt=32, max_new_tokens=300))
+        for _ in range(3):
+            run_one(subject, takes=takes_s)
+    for _ in range(200):
+        run_one(subject, takes=takes_s)
+    late = sequence(next(numbers), prompt=2000, max_new_tokens=4)
+    subject.submit(late)
+    took_s = []
+    while late.num_new == 0:
+        took_s.append(takes_s(run_one(subject, takes=takes_s)))
+    assert max(took_s) <= 3 * 0.08, "running streams were held up"
+    assert len(took_s) <= 100, "the prompt was read in crumbs"

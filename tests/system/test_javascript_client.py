@@ -45,6 +45,17 @@ def answer(server: RunningServer, *words: str) -> list[Any]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def run_script(script: str, folder: Path, server: RunningServer) -> str:
+    path = folder / "script.mjs"
+    client, address = json.dumps(CLIENT.as_uri()), json.dumps(server.address)
+    path.write_text(script.format(client=client, address=address))
+    assert NODE is not None
+    command = [NODE, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN_S, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_it_agrees_with_every_vector() -> None:
     done = run("--vectors", str(VECTORS))
     assert done.returncode == 0, done.stderr[-4000:]
@@ -149,11 +160,57 @@ console.log(code, late.tokens.length > 0, vector.length);
 def test_a_reader_that_stops_and_a_deadline_stop_the_server(
     server: RunningServer, tmp_path: Path
 ) -> None:
-    script = tmp_path / "early.mjs"
-    client, address = json.dumps(CLIENT.as_uri()), json.dumps(server.address)
-    script.write_text(EARLY.format(client=client, address=address))
-    assert NODE is not None
-    done = subprocess.run(
-        [NODE, str(script)], capture_output=True, text=True, timeout=WITHIN_S, check=False
-    )
-    assert done.stdout.split() == [str(0x0408), "true", "8"], done.stderr
+    said = run_script(EARLY, tmp_path, server)
+    assert said.split() == [str(0x0408), "true", "8"]
+
+
+LARGE = """
+import {{ Client }} from {client};
+const client = await Client.connect({address});
+const length = 3 * 2 ** 20 + 5;
+const data = Array.from({{ length }}, (_, i) => i % 251);
+const {{ x, y }} = await client.infer("echo", {{
+  x: {{ dtype: "U8", shape: [length], data }},
+  y: {{ dtype: "I32", shape: [2], data: [1, -2] }},
+}});
+client.close();
+console.log(x.data.length === length, x.data.every((byte, i) => byte === data[i]), y.data.join());
+"""
+
+# The first two connections break off in the middle of a frame, as soon as the answer has begun.
+BROKEN = """
+import net from "node:net";
+import {{ Client }} from {client};
+const [host, port] = {address}.split(":");
+let connections = 0;
+const between = net.createServer((near) => {{
+  const far = net.connect(Number(port), host);
+  let left = ++connections > 2 ? Infinity : 1500;
+  near.on("error", () => {{}}).on("close", () => far.destroy());
+  far.on("error", () => {{}}).on("close", () => near.end());
+  near.on("data", (bytes) => far.write(bytes));
+  far.on("data", (bytes) => {{
+    near.write(bytes.subarray(0, left));
+    if ((left -= bytes.length) <= 0) far.destroy();
+  }});
+}}).listen(0, "127.0.0.1");
+await new Promise((resolve) => between.once("listening", resolve));
+const client = await Client.connect(`127.0.0.1:${{between.address().port}}`);
+const generation = client.generate("oracle", "a", {{ max_new_tokens: 2000, seed: 1 }});
+for await (const _ of generation);
+client.close();
+between.close();
+const {{ tokens, text, end }} = generation;
+console.log(JSON.stringify({{ connections, tokens, text, count: end.count }}));
+"""
+
+
+def test_a_large_array_goes_and_comes_in_parts(server: RunningServer, tmp_path: Path) -> None:
+    assert run_script(LARGE, tmp_path, server).split() == ["true", "true", "1,-2"]
+
+
+def test_an_answer_outlives_its_connections(server: RunningServer, tmp_path: Path) -> None:
+    said = json.loads(run_script(BROKEN, tmp_path, server))
+    assert said["connections"] == 3
+    assert said["tokens"] == expected("a", 1, 2000)
+    assert said["text"] == oracle_text(said["tokens"])

@@ -132,8 +132,8 @@ class Dispatcher:
                 self._news.clear()
                 await self._news.wait()
 
-    async def ready(self) -> None:
-        await self.until(lambda: bool(self.beats) and self.beats[-1].state == "ready")
+    async def ready(self, within_s: float = PATIENCE_S) -> None:
+        await self.until(lambda: bool(self.beats) and self.beats[-1].state == "ready", within_s)
 
     async def answered(self, *streams: int) -> list[Answer]:
         """Wait until the streams have ended; return what came of them."""
@@ -204,10 +204,10 @@ class Supervised:
                 self._news.clear()
                 await self._news.wait()
 
-    async def ready(self, life: int = 1) -> Dispatcher:
+    async def ready(self, life: int = 1, within_s: float = PATIENCE_S) -> Dispatcher:
         """Wait until the process is ready in its `life`-th life; return its link."""
-        await self.until(lambda: len(self.links) >= life)
-        await self.links[life - 1].ready()
+        await self.until(lambda: len(self.links) >= life, within_s)
+        await self.links[life - 1].ready(within_s)
         return self.links[life - 1]
 
 

@@ -150,7 +150,7 @@ def test_what_was_made_behind_a_stop_string_is_dropped_and_the_scheduler_told() 
         assert (step.counts, step.tokens, step.texts) == ([3], [*map(ord, "abc")], ["a"])
         assert isinstance(end, End)
         assert (end.finish, end.count) == (Finish.STOP, 3)
-        assert desk.compute.commands == [Leave(1)]
+        assert desk.compute.commands == [Leave(1, is_whole=True)]
         desk.take(outcome(4, {1: "e"}))
         assert len(desk.links[0].sent) == 2
 

@@ -16,7 +16,9 @@ from .dispatching import Dispatcher, supervised
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+LOADS_S = 100.0  # a model, on a machine that others use
 
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 TEMPLATE = (
@@ -44,7 +46,7 @@ def chat(link: Dispatcher, content: str, *, role: str = "user") -> int:
 def test_a_template_that_runs_away_costs_its_conversation_alone(hostile_model: Path) -> None:
     async def main() -> None:
         async with supervised(str(hostile_model)) as worker:
-            link = await worker.ready()
+            link = await worker.ready(within_s=LOADS_S)
             steady = link.submit("generate", {"prompt": "hello"}, params={"max_new_tokens": 200})
             loops = [chat(link, "loop") for _ in range(2)]
             others = [

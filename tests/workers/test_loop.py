@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from emissions import each
 from tensorwire_protocol.errors import (
+    BadParams,
     Busy,
     ModelError,
     NumericError,
     OutOfMemory,
     TensorwireError,
 )
+from tensorwire_server.scheduling.continuous import ContinuousScheduler
+from tensorwire_server.scheduling.pages import PagePool
 from tensorwire_server.scheduling.sequences import Sequence
 from tensorwire_server.scheduling.work import Sampling, StepPlan, StepResult
 from tensorwire_server.workers.loop import OUTCOMES_AHEAD, GenerateLoop, Leave, StepOutcome
@@ -169,6 +172,73 @@ def test_steps_wait_for_an_asyncio_side_that_falls_behind(driven: Driven) -> Non
     assert not reached.acquire(timeout=0.1)
     driven.next()
     assert reached.acquire(timeout=10)
+
+
+def test_the_next_step_begins_before_the_tokens_of_the_last_are_turned_to_text() -> None:
+    """Each outcome is taken only when the engine is already in a later step."""
+    begun = threading.Condition()
+    counts = {"steps": 0, "overlapped": 0}
+
+    def before(plan: StepPlan) -> None:
+        with begun:
+            counts["steps"] += 1
+            begun.notify_all()
+
+    driven = Driven()
+    driven.engine.before_step = before
+    driven.join(1, max_new_tokens=50)
+    for number in range(1, 50):
+        outcome = driven.outcomes.get(timeout=10)
+        with begun:
+            while counts["steps"] <= number:
+                assert begun.wait(timeout=10), "the engine waits for the tokens to be taken"
+        counts["overlapped"] += len(outcome.emissions.token_ids)
+        driven.loop.outcome_taken()
+    assert counts["overlapped"] == 49
+    assert driven.next().emissions.finishes == {1: "length"}
+    driven.close()
+
+
+def test_an_answer_that_its_text_ended_tells_the_scheduler_how_long_answers_become() -> None:
+    expected = {}
+    for is_whole in (False, True):
+        driven = Driven()
+        for id in range(8):
+            driven.join(id, max_new_tokens=1000)
+            while id not in driven.next().emissions.sequence_ids:
+                pass
+            driven.loop.post([Leave(id, is_whole=is_whole)])
+        driven.join(8, max_new_tokens=1)
+        driven.tokens_of(8)
+        forecast = driven.loop._scheduler._forecast
+        expected[is_whole] = forecast.tokens(a_sequence(9, max_new_tokens=1000))
+        driven.close()
+    assert expected[True] < expected[False] == 1005
+
+
+def test_a_request_that_can_never_fit_is_refused_alone() -> None:
+    driven = Driven()
+    driven.loop._scheduler = ContinuousScheduler(
+        PagePool(4, 16), max_running=4, step_tokens=64, max_waiting=4
+    )
+    driven.join(1, max_new_tokens=60)
+    error = driven.next().failed[1]
+    assert type(error) is BadParams
+    assert "needs room for 65 tokens, the cache holds 64" in str(error)
+    driven.join(2)
+    assert driven.tokens_of(2) == oracle_tokens(b"hello", 1, 3)
+    driven.close()
+
+
+def test_the_load_says_what_was_found_and_what_was_preempted(driven: Driven) -> None:
+    for id in (1, 2):
+        driven.join(id, prompt=b"x" * 40, max_new_tokens=1)
+        driven.tokens_of(id)
+    load = driven.loop.load()
+    assert (load["prefix_asked_tokens"], load["prefix_hit_tokens"]) == (80, 32)
+    assert load["prefix_hit_rate"] == 0.4
+    assert load["pages_cached"] == 2
+    assert load["preemptions"] == load["recomputed_tokens"] == load["page_evictions"] == 0
 
 
 def test_a_queue_beyond_its_bound_is_busy() -> None:

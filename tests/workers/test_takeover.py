@@ -18,7 +18,9 @@ from .dispatching import Answer, Dispatcher, supervised
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+LOADS_S = 100.0  # a model, on a machine that others use
 
 PROMPT = "The quick brown fox jumps over"
 COUNT = 40
@@ -76,7 +78,7 @@ def test_a_worker_that_is_killed_leaves_no_gap_in_what_its_successor_reports() -
 
     async def main() -> None:
         async with supervised(source) as worker:
-            first = await worker.ready()
+            first = await worker.ready(within_s=LOADS_S)
             expected = [await whole(first, params_of(settings)) for settings in SETTINGS]
             for answer, end in expected:
                 assert answer.ack is not None
@@ -87,7 +89,7 @@ def test_a_worker_that_is_killed_leaves_no_gap_in_what_its_successor_reports() -
             await first.until(lambda: all(len(answer.tokens) > 3 for answer in begun))
             assert worker.process.pid is not None
             os.kill(worker.process.pid, signal.SIGKILL)
-            second = await worker.ready(life=2)
+            second = await worker.ready(life=2, within_s=LOADS_S)
             rest = [
                 second.submit(
                     "generate", {"prompt": PROMPT}, attempt=2, so_far=answer.tokens,
@@ -111,7 +113,7 @@ def test_wherever_an_answer_is_taken_over_it_is_reported_whole() -> None:
 
     async def main() -> None:
         async with supervised(source) as worker:
-            link = await worker.ready()
+            link = await worker.ready(within_s=LOADS_S)
             for settings in SETTINGS:
                 answer, end = await whole(link, params_of(settings))
                 cuts = [0, 1, 2, 17, COUNT - 1, COUNT]
@@ -137,7 +139,7 @@ def test_an_answer_that_a_stop_text_had_ended_is_reported_whole() -> None:
 
     async def main() -> None:
         async with supervised(source) as worker:
-            link = await worker.ready()
+            link = await worker.ready(within_s=LOADS_S)
             plain, _ = await whole(link, params_of(SETTINGS[0]))
             stop = plain.text[len(plain.text) // 2 :][:3]
             params = params_of(SETTINGS[0], stop=[stop])

@@ -26,9 +26,11 @@ from vectors.making.building import (
     DOWN,
     FROM_WORKER,
     KEY,
+    STREAM,
     TO_WORKER,
     UP,
     Vector,
+    bad,
     frame,
     framing,
     good,
@@ -36,6 +38,12 @@ from vectors.making.building import (
     splice,
     tensor,
 )
+
+
+def bad_resume(name: str, meta: list[Any]) -> Vector:
+    """Return a RESUME whose meta fails that stream alone."""
+    data = frame(Kind.RESUME, pack(meta), stream=9)
+    return bad(name, UP, data, ErrorCode.BAD_META, STREAM)
 
 
 def of_a_stream() -> list[Vector]:
@@ -58,14 +66,10 @@ def of_a_stream() -> list[Vector]:
             Resume(stream=9, key=KEY, next_index=7),
             frame(Kind.RESUME, pack([KEY, 7]), stream=9),
         ),
-        framing("resume: a short key", UP, frame(Kind.RESUME, pack([b"k", 0]), stream=9)),
-        framing("resume: no index", UP, frame(Kind.RESUME, pack([KEY]), stream=9)),
-        framing(
-            "resume: credit of 33 bits",
-            UP,
-            frame(Kind.RESUME, pack([KEY, 0, 0, 2**32]), stream=9),
-        ),
-        framing("resume: an index below 0", UP, frame(Kind.RESUME, pack([KEY, -1]), stream=9)),
+        bad_resume("resume: a short key", [b"k", 0]),
+        bad_resume("resume: no index", [KEY]),
+        bad_resume("resume: credit of 33 bits", [KEY, 0, 0, 2**32]),
+        bad_resume("resume: an index below 0", [KEY, -1]),
         good("data: a chunk", UP, Data(stream=3, segment=0, payload=b"abc")),
         good("data: the last chunk", UP, Data(stream=3, segment=63, payload=b"\0", last=True)),
         good("data: of an answer", DOWN, Data(stream=3, segment=1, payload=bytes(70), last=True)),

@@ -11,6 +11,7 @@ from tensorwire_protocol.frames import PREFACE, Flag
 from tensorwire_protocol.messages import (
     Cancel,
     Data,
+    Failure,
     Goaway,
     Hello,
     Kind,
@@ -20,7 +21,7 @@ from tensorwire_protocol.messages import (
     Welcome,
 )
 from vectors.making.building import fields_of, frame, pack, request, splice, tensor
-from vectors.making.scripts import Script, failure, hello, welcome
+from vectors.making.scripts import Script, end, failure, hello, welcome
 from vectors.tagged import tagged
 
 BODY = ("body",)
@@ -71,7 +72,7 @@ def client(name: str) -> Script:
 
 def body_scripts() -> list[Script]:
     """Return all scripts about bodies."""
-    return [*_received(), *_refused(), *_given_up(), *_out_of_order(), *_answers()]
+    return [*_received(), *_sent(), *_refused(), *_given_up(), *_out_of_order(), *_answers()]
 
 
 def _received() -> list[Script]:
@@ -94,6 +95,23 @@ def _received() -> list[Script]:
         .peer(asked(0, inputs={"none": tensor("U8", [0], 0)}), data(0, b"", last=True))
         .hears(request(inputs={"none": np.zeros(0, np.uint8)}))
         .sends(),
+    ]
+
+
+def _sent() -> list[Script]:
+    """Return how a message leaves that the peer would not take as one frame."""
+    large = np.arange(4100, dtype=np.uint16).astype(np.uint8)
+    payload, inputs = large.tobytes(), {"x": tensor("U8", [4100], 0)}
+    greeting = Welcome(features=BODY, limits={"frame_bytes": 4096})
+    script = Script("body: a request that is larger than a frame", "client", features=BODY)
+    return [
+        script.sends_bytes(PREFACE)
+        .sends(hello(BODY))
+        .peer(greeting)
+        .hears(greeting)
+        .app(request(inputs={"x": large}))
+        .sends_bytes(asked(4100, inputs=inputs))
+        .sends(data(0, payload[:4096]), data(0, payload[4096:], last=True)),
     ]
 
 
@@ -182,6 +200,14 @@ def _answers() -> list[Script]:
         .fails(SEQUENCE),
         client("body: an answer ends too early")
         .peer(start, data(0, bytes(12), last=True))
+        .fails(SEQUENCE),
+        client("body: another end before the answer is here")
+        .peer(start, end(1, []))
+        .hears()
+        .fails(SEQUENCE),
+        client("body: an error before the answer is here")
+        .peer(start, Failure(stream=1, code=int(ErrorCode.INTERNAL), message=""))
+        .hears()
         .fails(SEQUENCE),
         client("body: DATA without an answer").peer(data(0, b"x", last=True)).fails(SEQUENCE),
         client("body: an answer without segments").peer(head(Kind.RES, pack([{}]))).fails(FRAMING),

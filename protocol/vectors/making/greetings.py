@@ -150,5 +150,6 @@ def of_the_connection() -> list[Vector]:
         framing("credit: in an array", UP, frame(Kind.CREDIT, pack([1]), stream=7)),
         good("auth: a step up", UP, Auth(payload={"proof": KEY})),
         good("auth: a step down", DOWN, Auth(payload={"nonce": KEY, "rounds": 2})),
+        framing("auth: no fields", UP, frame(Kind.AUTH, pack([]))),
         framing("auth: a list", UP, frame(Kind.AUTH, pack([[1]]))),
     ]

@@ -114,6 +114,11 @@ def headers() -> list[Vector]:
             DOWN,
             frame(Kind.EVT, pack([0, [5], "a"]), stream=1, flags=Flag.BODY),
         ),
+        framing(
+            "header: BODY without segments",
+            UP,
+            frame(Kind.REQ, pack(fields_of()), stream=1, flags=Flag.BODY),
+        ),
         framing("header: END on a ping", UP, frame(Kind.PING, ping, flags=Flag.END)),
         framing(
             "header: END on a request",

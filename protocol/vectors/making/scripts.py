@@ -26,6 +26,7 @@ from tensorwire_protocol.messages import (
     Ping,
     Pong,
     Result,
+    Resume,
     Step,
     Submit,
     Welcome,
@@ -36,6 +37,7 @@ from vectors.tagged import tagged
 
 ANY = {"$any": True}
 PING_META = pack(bytes(8))
+ASKS = {"kind": "PING", "payload": ANY}  # whoever sends one chooses the bytes
 
 
 class Script:
@@ -293,6 +295,47 @@ def greeting() -> list[Script]:
         )
         .sends(welcome())
         .open(),
+        *[
+            Script(f"a server that accepts no more than {size} bytes in {name}", "client")
+            .sends_bytes(PREFACE)
+            .sends(hello())
+            .peer(Welcome(limits={name: size}))
+            .hears()
+            .fails(FRAMING)
+            for name, size in (("frame_bytes", 4095), ("client_meta_bytes", 4095))
+        ],
+        *[
+            Script(f"a client that is told in text: {name}", "client")
+            .sends_bytes(PREFACE)
+            .sends(hello())
+            .peer(text)
+            .hears()
+            .sends()
+            .closed(ErrorCode.BAD_PREFACE)
+            for name, text in (
+                ("another version", NOT_OURS.replace(b"version 1", b"version 2")),
+                ("HTTP", b"HTTP/1.1 400 Bad Request\r\n\r\n"),
+            )
+        ],
+        Script("other text is a frame that is too large", "client")
+        .sends_bytes(PREFACE)
+        .sends(hello())
+        .peer(b"HTTPS is spoken here\r\n")
+        .hears()
+        .fails(ErrorCode.FRAME_TOO_LARGE),
+        *[
+            Script(f"{kind.name} before HELLO, whose feature is not known yet", "server")
+            .peer(PREFACE, frame(kind, b"\xc0", stream=1))
+            .hears()
+            .fails(SEQUENCE)
+            for kind in (Kind.RESUME, Kind.CREDIT)
+        ],
+        Script("a feature that nobody offered does not hold", "client", features=("a",))
+        .sends_bytes(PREFACE)
+        .sends(hello(("a",)))
+        .peer(Welcome(features=("a", "body")), frame(Kind.DATA, b"", stream=1))
+        .hears(Welcome(features=("a", "body")))
+        .fails(UNKNOWN_KIND),
         Script("no greeting in time", "server")
         .wait(4.999)
         .open()
@@ -522,25 +565,25 @@ def time() -> list[Script]:
         .wait(19.9)
         .sends()
         .wait(0.2)
-        .sends(Ping())
+        .sends(ASKS)
         .wait(10)
         .sends()
         .wait(10.1)
-        .sends(Ping())
+        .sends(ASKS)
         .wait(19.7)
         .open()
         .wait(0.2)
         .fails(ErrorCode.PEER_SILENT),
         greeted_client("a silent server is asked, then given up")
         .wait(20.1)
-        .sends(Ping())
+        .sends(ASKS)
         .wait(20.1)
-        .sends(Ping())
+        .sends(ASKS)
         .wait(20.1)
         .fails(ErrorCode.PEER_SILENT),
         greeted_server("any byte ends the silence")
         .wait(59)
-        .sends(Ping())
+        .sends(ASKS)
         .peer(b"\x06")
         .wait(9.9)
         .open(),
@@ -633,15 +676,15 @@ def floods() -> list[Script]:
         .fails(ErrorCode.FLOOD, failure(3, ErrorCode.BUSY), gone(3)),
         greeted_server("a header may take as long as the grace")
         .peer(b"\x06")
-        .wait(10)
+        .wait(9.99)
         .open()
-        .wait(0.01)
+        .wait(0.02)
         .fails(ErrorCode.FLOOD, gone(0)),
         slow_server("a frame may take longer the more it has")
         .peer(half)
-        .wait(12)
+        .wait(11.99)
         .open()
-        .wait(0.01)
+        .wait(0.02)
         .fails(ErrorCode.FLOOD, gone(0)),
         slow_server("each frame has its own time")
         .peer(half)
@@ -653,6 +696,54 @@ def floods() -> list[Script]:
         .wait(1.01)
         .fails(ErrorCode.FLOOD, gone(1)),
         asking_client("a client is patient with what trickles").peer(half[:1]).wait(19.9).open(),
+    ]
+
+
+def resumed() -> list[Script]:
+    """Return what RESUME opens, and what it may not."""
+    features = ("resume",)
+
+    def resume(stream: int) -> Resume:
+        return Resume(stream=stream, key=KEY, next_index=2)
+
+    def server(name: str, **limits: Any) -> Script:
+        script = Script(name, "server", features=features, **limits)
+        greeting = Hello(features=features)
+        return script.peer(PREFACE, greeting).hears(greeting).sends(welcome(features))
+
+    def client(name: str) -> Script:
+        script = Script(name, "client", features=features).sends_bytes(PREFACE)
+        greeting = Welcome(features=features)
+        script.sends(hello(features)).peer(greeting).hears(greeting)
+        return script.app(resume(1)).sends(resume(1))
+
+    bad = frame(Kind.RESUME, pack([b"short", 0]), stream=1)
+    whole = end(1, [4, 5, 6])
+    return [
+        client("a resumed answer goes on where its client was")
+        .peer(Ack(stream=1), event(1, 2, [6]), whole)
+        .hears(Ack(stream=1), event(1, 2, [6]), whole)
+        .open(),
+        client("a resumed answer does not begin again")
+        .peer(event(1, 0, [4]))
+        .hears()
+        .fails(SEQUENCE),
+        client("a resumed answer counts the whole").peer(end(1, [6])).hears().fails(SEQUENCE),
+        server("a bad RESUME fails alone")
+        .peer(bad, resume(2))
+        .hears(resume(2))
+        .sends(failure(1, ErrorCode.BAD_META))
+        .open(),
+        server("RESUME takes a number like any request")
+        .peer(request(stream=2), resume(2))
+        .hears(request(stream=2))
+        .fails(SEQUENCE),
+        server("RESUME is busy like any request", streams=1)
+        .peer(request(), resume(2))
+        .hears(request())
+        .sends(failure(2, ErrorCode.BUSY))
+        .open(),
+        greeted_server("RESUME without the feature").peer(resume(1)).hears().fails(UNKNOWN_KIND),
     ]
 
 
@@ -699,7 +790,10 @@ def workers() -> list[Script]:
 
 def script_vectors() -> list[dict[str, Any]]:
     """Return all golden exchanges, in the order of the file."""
-    scripts = [*greeting(), *streams(), *answers(), *farewells(), *time(), *floods(), *workers()]
+    scripts = [
+        *greeting(), *streams(), *answers(), *farewells(), *resumed(), *time(), *floods(),
+        *workers(),
+    ]  # fmt: skip
     vectors = [script.vector() for script in scripts]
     names = [vector["name"] for vector in vectors]
     assert len(set(names)) == len(names), sorted(n for n in set(names) if names.count(n) > 1)

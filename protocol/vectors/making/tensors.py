@@ -189,6 +189,13 @@ def tensors() -> list[Vector]:
             STREAM,
         ),
         bad("tensor: instead of the model", UP, _framed(meta_with(model=one_byte)), BAD, STREAM),
+        bad(
+            "ext: another type instead of the model",
+            UP,
+            _framed(meta_with(model=ext(5, b"\0"))),
+            ErrorCode.BAD_TENSOR,
+            STREAM,
+        ),
         bad("tensor: instead of the inputs", UP, _framed(meta_with(inputs=one_byte)), BAD, STREAM),
         framing(
             "tensor: a bad one in an answer",

@@ -133,6 +133,11 @@ def worker_link() -> list[Vector]:
             Heartbeat(state="failed"),
             frame(Kind.HEARTBEAT, pack(["failed"])),
         ),
+        good(
+            "heartbeat: a state of a later version",
+            FROM_WORKER,
+            Heartbeat(state="warming", detail="2 of 8"),
+        ),
         framing("heartbeat: no state", FROM_WORKER, frame(Kind.HEARTBEAT, pack([]))),
         framing(
             "heartbeat: steps below 0", FROM_WORKER, frame(Kind.HEARTBEAT, pack(["ready", -1]))
@@ -141,6 +146,8 @@ def worker_link() -> list[Vector]:
         framing("drain: no grace", TO_WORKER, frame(Kind.DRAIN, pack([]))),
         good("load", TO_WORKER, Load(payload={"model": "m"})),
         good("shm", TO_WORKER, Shm(payload={"slots": 4})),
+        good("shm: nil is empty", TO_WORKER, Shm(payload={}), frame(Kind.SHM, pack([None]))),
+        framing("shm: no fields", TO_WORKER, frame(Kind.SHM, pack([]))),
         bad(
             "evt: on a worker link",
             FROM_WORKER,

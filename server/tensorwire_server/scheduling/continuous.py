@@ -15,6 +15,8 @@ order is never preempted, and fits alone: so somebody always gets to the end.
 The order of the queue is a time, and never changes: of arrival, later by up to `_STEP_S` for a far
 or no deadline, and earlier by `_STEP_S` for each step of priority. So a higher priority goes first,
 and within a priority the nearer deadline; but whoever has waited long goes before all newcomers.
+Prompts are read in the same order with one half of what a step has for them; the other half is for
+the shortest ones.
 
 Whatever has run and is gone stands in the `released` of the next plan, so that the engine drops its
 cache before the freed pages are used again. `plan` and `commit` (or `fail`) alternate. A plan that
@@ -98,7 +100,7 @@ class ContinuousScheduler:
         step_tokens: int,
         max_waiting: int,
         model: str = "",
-        slowdown: float = 2.0,
+        slowdown: float = 1.6,
         expected_share: float = 1.0,
         saved_on_leaving: int = 64,
         share_prefixes: bool = False,
@@ -194,12 +196,19 @@ class ContinuousScheduler:
         if sequence.deadline is not None:
             self._earliest_deadline = min(self._earliest_deadline, sequence.deadline)
 
-    def cancel(self, sequence_id: int) -> bool:
-        """Drop a sequence now; a step that already has it is ignored for it. False if unknown."""
+    def cancel(self, sequence_id: int, *, is_whole: bool = False) -> bool:
+        """Drop a sequence now; a step that already has it is ignored for it. False if unknown.
+
+        Args:
+            is_whole: its answer ended by itself; that tells how long answers become.
+        """
         sequence = self._sequences.get(sequence_id)
         if sequence is None:
             return False
-        self._drop(sequence)
+        if is_whole:
+            self._finish(sequence)
+        else:
+            self._drop(sequence)
         return True
 
     def plan(self, now: float) -> StepPlan | None:
@@ -285,7 +294,7 @@ class ContinuousScheduler:
         """Take in that a step broke off, nobody knows where; returns who was in it, now dropped."""
         assert plan is self._outstanding, "only the latest plan can fail, once"
         self._outstanding = None
-        self._prefixes.note_failed(plan)
+        self._prefixes.note_failed(plan, self._running)
         dropped = [s for s in self._in_step if s.state is SequenceState.RUNNING]
         for sequence in dropped:
             self._drop(sequence, keep=False)
@@ -367,8 +376,9 @@ class ContinuousScheduler:
         if spare < 0 or (self._running and spare < self._growth_to_come(sequence)):
             return False
         # What is loaded must not be evicted for the room that it is loaded into.
-        while hits and pool.num_idle(hits) > spare:
-            hits.pop()
+        num_idle = pool.num_idle(hits)
+        while hits and num_idle > spare:
+            num_idle -= pool.num_idle((hits.pop(),))
         self._prefixes.begin(sequence, hits)
         sequence.pages = self._prefixes.allocate(num_pages)
         sequence.num_cached = len(hits) * pool.page_tokens
@@ -422,7 +432,7 @@ class ContinuousScheduler:
     # -- steps ----------------------------------------------------------------------------------
 
     def _build_rows(self) -> None:
-        """Every decode, then chunks of prompts in order of admission until the budget is spent."""
+        """Every decode, then chunks of prompts until the budget is spent."""
         decoding: list[Sequence] = []
         reading: list[Sequence] = []
         for sequence in self._running.values():
@@ -431,14 +441,10 @@ class ContinuousScheduler:
         budget = self._step_tokens - len(rows)
         if decoding and reading:
             budget = min(budget, self._pace.prompt_tokens())
-        for sequence in reading:
-            if budget == 0:
-                break
-            num_tokens = min(budget, sequence.num_to_feed)
-            rows.append(self._row(sequence, num_tokens))
-            budget -= num_tokens
+        chunks = _share(budget, reading)
+        rows += [self._row(sequence, num_tokens) for sequence, num_tokens in chunks]
         self._rows = tuple(rows)
-        self._in_step = decoding + reading[: len(rows) - len(decoding)]
+        self._in_step = decoding + [sequence for sequence, _ in chunks]
         self._num_decodes = len(decoding)
         loads = self._prefixes.loads
         self._loads = tuple(loads[s.id] for s in self._in_step if s.id in loads) if loads else ()
@@ -466,6 +472,8 @@ class ContinuousScheduler:
         del self._released[: len(plan.released)]
         if plan.saves or plan.dropped or plan.loads:
             self._prefixes.note_told(plan)
+        if plan.loads:
+            self._is_blocked = False  # pages that were loaded can be evicted now
 
     def _note_pace(self, plan: StepPlan, took_s: float) -> None:
         num_prompt_tokens = 0
@@ -510,6 +518,29 @@ def _due(sequence: Sequence) -> float:
     if sequence.deadline is not None:
         slack = min(slack, max(0.0, sequence.deadline - sequence.arrived_at))
     return sequence.arrived_at + slack - _STEP_S * sequence.priority
+
+
+def _share(budget: int, reading: list[Sequence]) -> list[tuple[Sequence, int]]:
+    """Return whose prompts are read on, and how many tokens of each.
+
+    One half is given out in the order of the queue, so that no prompt stands still for ever; the
+    rest to those that have least left, so that a short one does not wait for the end of a long one.
+    """
+    shares = dict.fromkeys(sorted(reading, key=_by_order), 0)
+    _give(budget - budget // 2, [*shares], shares)
+    _give(budget - sum(shares.values()), sorted(shares, key=_left), shares)
+    return [(sequence, num_tokens) for sequence, num_tokens in shares.items() if num_tokens]
+
+
+def _give(budget: int, queue: list[Sequence], shares: dict[Sequence, int]) -> None:
+    for sequence in queue:
+        num_tokens = min(budget, sequence.num_to_feed - shares[sequence])
+        shares[sequence] += num_tokens
+        budget -= num_tokens
+
+
+def _left(sequence: Sequence) -> int:
+    return sequence.num_to_feed
 
 
 def _by_order(sequence: Sequence) -> tuple[float, int]:

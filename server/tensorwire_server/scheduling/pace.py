@@ -7,10 +7,11 @@ prompt's token adds, is learnt from the steps themselves.
 
 from __future__ import annotations
 
-_MEMORY = 0.1  # what a new measurement counts against all before it
+# What a new measurement counts against all before it: tokens become dearer as a prompt is read.
+_DECODE_WEIGHT, _TOKEN_WEIGHT = 0.1, 0.3
 _FIRST_TOKENS = 256  # of a prompt, before anything is known
 _FEWEST_TOKENS = 16
-_OUTLIER = 4.0  # a step that takes so many times what is usual says nothing of steps
+_OUTLIER = 2.0  # a step that takes so many times what is usual counts as this much
 
 
 class Pace:
@@ -33,14 +34,14 @@ class Pace:
         if took_s <= 0:
             return
         if not num_prompt_tokens:
-            self._decode_s = _blend(self._decode_s, took_s)
+            self._decode_s = _blend(self._decode_s, took_s, _DECODE_WEIGHT)
         elif not num_decodes:
             # Alone, a prompt's tokens carry the whole step: too much rather than too little.
             if not self._token_s:
                 self._token_s = took_s / num_prompt_tokens
         elif self._decode_s:
             added_s = max(took_s - self._decode_s, 0.1 * took_s)
-            self._token_s = _blend(self._token_s, added_s / num_prompt_tokens)
+            self._token_s = _blend(self._token_s, added_s / num_prompt_tokens, _TOKEN_WEIGHT)
 
     def prompt_tokens(self) -> int:
         """Return how many tokens of prompts may join a step that continues sequences."""
@@ -50,7 +51,7 @@ class Pace:
         return max(_FEWEST_TOKENS, int(allowed_s / self._token_s))
 
 
-def _blend(known: float, new: float) -> float:
+def _blend(known: float, new: float, weight: float) -> float:
     if not known:
         return new
-    return known + _MEMORY * (min(new, _OUTLIER * known) - known)
+    return known + weight * (min(new, _OUTLIER * known) - known)

@@ -12,13 +12,15 @@ the two have in common, and is let go when that page is there or will not come.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tensorwire_server.scheduling.prefixes import extend_digests, root_digest
 from tensorwire_server.scheduling.work import Load, Save
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tensorwire_server.scheduling.pages import PagePool
     from tensorwire_server.scheduling.sequences import Sequence
     from tensorwire_server.scheduling.work import StepPlan
@@ -122,7 +124,9 @@ class PrefixCache:
             if self._pool.find(digest) is None and self._pool.available:
                 self._keep(sequence, self.allocate(1)[0], index)
             let_go += self._let_go(digest, sequence.id)
-        if last > first:
+        # All of the text each time that it has doubled: with each chunk, what a long prompt costs
+        # here would grow with the square of its length.
+        if last > first and (last >= 2 * first or not sequence.is_reading):
             self._pool.touch(reversed(sequence.digests[:last]))
         return let_go
 
@@ -215,12 +219,33 @@ class PrefixCache:
                 del self.loads[load.sequence_id]
                 self._unpin(load)
 
-    def note_failed(self, plan: StepPlan) -> None:
+    def note_failed(self, plan: StepPlan, running: Mapping[int, Sequence]) -> None:
         """Take in that nobody knows what of a plan was done."""
-        for save in plan.saves:
-            if self.saves.pop(save.page, None) is not None:
-                self._pool.forget_page(save.page)
+        lost = [save.page for save in plan.saves if self.saves.pop(save.page, None) is not None]
+        if lost and self.loads:
+            self._cut_loads(set(lost), running)
+        for page in lost:
+            self._pool.forget_page(page)
         self._note_evicted()
+
+    def _cut_loads(self, lost: set[int], running: Mapping[int, Sequence]) -> None:
+        """Have sequences compute themselves what they were to begin with, from a lost page on."""
+        for load in [*self.loads.values()]:
+            left = next((i for i, page in enumerate(load.pages) if page in lost), len(load.pages))
+            if left == len(load.pages):
+                continue
+            for page in load.pages[left:]:
+                self._pool.unpin(page)
+            sequence = running[load.sequence_id]
+            for digest in sequence.digests[left : len(load.pages)]:
+                self._readers.setdefault(digest, sequence.id)
+            sequence.num_cached = num_tokens = left * self._pool.page_tokens
+            if left:
+                self.loads[sequence.id] = replace(
+                    load, pages=load.pages[:left], token_ids=load.token_ids[:num_tokens]
+                )
+            else:
+                del self.loads[sequence.id]
 
     def _unpin(self, load: Load) -> None:
         for page in load.pages:

@@ -118,7 +118,7 @@ class Answers:
             columns.add(stream, first_index, token_ids[: len(stream.tokens) - num_before], text)
         if finish is None:
             # A stop string: the scheduler does not know of it.
-            self._registry.commands.append(Leave(stream.id))
+            self._registry.commands.append(Leave(stream.id, is_whole=stream.ends_with is None))
         return end
 
     def on_batch(self, outcome: BatchOutcome) -> None:

@@ -47,6 +47,7 @@ class Leave:
     """Drop what was submitted under this id, wherever it is."""
 
     request_id: int
+    is_whole: bool = False  # the answer ended by itself, by what only its text shows
 
 
 @dataclass(slots=True, kw_only=True)
@@ -162,7 +163,7 @@ class GenerateLoop:
         refused: dict[int, TensorwireError] = {}
         for command in commands:
             if isinstance(command, Leave):
-                self._scheduler.cancel(command.request_id)
+                self._scheduler.cancel(command.request_id, is_whole=command.is_whole)
                 continue
             try:
                 self._scheduler.submit(command)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ALLOWED_EXCUSES = 0.001
-# float32 on a CPU, another order of additions: errors measured up to 3e-6 of the largest logit.
+# float32 on a CPU, another order of additions: errors measured up to 2e-6 of the largest logit.
 FLOAT_ERROR = 3e-5
 
 
@@ -133,7 +133,7 @@ def test_non_finite_numbers_fail_their_row_alone(quantize: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["llama-biases", "qwen3", "granite", "olmo2"])
 def test_8_bits_move_the_logits_by_a_few_percent(variant: str) -> None:
-    # Random weights spread evenly: measured 0.01 to 0.03 of the largest logit.
+    # Random weights: measured 0.018 to 0.052 of the largest logit.
     errors = []
     for salt in range(8):
         ids = [3 + (salt * 31 + 7 * i) % 500 for i in range(30)]

@@ -181,5 +181,7 @@ def linear_form(
 
 
 def _float_linear(weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> Linear:
-    form = HalvedLinear if fits_in_half(weight_OI) else PackedLinear
-    return form(weight_OI, bias_O)
+    try:
+        return HalvedLinear(weight_OI, bias_O)
+    except ValueError:
+        return PackedLinear(weight_OI, bias_O)
