@@ -8,6 +8,7 @@ import tracemalloc
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
+import pytest
 from tensorwire_protocol.messages import Ack, End, Failure, Finish, Message, Submit
 from tensorwire_server.scheduling.sequences import Sequence
 from tensorwire_server.workers.intake import INLINE_CHARS, Intake
@@ -18,7 +19,7 @@ from tensorwire_server.workers.waiting import MAX_WAITING_CHARS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tensorwire_server.workers.streams import Stream
+    from tensorwire_server.workers.streams import Stream, TextStream
 
 
 class Gated(ByteTokenizer):
@@ -117,5 +118,43 @@ def test_what_ended_while_it_waited_for_the_thread_is_not_tokenized() -> None:
         assert [sequence.prompt_ids[0] for sequence in begun] == [ord("A"), ord("C")]
         kinds = [(type(message), message.stream) for message in link.sent]  # type: ignore[union-attr]
         assert kinds == [(End, 2), (Ack, 1), (Ack, 3)]
+
+    asyncio.run(main())
+
+
+class Whereabouts(ByteTokenizer):
+    """Notes the threads on which tokens become text."""
+
+    def __init__(self) -> None:
+        self.threads: set[int] = set()
+
+    def decode(self, ids: Any) -> str:
+        self.threads.add(threading.get_ident())
+        return super().decode(ids)
+
+    def detokenizer(self, prompt_ids: Any) -> Any:
+        self.threads.add(threading.get_ident())
+        return super().detokenizer(prompt_ids)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"inputs": {"ids": [104] * 1000}, "params": {"echo": True}},
+        {"inputs": {"ids": [104]}, "so_far": [105] * 1000, "params": {"max_new_tokens": 2000}},
+    ],
+)
+def test_many_tokens_become_text_on_the_tokenizers_thread(fields: dict[str, Any]) -> None:
+    async def main() -> None:
+        tokenizer, link, posted = Whereabouts(), FakeLink(), asyncio.Queue[list[Any]]()
+        _, intake = open_intake(tokenizer, posted.put_nowait)
+        submit = Submit(stream=1, op="generate", key=bytes(16), attempt=1, **fields)
+        intake.submit(cast("Any", link), submit, 0.0)
+        (sequence,) = await asyncio.wait_for(posted.get(), 20.0)
+        assert isinstance(sequence, Sequence)
+        assert tokenizer.threads
+        assert threading.get_ident() not in tokenizer.threads
+        (stream,) = link.streams.values()
+        assert cast("TextStream", stream).tokens == fields.get("so_far", [])
 
     asyncio.run(main())

@@ -224,7 +224,8 @@ def test_a_request_that_can_never_fit_is_refused_alone() -> None:
     driven.join(1, max_new_tokens=60)
     error = driven.next().failed[1]
     assert type(error) is BadParams
-    assert "needs room for 65 tokens, the cache holds 64" in str(error)
+    assert "needs room for 65 tokens, the cache holds 64; shorten the prompt" in str(error)
+    assert "--kv-memory" in str(error)
     driven.join(2)
     assert driven.tokens_of(2) == oracle_tokens(b"hello", 1, 3)
     driven.close()

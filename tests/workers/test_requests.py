@@ -17,6 +17,7 @@ from tensorwire_server.workers.requests import (
     check_operation,
     read_bad_words,
     read_echo,
+    read_input,
     read_prompt,
 )
 
@@ -285,3 +286,35 @@ def test_a_prompt_that_is_too_long_for_an_event_is_not_echoed() -> None:
     assert len(echo({"echo": True}, {"prompt": "x" * MAX_ECHO_CHARS})) == MAX_ECHO_CHARS
     with pytest.raises(BadParams, match="up to 65536 characters, not of 65537"):
         echo({"echo": True}, {"prompt": "x" * (MAX_ECHO_CHARS + 1)})
+
+
+def test_more_ids_than_are_echoed_are_not_decoded() -> None:
+    class Undecoding(ByteTokenizer):
+        def decode(self, ids: Any) -> str:
+            raise AssertionError(f"{len(ids)} ids decoded")
+
+    ids = [104] * (MAX_ECHO_CHARS + 1)
+    submit = Submit(
+        stream=1,
+        op="generate",
+        key=bytes(16),
+        attempt=1,
+        inputs={"ids": ids},
+        params={"echo": True},
+    )
+    with pytest.raises(BadParams, match="prompt of up to 65536 ids, not of 65537"):
+        read_echo(submit, ids, Undecoding())
+
+
+def test_tokens_that_become_text_count_as_work_for_a_thread() -> None:
+    def num_chars(params: dict[str, Any], inputs: dict[str, Any], so_far: list[int]) -> int:
+        submit = Submit(
+            stream=1, op="generate", key=bytes(16), attempt=1, inputs=inputs, params=params,
+            so_far=so_far,
+        )  # fmt: skip
+        return read_input(submit, ByteTokenizer())[0]
+
+    assert num_chars({}, {"ids": [1] * 1000}, []) == 0
+    assert num_chars({"echo": True}, {"ids": [1] * 1000}, []) == 4000
+    assert num_chars({}, {"ids": [1]}, [1] * 1000) == 4000
+    assert num_chars({"echo": True}, {"prompt": "abc"}, []) == 3

@@ -78,12 +78,27 @@ def test_tokens_taken_together_make_what_they_make_one_by_one(
     assert together.tokens == ids[:stopped]
 
 
+def replayed(tokens: str, *stops: str) -> tuple[TextStream, bool]:
+    detokenizer = Pairs()
+    texts = [detokenizer.push(ord(token)) for token in tokens]
+    stream = TextStream(LINK, 7, 2, 99, 100.0)
+    stream.begin(detokenizer, StopMatcher(stops))
+    return stream, stream.replay([ord(token) for token in tokens], texts)
+
+
+def test_no_tokens_of_an_earlier_attempt_leave_the_echo_where_it_was() -> None:
+    stream = TextStream(LINK, 7, 1, 99, 100.0)
+    stream.begin(Pairs(), StopMatcher(["fg"]), lead="echo")
+    assert not stream.replay([], [])
+    assert stream.take([ord("a"), ord("b")], None) == ("echoab", None)
+
+
 def test_tokens_of_an_earlier_attempt_leave_text_and_stops_where_they_were() -> None:
     whole = take_all(a_stream("fg"), "abcdefgh", None)
-    stream = a_stream("fg")
-    assert not stream.replay([ord(token) for token in "abcde"])
+    stream, is_stopped = replayed("abcde", "fg")
+    assert not is_stopped
     assert [stream.take([ord(token)], None) for token in "fg"] == whole[5:7]
-    assert a_stream("bc").replay([ord(token) for token in "abcd"])
+    assert replayed("abcd", "bc")[1]
 
 
 def test_echoed_text_comes_with_the_first_token_and_no_stop_is_looked_for_in_it() -> None:
@@ -111,7 +126,7 @@ def test_the_first_tokens_text_is_not_searched_where_there_must_be_more() -> Non
 def test_the_end_counts_and_sums_all_tokens_earlier_attempts_included() -> None:
     stream = a_stream()
     stream.prompt_tokens = 5
-    stream.replay([1, 2])
+    stream.replay([1, 2], ["", ""])
     stream.take([3], "length")
     end = stream.end(Finish.LENGTH)
     assert (end.stream, end.count, end.checksum) == (7, 3, ids_checksum([1, 2, 3]))

@@ -16,10 +16,10 @@ from tensorwire_server.workers.faults import as_internal_error
 from tensorwire_server.workers.logprobs import LogprobBook
 from tensorwire_server.workers.registry import log
 from tensorwire_server.workers.requests import (
+    TextInput,
     build_order,
     check_operation,
-    read_bad_words,
-    read_echo,
+    read_input,
     read_prompt,
 )
 from tensorwire_server.workers.streams import ArrayStream, TextStream
@@ -96,49 +96,40 @@ class Intake:
 
     def _begin_text(self, stream: TextStream, submit: Submit, compute: Compute) -> None:
         tokenizer = compute.engine.tokenizer
-        num_chars, encode = read_prompt(submit, tokenizer)
-        num_word_chars, encode_words = read_bad_words(submit.params, tokenizer)
+        num_chars, read = read_input(submit, tokenizer)
         renders = submit.op == "chat" and not tokenizer.renders_at_once
-
-        def join(read: tuple[list[int], list[tuple[int, ...]]]) -> None:
-            self._join_text(stream, submit, *read, compute)
-
         self._tokenize(
             stream,
-            num_chars + num_word_chars,
-            lambda: (encode(), encode_words()),
-            join,
+            num_chars,
+            read,
+            lambda found: self._join_text(stream, submit, found, compute),
             thread=self._rendering if renders else None,
         )
 
     def _join_text(
-        self,
-        stream: TextStream,
-        submit: Submit,
-        prompt_ids: list[int],
-        bad_words: list[tuple[int, ...]],
-        compute: Compute,
+        self, stream: TextStream, submit: Submit, found: TextInput, compute: Compute
     ) -> None:
-        engine = compute.engine
+        prompt_ids = found.prompt_ids
         order = build_order(
             submit,
             prompt_ids,
-            card=engine.card,
+            card=compute.engine.card,
             model=self._registry.model,
             arrived_at=stream.arrived_at,
-            bad_words=bad_words,
+            bad_words=found.bad_words,
         )
         sampling = order.sampling
         stream.prompt_tokens = len(prompt_ids)
         stops = submit.params.get("stop")
         stream.begin(
-            engine.tokenizer.detokenizer(prompt_ids),
+            found.detokenizer,
             StopMatcher(stops) if stops else None,
             min_new_tokens=sampling.shaping.min_new_tokens if sampling.shaping else 0,
-            lead=read_echo(submit, prompt_ids, engine.tokenizer),
+            lead=found.lead,
             logprobs=LogprobBook(sampling, prompt_ids) if sampling.reports else None,
         )
-        finish = Finish.STOP if stream.replay(order.so_far) else order.finish
+        is_stopped = stream.replay(order.so_far, found.texts_so_far)
+        finish = Finish.STOP if is_stopped else order.finish
         shown_ids = prompt_ids if len(prompt_ids) <= _MAX_ACK_IDS else None
         stream.link.send(
             Ack(stream=stream.number, prompt_tokens=len(prompt_ids), prompt_ids=shown_ids)

@@ -175,7 +175,10 @@ class GenerateLoop:
             except WaitingFull as error:
                 refused[command.id] = Busy(str(error))
             except NeverFits as error:
-                refused[command.id] = BadParams(f"{self._model!r}: the request {error}")
+                refused[command.id] = BadParams(
+                    f"{self._model!r}: the request {error}; shorten the prompt or ask for fewer"
+                    " max_new_tokens (the server's --kv-memory sets the limit)"
+                )
         if refused:
             self._post(StepOutcome(failed=refused))
 

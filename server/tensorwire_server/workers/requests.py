@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
     from tensorwire_protocol.messages import Submit
 
-    from tensorwire_server.scheduling.work import ModelCard, Tokenizer
+    from tensorwire_server.scheduling.work import Detokenizer, ModelCard, Tokenizer
 
 DEFAULT_NEW_TOKENS = 256
 MAX_ECHO_CHARS = 64 * 1024  # they travel with an event, among others
+_CHARS_PER_TOKEN = 4  # about
 
 
 def check_operation(op: str, card: ModelCard, model: str) -> None:
@@ -82,6 +83,44 @@ def read_bad_words(
     return 2 * sum(len(word) for word in words if isinstance(word, str)), encode
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextInput:
+    """What a tokenizer makes of a generate or chat, before anything else is known of it."""
+
+    prompt_ids: list[int]
+    bad_words: list[tuple[int, ...]]
+    detokenizer: Detokenizer  # has had the tokens so far
+    texts_so_far: list[str]  # of each of these tokens
+    lead: str  # is sent before the answer's text
+
+
+def read_input(submit: Submit, tokenizer: Tokenizer) -> tuple[int, Callable[[], TextInput]]:
+    """Return how many characters are to be turned into tokens or out of them, and what does it.
+
+    Raises:
+        BadParams, BadMeta: an empty prompt, or inputs of the wrong form.
+    """
+    num_chars, encode = read_prompt(submit, tokenizer)
+    num_word_chars, encode_words = read_bad_words(submit.params, tokenizer)
+    num_shown_ids = len(submit.so_far)
+    if submit.params.get("echo") and "ids" in submit.inputs:
+        num_shown_ids += len(submit.inputs["ids"])
+
+    def read() -> TextInput:
+        prompt_ids = encode()
+        lead = read_echo(submit, prompt_ids, tokenizer)
+        detokenizer = tokenizer.detokenizer(prompt_ids)
+        return TextInput(
+            prompt_ids=prompt_ids,
+            bad_words=encode_words(),
+            detokenizer=detokenizer,
+            texts_so_far=[detokenizer.push(token_id) for token_id in submit.so_far],
+            lead=lead,
+        )
+
+    return num_chars + num_word_chars + num_shown_ids * _CHARS_PER_TOKEN, read
+
+
 def read_echo(submit: Submit, prompt_ids: list[int], tokenizer: Tokenizer) -> str:
     """Return the text that is sent before the answer's: the prompt's, if the client wants it.
 
@@ -92,6 +131,10 @@ def read_echo(submit: Submit, prompt_ids: list[int], tokenizer: Tokenizer) -> st
         return ""
     inputs = submit.inputs
     is_text = "prompt" in inputs
+    if not is_text and len(prompt_ids) > MAX_ECHO_CHARS:  # to decode them would take its time
+        raise BadParams(
+            f"echo returns a prompt of up to {MAX_ECHO_CHARS} ids, not of {len(prompt_ids)}"
+        )
     text = read_text(inputs["prompt"], "prompt") if is_text else tokenizer.decode(prompt_ids)
     if len(text) > MAX_ECHO_CHARS:
         raise BadParams(

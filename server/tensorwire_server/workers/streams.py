@@ -10,7 +10,7 @@ from tensorwire_protocol.messages import End, Finish, Result, Step
 from tensorwire_protocol.tensors import ids_checksum
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tensorwire_server.scheduling.work import Detokenizer, Scores
     from tensorwire_server.workers.link import Link
@@ -124,11 +124,16 @@ class TextStream(Stream):
         self._detokenizer, self._stops = detokenizer, stops
         self._min_new_tokens, self._lead, self._logprobs = min_new_tokens, lead, logprobs
 
-    def replay(self, so_far: Sequence[int]) -> bool:
-        """Take tokens whose text an earlier attempt sent; True if a stop string ended them."""
-        if not so_far:
+    def replay(self, so_far: Sequence[int], texts: Sequence[str]) -> bool:
+        """Take tokens whose text an earlier attempt sent; True if a stop string ended them.
+
+        Args:
+            texts: of each of them; the detokenizer has had them.
+        """
+        if self._stops is None or not so_far:
+            self.tokens += so_far
             return False
-        _, finish = self.take(so_far, None)
+        _, finish = self._take_until_stop(so_far, texts, None, self._stops)
         return finish is not None
 
     def add_scores(self, scores: Scores) -> None:
@@ -148,7 +153,7 @@ class TextStream(Stream):
         assert self._detokenizer is not None
         push = self._detokenizer.push
         if self._stops is not None:
-            return self._take_until_stop(token_ids, finish, self._stops)
+            return self._take_until_stop(token_ids, map(push, token_ids), finish, self._stops)
         self.tokens += token_ids
         text = "".join([push(token_id) for token_id in token_ids])
         if self._lead:
@@ -158,14 +163,17 @@ class TextStream(Stream):
         return text + self._detokenizer.flush(), Finish(finish)
 
     def _take_until_stop(
-        self, token_ids: Sequence[int], finish: str | None, stops: StopMatcher
+        self,
+        token_ids: Sequence[int],
+        texts: Iterable[str],
+        finish: str | None,
+        stops: StopMatcher,
     ) -> tuple[str, Finish | None]:
         assert self._detokenizer is not None
         certain = [self._lead]
         self._lead = ""
-        for number, token_id in enumerate(token_ids, 1):
+        for number, (token_id, text) in enumerate(zip(token_ids, texts, strict=True), 1):
             self.tokens.append(token_id)
-            text = self._detokenizer.push(token_id)
             is_last = finish is not None and number == len(token_ids)
             if is_last:
                 text += self._detokenizer.flush()
