@@ -94,7 +94,7 @@ def run(args: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if not plugins.is_of_server(error):
             raise
-        say_error(plugins.HOW_TO_INSTALL.format(name=next(iter(listed), "serve")))
+        say_error(plugins.how_to_install(next(iter(listed), "serve")))
         return WRONG_USAGE
     except typer.Abort as error:
         return FAILED if isinstance(error.__cause__, EOFError) else INTERRUPTED

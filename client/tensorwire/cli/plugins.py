@@ -14,18 +14,26 @@ import typer
 from typer.core import TyperCommand
 
 GROUP = "tensorwire.commands"
-HOW_TO_INSTALL = "`tensorwire {name}` needs the server: pip install 'tensorwire[server]'"
+_HOW_TO_INSTALL = "`tensorwire {name}` needs {what}: pip install 'tensorwire[{extra}]'"
 
 # Listed in the help even where the server is not installed.
 _HELP = {
+    "compress": "Prune or quantize a model, and measure what that did to it.",
     "serve": "Serve models from this machine.",
     "token": "Make the tokens with which clients log in to a server of yours.",
     "worker": "Run one replica of a model (`serve` starts these).",
 }
 _SERVER_MODULES = frozenset(
     {"jinja2", "msgspec", "safetensors", "tensorwire_server", "tokenizers", "torch", "transformers"}
-    | {"uvloop"}
+    | {"matplotlib", "tomli_w", "uvloop"}
 )
+
+
+def how_to_install(name: str) -> str:
+    """Return the sentence for whoever calls a command whose packages are not there."""
+    extra = "compress" if name == "compress" else "server"
+    what = "its extra" if name == "compress" else "the server"
+    return _HOW_TO_INSTALL.format(name=name, what=what, extra=extra)
 
 
 @cache
@@ -51,7 +59,7 @@ def load(name: str) -> Any:
     """
     point = _entry_points().get(name)
     if point is None:
-        raise ModuleNotFoundError(HOW_TO_INSTALL.format(name=name), name="tensorwire_server")
+        raise ModuleNotFoundError(how_to_install(name), name="tensorwire_server")
     target = point.load()
     if not isinstance(target, typer.Typer):
         wrapped = typer.Typer(add_completion=False, rich_markup_mode=None)

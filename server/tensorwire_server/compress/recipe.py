@@ -5,17 +5,20 @@ A recipe travels in the output folder; the same recipe and parent give the same 
 
 from __future__ import annotations
 
-import re
+import difflib
+import math
 import tomllib
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import tomli_w
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Sequence
+
+DEFAULT_GROUP_SIZE = 32
 
 
 class RecipeError(ValueError):
@@ -118,30 +121,18 @@ class Floor:
     limit: float
     relative: bool = False  # to the parent's
 
-    @classmethod
-    def parse(cls, metric: str, limit: str) -> Floor:
-        """Return the floor of `ppl=1.10x` (relative to the parent) or `cosine=0.99`.
+    @property
+    def bound(self) -> str:
+        """Return the limit as it is written: `1.1x` where it is relative."""
+        return f"{self.limit:g}{'x' if self.relative else ''}"
 
-        Raises:
-            RecipeError: no such metric, or no number.
-        """
-        known = [choice.value for choice in Metric]
-        if metric not in known:
-            raise RecipeError(f"there is no floor for {metric!r}; known are {', '.join(known)}")
-        text = limit.strip().removesuffix("x")
-        try:
-            number = float(text)
-        except ValueError:
-            number = -1.0
-        if not 0 < number < float("inf"):
-            raise RecipeError(
-                f"the floor {metric}={limit} is no number above 0, or one with an x behind it"
-                " (relative to the parent)"
-            )
-        return cls(metric=Metric(metric), limit=number, relative=limit.strip().endswith("x"))
+    def is_met(self, before: float, after: float) -> bool:
+        """Say if the result does; `before` is the parent's."""
+        limit = self.limit * before if self.relative else self.limit
+        return after >= limit if self.metric.more_is_better else after <= limit
 
     def __str__(self) -> str:
-        return f"{self.metric}={self.limit:g}{'x' if self.relative else ''}"
+        return f"{self.metric}={self.bound}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,17 +158,18 @@ class Recipe:
             raise RecipeError("nothing to do; give prune (unstructured:0.5) or quantize (int8)")
         if self.num_windows < 1 or self.window_tokens < 8:
             raise RecipeError("num_windows must be at least 1 and window_tokens at least 8")
-        kinds = [pruning.structure for pruning in self.prune]
-        if len(kinds) != len(set(kinds)):
-            raise RecipeError(f"prune {max(kinds, key=kinds.count)} stands there twice")
+        _refuse_twice([pruning.structure for pruning in self.prune], "prune")
         if self.calibrate is None and self.needs_text:
             raise RecipeError(
                 "this recipe measures what is important on a text; give one with --calibrate FILE"
             )
-        if self.floors and self.evaluate is None and self.labels is None:
-            raise RecipeError(
-                f"the floor {self.floors[0]} is measured on a text; give one with --eval FILE"
-            )
+        for floor in self.floors:
+            labelled = floor.metric is Metric.ACCURACY
+            if (self.labels if labelled else self.evaluate) is None:
+                flag = "--labels" if labelled else "--eval"
+                raise RecipeError(
+                    f"the floor {floor} is measured on a text; give one with {flag} FILE"
+                )
 
     @property
     def needs_text(self) -> bool:
@@ -186,17 +178,130 @@ class Recipe:
         return gptq or any(pruning.needs_text for pruning in self.prune)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _File:
-    """A recipe as it stands in TOML, where all that has a default may be left away."""
+def parse_pruning(text: str, *, method: str, scope: str) -> Pruning:
+    """Return what `unstructured:0.5` means.
 
-    prune: tuple[Pruning, ...] = ()
-    quantize: Quantization | None = None
-    calibrate: str | None = None
-    evaluate: str | None = None
-    labels: str | None = None
-    floors: dict[str, str] = field(default_factory=dict)
-    seed: int = 0
-    num_windows: int = 64
-    window_tokens: int = 512
-    speed: bool = True
+    Raises:
+        RecipeError: no such structure, method or scope, or no share.
+    """
+    name, _, share = text.partition(":")
+    structure = Structure(_known(name, Structure, "prune"))
+    try:
+        target = float(share)
+    except ValueError:
+        raise RecipeError(
+            f"prune {text!r} names no share; write for example {structure}:0.5"
+        ) from None
+    return Pruning(
+        structure=structure,
+        target=target,
+        method=Method(_known(method, Method, "method")),
+        scope=Scope(_known(scope, Scope, "scope")),
+    )
+
+
+def parse_quantization(
+    text: str, *, rounding: str | None, group_size: int | None, is_calibrated: bool
+) -> Quantization:
+    """Return what `int4` means; unset rounding is GPTQ where there is a text to calibrate with.
+
+    Raises:
+        RecipeError: no such numbers or rounding.
+    """
+    bits = {"int8": 8, "int4": 4}.get(text)
+    if bits is None:
+        raise RecipeError(f"quantize must be int8 or int4, got {text!r}")
+    if rounding is None:
+        rounding = Rounding.GPTQ if is_calibrated else Rounding.NEAREST
+    if bits == 4 and group_size is None:
+        group_size = DEFAULT_GROUP_SIZE
+    rounding = Rounding(_known(rounding, Rounding, "rounding"))
+    return Quantization(bits=bits, rounding=rounding, group_size=group_size)
+
+
+def parse_floors(texts: Iterable[str]) -> tuple[Floor, ...]:
+    """Return the floors of `ppl=1.10x`, `cosine=0.99`, each metric at most once.
+
+    Raises:
+        RecipeError: a text is no floor, or a metric comes twice.
+    """
+    floors = tuple(_parse_floor(text) for text in texts)
+    _refuse_twice([floor.metric for floor in floors], "the floor")
+    return floors
+
+
+def _parse_floor(text: str) -> Floor:
+    metric, _, limit = text.partition("=")
+    metric, limit = metric.strip(), limit.strip()
+    _known(metric, Metric, "floor")
+    try:
+        number = float(limit.removesuffix("x"))
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise RecipeError(
+            f"the floor {text!r} is neither a number above 0, as in {metric}=0.9, nor one with an x"
+            f" behind it (relative to the parent), as in {metric}=1.1x"
+        )
+    return Floor(metric=Metric(metric), limit=number, relative=limit.endswith("x"))
+
+
+def parse_recipe(toml: str) -> Recipe:
+    """Return the recipe of a TOML text.
+
+    Raises:
+        RecipeError: it is no TOML, or a key or value is not allowed.
+    """
+    try:
+        content = tomllib.loads(toml)
+        floors = content.pop("floors", {})
+        _refuse_unknown_keys(content)
+        recipe = msgspec.convert(content, Recipe)
+        limits = parse_floors(f"{metric}={limit}" for metric, limit in dict(floors).items())
+        return replace(recipe, floors=limits)
+    except (ValueError, TypeError) as error:  # of tomllib and msgspec too
+        raise RecipeError(str(error)) from error
+
+
+def write_recipe(recipe: Recipe) -> str:
+    """Return the TOML of a recipe, which `parse_recipe` reads."""
+    content: dict[str, Any] = msgspec.to_builtins(recipe)
+    content["floors"] = {floor.metric.value: floor.bound for floor in recipe.floors}
+    return tomli_w.dumps(_without_none(content))
+
+
+def _without_none(content: Any) -> Any:
+    """Leave away what is unset: TOML has no word for it."""
+    if isinstance(content, dict):
+        return {key: _without_none(value) for key, value in content.items() if value is not None}
+    return [_without_none(item) for item in content] if isinstance(content, list) else content
+
+
+def _refuse_unknown_keys(content: dict[str, Any]) -> None:
+    tables: list[tuple[str, Any, type[Any]]] = [("", content, Recipe)]
+    tables += [("prune.", table, Pruning) for table in _tables(content.get("prune"))]
+    tables += [("quantize.", content.get("quantize"), Quantization)]
+    for prefix, table, kind in tables:
+        known = [item.name for item in fields(kind)]
+        for key in table if isinstance(table, dict) else ():
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1)
+                hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+                raise RecipeError(f"there is no key {prefix}{key}; {hint}")
+
+
+def _tables(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _known(text: str, choices: type[StrEnum], what: str) -> str:
+    known = [choice.value for choice in choices]
+    if text not in known:
+        raise RecipeError(f"{what} {text!r} is not known; known are {', '.join(known)}")
+    return text
+
+
+def _refuse_twice(values: Sequence[str], what: str) -> None:
+    for value in set(values):
+        if values.count(value) > 1:
+            raise RecipeError(f"{what} {value} stands there twice")

@@ -173,7 +173,7 @@ def _load_modules(
 ) -> RaggedModel:
     own_attention = _OWN_ATTENTION.get(architecture)
     reference = "eager" if own_attention is None else own_attention.REFERENCE
-    model = _load_weights(AutoModelForCausalLM, folder, device, attn_implementation=reference)
+    model = load_weights(AutoModelForCausalLM, folder, device, attn_implementation=reference)
     if own_attention is not None:
         own_attention.adapt(model)
     model.set_attn_implementation(ATTENTION_NAME)
@@ -196,7 +196,7 @@ def _load_encoder(
     config = checked_config(said.encoder)
     choice = backends.choose(architecture_of(config), asked=backend, quantize=quantize)
     wrapper = load_wrapper(said.encoder)
-    model = _load_weights(AutoModel, said.encoder, device)
+    model = load_weights(AutoModel, said.encoder, device)
     positions = _stated_context(model.config) - _first_position(model)
     context = _context(model.config, wrapper, positions, said.max_tokens, context_tokens)
     tokenizer = TextTokenizer(
@@ -266,9 +266,14 @@ def _generation_config(folder: Path, config: Any) -> GenerationConfig:
     return GenerationConfig.from_model_config(config)
 
 
-def _load_weights(
+def load_weights(
     auto_class: Any, folder: Path, device: torch.device, *, attn_implementation: str | None = None
 ) -> Any:
+    """Return transformers' own modules with a folder's weights, complete and of the right shapes.
+
+    Raises:
+        ModelLoadError: a weight is missing, or has another shape.
+    """
     config = _read_config(folder)
     model, info = auto_class.from_pretrained(
         folder,

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 # What a model is loaded from; cards, pictures and licences do not change what it answers.
 SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
+# Where `compress` says what it did (dates, speeds): nothing that a model is loaded from.
+_REPORT_FOLDER = "compression"
 MIN_DIGITS = 8  # fewer could name another model's files by chance
 
 
@@ -18,7 +20,9 @@ def manifest_of(folder: Path) -> str:
     files = sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if path.suffix in SUFFIXES and path.is_file()
+        if path.suffix in SUFFIXES
+        and path.is_file()
+        and path.relative_to(folder).parts[0] != _REPORT_FOLDER
     )
     return "".join(_line(folder, name) for name in files)
 
