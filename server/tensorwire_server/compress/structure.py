@@ -80,12 +80,14 @@ def remove_heads(
         for part, kept in zip(family.head_norms, (heads, groups), strict=False):
             _keep_norm(block.module, part, kept, num_heads if kept is heads else num_groups)
         attention = block.module.get_submodule(family.attention[-1].rpartition(".")[0])
-        _renumber_heads(attention, heads.numel(), groups.numel())
+        _renumber(attention, num_heads=heads.numel(), num_key_value_heads=groups.numel())
+        # Phi-3 computes by the configuration; the blocks to come are still as they were.
+        _renumber(config, num_attention_heads=heads.numel())
         passage.advance(block)
+        _renumber(config, num_attention_heads=num_heads)
         progress(block.index + 1, len(blocks), "removing heads")
-    config.num_attention_heads = (num_groups - count) * per_group
-    if hasattr(config, "num_key_value_heads"):
-        config.num_key_value_heads = num_groups - count
+    num_left = num_groups - count
+    _renumber(config, num_attention_heads=num_left * per_group, num_key_value_heads=num_left)
     config.head_dim = head_size
     return _result(model, Structure.HEADS, target, count / num_groups, shapes)
 
@@ -280,10 +282,11 @@ def _like(parameter: nn.Parameter, data: torch.Tensor) -> nn.Parameter:
     return nn.Parameter(data, requires_grad=parameter.requires_grad)
 
 
-def _renumber_heads(attention: Any, num_heads: int, num_groups: int) -> None:
-    for name, number in (("num_heads", num_heads), ("num_key_value_heads", num_groups)):
-        if hasattr(attention, name):
-            setattr(attention, name, number)
+def _renumber(holder: Any, **numbers: int) -> None:
+    """Set those of the numbers that a module or configuration has."""
+    for name, number in numbers.items():
+        if hasattr(holder, name):
+            setattr(holder, name, number)
 
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
