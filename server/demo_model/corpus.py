@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from dedupe import NearDuplicates
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
 # The comments of `encodings` are mapping tables; the others hold no text of the standard library.
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "encodings", "lib-dynload", "__pycache__"}
@@ -68,6 +68,11 @@ def collect_corpus() -> Corpus:
     )
 
 
+def documents_of(units: Collection[str]) -> list[Document]:
+    """Read a few modules with their tests, and no others; near duplicates are not dropped."""
+    return [document for document in _source_documents(units) if _is_prose(document.text)]
+
+
 def is_held_out(unit: str) -> bool:
     """Decide the side of a module by its name alone, so that it never changes sides."""
     digest = hashlib.sha256(unit.encode()).digest()
@@ -84,12 +89,14 @@ def _drop_duplicates(documents: Iterable[Document], seen: NearDuplicates) -> lis
     return [Document(unit=d.unit, name=d.name, text=text) for d, text in kept if text]
 
 
-def _source_documents() -> Iterator[Document]:
+def _source_documents(units: Collection[str] | None = None) -> Iterator[Document]:
     stdlib = Path(sysconfig.get_path("stdlib"))
     for path in sorted(stdlib.rglob("*.py")):
         relative = path.relative_to(stdlib).with_suffix("")
         if SKIPPED_FOLDERS.isdisjoint(relative.parts) and relative.parts[0] != TOPICS_UNIT:
-            yield from _file_documents(path, ".".join(relative.parts).removesuffix(".__init__"))
+            module = ".".join(relative.parts).removesuffix(".__init__")
+            if units is None or _unit_of(module) in units:
+                yield from _file_documents(path, module)
 
 
 def _file_documents(path: Path, module: str) -> list[Document]:

@@ -1,0 +1,54 @@
+"""What the demo model was not trained on, as windows of token ids; and how well it predicts them.
+
+The standard library's modules that its training held out, in two halves: to calibrate with, and to
+evaluate on.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import corpus
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import tensorwire_server.models
+from tensorwire_server.compress.text import choose_windows, cut_windows
+
+DEMO = Path(tensorwire_server.models.__file__).parent / "builtin" / "demo"
+# All of them are held out; `test_quality.py` makes sure.
+CALIBRATION_UNITS = ("socket", "sqlite3", "bz2", "lzma")
+EVALUATION_UNITS = ("importlib", "ipaddress", "urllib2")
+
+
+def load_demo() -> Any:
+    """Return the demo model as compression gets it: float32, on the CPU."""
+    return AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32).requires_grad_(False)
+
+
+def calibration_windows(seed: int, count: int = 16) -> list[torch.Tensor]:
+    """Return int64 (1, 256) each; another seed takes others."""
+    windows = choose_windows(_windows(CALIBRATION_UNITS), count, seed)
+    return [torch.tensor([window]) for window in windows]
+
+
+def perplexity(model: Any, count: int = 48) -> float:
+    """Return it over evenly spaced windows of the evaluation half."""
+    windows = _windows(EVALUATION_UNITS)
+    chosen = torch.tensor(windows[:: len(windows) // count][:count])
+    with torch.no_grad():
+        logits = model(input_ids=chosen, use_cache=False).logits[:, :-1]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), chosen[:, 1:].flatten())
+    return math.exp(loss)
+
+
+@cache
+def _windows(units: tuple[str, ...]) -> list[list[int]]:
+    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    texts = [document.text for document in corpus.documents_of(units)]
+    end = tokenizer.eos_token_id
+    ids = [one for encoded in tokenizer(texts)["input_ids"] for one in [*encoded, end]]
+    return [window for window in cut_windows(ids, 256) if len(window) == 256]
