@@ -64,14 +64,14 @@ def refuse_unmeasurable(recipe: Recipe, *, is_encoder: bool) -> None:
             raise RecipeError(f"the floor {floor} has no meaning for {kind}; use {other}")
 
 
-def calibration_of(parent: Parent, texts: Texts, recipe: Recipe) -> list[torch.Tensor]:
-    """Return windows of ids, (1, T) each; none without a text.
+def calibration_of(parent: Parent, texts: Texts, recipe: Recipe) -> list[torch.Tensor] | None:
+    """Return windows of ids, (1, T) each; None without a text.
 
     Raises:
         RecipeError: the text is too short for a single window.
     """
     if texts.calibration is None:
-        return []
+        return None
     length = parent.window_tokens(recipe.window_tokens)
     windows = _windows(parent, texts.calibration, length)
     if not windows:

@@ -117,7 +117,7 @@ def compress(
             child=NamedModel(name=out.name, revision=revision_of(folder)),
             recipe=recipe,
             pruned=tuple(changes.pruned),
-            errors=tuple(changes.errors),
+            errors=changes.errors,
             size_before=read_size(source),
             size_after=read_size(folder),
             quality=quality,
@@ -140,31 +140,32 @@ class _Changes:
 
     pruned: list[Pruned] = field(default_factory=list)
     quantized: dict[str, QuantizedWeight] = field(default_factory=dict)
-    errors: list[LayerError] = field(default_factory=list)
+    errors: tuple[LayerError, ...] = ()  # of the last step
 
 
 def _change(
-    parent: Parent, recipe: Recipe, calibration: list[torch.Tensor], stages: _Stages
+    parent: Parent, recipe: Recipe, calibration: list[torch.Tensor] | None, stages: _Stages
 ) -> _Changes:
     changes = _Changes()
     for pruning in sorted(recipe.prune, key=lambda pruning: _ORDER.index(pruning.structure)):
         with stages.timed(f"prune {pruning.structure}") as step:
-            changes.pruned.append(
-                prune_model(
-                    parent.model,
-                    pruning.target,
-                    structure=pruning.structure,
-                    method=pruning.method,
-                    scope=pruning.scope,
-                    calibration=calibration,
-                    on_progress=step,
-                )
+            pruned = prune_model(
+                parent.model,
+                pruning.target,
+                structure=pruning.structure,
+                method=pruning.method,
+                scope=pruning.scope,
+                calibration=calibration,
+                on_progress=step,
             )
+        changes.pruned.append(pruned)
+        changes.errors = pruned.errors
     if recipe.quantize is not None:
         with stages.timed(f"quantize int{recipe.quantize.bits}") as step:
-            changes.quantized = quantize_model(
+            quantized = quantize_model(
                 parent.model, recipe.quantize, calibration=calibration, on_progress=step
             )
+        changes.quantized, changes.errors = quantized.weights, quantized.errors
     return changes
 
 
@@ -186,11 +187,15 @@ class _Stages:
     def timed(self, stage: str) -> Iterator[Callable[[int, int, str], None]]:
         """Give what a stage reports its progress to."""
 
+        whole = 1
+
         def step(done: int, total: int, what: str) -> None:
+            nonlocal whole
+            whole = total
             self._on_progress(stage, done, total)
 
         began = time.monotonic()
-        self._on_progress(stage, 0, 1)
+        self._on_progress(stage, 0, whole)
         yield step
         self.seconds[stage] = time.monotonic() - began
-        self._on_progress(stage, 1, 1)
+        self._on_progress(stage, whole, whole)
