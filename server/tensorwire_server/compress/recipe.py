@@ -5,17 +5,8 @@ A recipe travels in the output folder; the same recipe and parent give the same 
 
 from __future__ import annotations
 
-import re
-import tomllib
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import msgspec
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
 
 
 class RecipeError(ValueError):
