@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from quantized_folders import change_json, dequantized_folder, nearest, quantize_folder
 from safetensors.torch import load_file, save_file
 from tensorwire_server.engine.encoder import Encoder
 from tensorwire_server.engine.errors import ModelLoadError
@@ -20,11 +21,10 @@ from tensorwire_server.engine.fused.model import FusedModel
 from tensorwire_server.engine.generator import Generator
 from tensorwire_server.engine.int8_modules import _Int8Module
 from tensorwire_server.engine.loading import load
-from tensorwire_server.engine.quantized import QuantizedWeight, round_scales
+from tensorwire_server.engine.quantized import QuantizedWeight, config_block, round_scales
 
 from .fused.test_model import row
 from .fused.variants import variant_folder
-from .quantizing import change_json, dequantized_folder, nearest, quantize_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -179,8 +179,6 @@ def drop_block(folder: Path) -> None:
 
 
 def ignore_a_layer(folder: Path) -> None:
-    from tensorwire_server.engine.quantized import config_block
-
     block = config_block(4, 32, ["lm_head", LAYER])
     change_json(folder / "config.json", quantization_config=block)
 
