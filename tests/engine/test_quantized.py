@@ -185,7 +185,7 @@ def test_compressed_tensors_understands_the_block() -> None:
     assert scheme.weights is not None
     assert (scheme.weights.num_bits, scheme.weights.group_size) == (4, 32)
     # And what it writes of the same is read here.
-    assert read_block({"quantization_config": theirs.model_dump()}) == read_block(
+    assert read_block({"quantization_config": theirs.model_dump(mode="json")}) == read_block(
         {"quantization_config": block}
     )
 
