@@ -54,3 +54,25 @@ def test_what_cannot_be_had_is_refused_in_one_sentence(
         choose("GPT2LMHeadModel", asked=asked, quantize=quantize)
     assert str(caught.value).startswith(sentence)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "stored", "quantize", "expected"),
+    [
+        ("Qwen2ForCausalLM", "int8", "none", (Backend.FUSED, Quantization.INT8, False, True)),
+        ("Qwen2ForCausalLM", "int8", "int8", (Backend.FUSED, Quantization.INT8, True, False)),
+        ("Qwen2ForCausalLM", "int4", "none", (Backend.FUSED, Quantization.INT4, False, True)),
+        ("GPTNeoXForCausalLM", "int4", "none", (Backend.ANY, Quantization.INT4, False, True)),
+    ],
+)
+def test_how_weights_are_stored_is_told_and_needs_no_back_end(
+    architecture: str, stored: str, quantize: str, expected: tuple[object, ...]
+) -> None:
+    choice = choose(architecture, asked="auto", quantize=quantize, stored=stored)
+    found = choice.backend, choice.quantization, choice.rounds_to_int8, choice.may_fall_back
+    assert found == expected
+
+
+def test_what_is_stored_in_fewer_bits_is_not_quantized_again() -> None:
+    with pytest.raises(ModelLoadError, match="stored as int4; quantizing them again would only"):
+        choose("Qwen2ForCausalLM", asked="auto", quantize="int8", stored="int4")

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import models_zoo
 import pytest
+from quantized_folders import quantize_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from .serving import Command, RunningServer
 
@@ -20,10 +22,16 @@ PROMPT = "Return a list of"
 
 
 def test_each_model_runs_as_it_was_asked_to(
-    serve: Callable[..., RunningServer], launch: Callable[..., Command]
+    tmp_path: Path, serve: Callable[..., RunningServer], launch: Callable[..., Command]
 ) -> None:
+    quantize_folder(models_zoo.tiny_model("qwen3"), tmp_path, bits=4, group_size=32)
     settings = ("models.modules.backend=any", "models.small.quantize=int8", "workers.threads=1")
-    words = ("--model=auto=demo", "--model=modules=demo", "--model=small=demo")
+    words = (
+        "--model=auto=demo",
+        "--model=modules=demo",
+        "--model=small=demo",
+        f"--model=stored={tmp_path}",
+    )
     server = serve(*words, *(f"--set={setting}" for setting in settings)).ready(MODELS_LOAD_S)
     with server.client() as client:
         listed = {model["name"]: model for model in client.models()["models"]}
@@ -32,10 +40,11 @@ def test_each_model_runs_as_it_was_asked_to(
             "auto": ("fused", "none"),
             "modules": ("any", "none"),
             "small": ("fused", "int8"),
+            "stored": ("fused", "int4"),
         }
         answers = {
             name: client.generate(name, PROMPT, max_new_tokens=24, temperature=0.0).token_ids
-            for name in chosen
+            for name in ("auto", "modules", "small")
         }
         assert answers["auto"] == answers["modules"]
         assert answers["small"][:2] == answers["auto"][:2]
@@ -43,6 +52,7 @@ def test_each_model_runs_as_it_was_asked_to(
     assert command.wait() == 0
     printed = {model["name"]: model for model in json.loads(command.stdout)["models"]}
     assert printed["small"]["quantization"] == "int8"
+    assert printed["stored"]["quantization"] == "int4"
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def _load(folder: Path) -> Parent:
     if "quantization_config" in checked_config(weights):
         raise ModelLoadError("it is quantized already; compress the model that it was made from")
     tokenizer = load_wrapper(weights)
-    model = load_weights(AutoModel if is_encoder else AutoModelForCausalLM, weights, _CPU)
+    model = load_weights(AutoModel if is_encoder else AutoModelForCausalLM, weights, _CPU, None)
     dtype, names = _stored(weights)
     return Parent(
         folder=folder,

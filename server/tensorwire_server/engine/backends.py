@@ -22,10 +22,11 @@ class Backend(StrEnum):
 
 
 class Quantization(StrEnum):
-    """In which numbers the large products are computed."""
+    """In which numbers weights are kept: stored so, or rounded to at load."""
 
     NONE = "none"
     INT8 = "int8"
+    INT4 = "int4"  # only stored so
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,16 +35,18 @@ class Choice:
 
     backend: Backend
     quantization: Quantization
+    rounds_to_int8: bool  # at load, what is stored as numbers
     may_fall_back: bool  # to `any`, where `fused` turns out not to do
 
 
-def choose(architecture: str, *, asked: str, quantize: str) -> Choice:
+def choose(architecture: str, *, asked: str, quantize: str, stored: str = "none") -> Choice:
     """Return what runs an architecture.
 
     Args:
         architecture: the class that config.json names.
         asked: `auto`, `any` or `fused`.
         quantize: `none` or `int8`.
+        stored: how the folder's weights are quantized; `none`, `int8` or `int4`.
 
     Raises:
         ModelLoadError: what was asked for cannot be had.
@@ -59,5 +62,17 @@ def choose(architecture: str, *, asked: str, quantize: str) -> Choice:
             f"{what} does not know its architecture {architecture}; known are "
             f"{', '.join(sorted(FAMILIES))}"
         )
+    if stored != "none":
+        if quantization not in (Quantization.NONE, stored):
+            raise ModelLoadError(
+                f"its weights are stored as {stored}; quantizing them again would only lose more,"
+                " so leave --quantize away"
+            )
+        quantization = Quantization(stored)
     backend = Backend.FUSED if knows and asked != Backend.ANY else Backend.ANY
-    return Choice(backend=backend, quantization=quantization, may_fall_back=not needed)
+    return Choice(
+        backend=backend,
+        quantization=quantization,
+        rounds_to_int8=quantize == Quantization.INT8,
+        may_fall_back=not needed,
+    )

@@ -14,6 +14,7 @@ from huggingface_hub import snapshot_download
 
 from tensorwire_server.engine.encoder import POOLING_MODES, EmbeddingRecipe
 from tensorwire_server.engine.errors import ModelLoadError
+from tensorwire_server.engine.quantized import read_block
 
 _HUB_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 _HUB_IGNORED = ("onnx/*", "openvino/*")
@@ -51,8 +52,7 @@ def checked_config(folder: Path) -> dict[str, Any]:
     config: dict[str, Any] = read_json(folder / "config.json")
     if "auto_map" in config:
         raise ModelLoadError("it needs Python code of its own (auto_map), which is never run here")
-    if "quantization_config" in config:
-        raise ModelLoadError("it is quantized (quantization_config), which is not supported yet")
+    read_block(config)
     if config.get("is_encoder_decoder"):
         raise ModelLoadError("it is an encoder-decoder model, which is not supported")
     if not any(folder.glob("*.safetensors")):

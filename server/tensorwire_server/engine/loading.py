@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from tensorwire_server.engine import backends, falcon, probe
 from tensorwire_server.engine.attention import ATTENTION_NAME
-from tensorwire_server.engine.backends import Backend, Quantization
+from tensorwire_server.engine.backends import Backend
 from tensorwire_server.engine.device import pick_device, pick_dtype
 from tensorwire_server.engine.encoder import Encoder
 from tensorwire_server.engine.errors import ModelLoadError as ModelLoadError
@@ -29,9 +29,13 @@ from tensorwire_server.engine.folder import (
     first_line,
     read_sentence_folder,
 )
+from tensorwire_server.engine.fused.linear import has_int8_products
 from tensorwire_server.engine.fused.loading import load_fused
+from tensorwire_server.engine.fused.stored import StoredWeights
 from tensorwire_server.engine.generator import Generator, RaggedModel, Steps, num_parameters
+from tensorwire_server.engine.int8_modules import multiply_in_int8
 from tensorwire_server.engine.kv_cache import SlotCache
+from tensorwire_server.engine.quantized import QuantizationFormat, name_of, read_block
 from tensorwire_server.engine.tokenizing import TextTokenizer, load_wrapper
 from tensorwire_server.scheduling.work import ModelCard
 
@@ -103,16 +107,19 @@ def silence_transformers() -> None:
 def _load_generator(
     folder: Path, device: torch.device, context_tokens: int | None, backend: str, quantize: str
 ) -> Generator:
-    architecture = architecture_of(checked_config(folder))
+    said = checked_config(folder)
+    architecture, quantization = architecture_of(said), read_block(said)
     _check_architecture(architecture)
-    choice = backends.choose(architecture, asked=backend, quantize=quantize)
+    choice = backends.choose(
+        architecture, asked=backend, quantize=quantize, stored=name_of(quantization)
+    )
     wrapper = load_wrapper(folder)
     tokenizer = TextTokenizer(wrapper)
     config = _read_config(folder)
     text_config = config.get_text_config()
     context = _context(text_config, wrapper, context_tokens)
     _refuse_batch_dependent_rope(text_config, context)
-    steps, choice = _load_steps(folder, config, device, context, choice, architecture)
+    steps, choice = _load_steps(folder, config, device, context, choice, architecture, quantization)
     generation = _generation_config(folder, config)
     ignored = ignored_settings(generation)
     if ignored:
@@ -153,14 +160,20 @@ def _load_steps(
     context: int,
     choice: Choice,
     architecture: str,
+    quantization: QuantizationFormat | None,
 ) -> tuple[Steps, Choice]:
     """Load the weights; return also what they run in, which may not be what was chosen."""
     if choice.backend is Backend.FUSED:
-        int8 = choice.quantization is Quantization.INT8
         dtype = pick_dtype(device, config.dtype)
         try:
             fused = load_fused(
-                folder, config, device=device, dtype=dtype, context=context, int8=int8
+                folder,
+                config,
+                device=device,
+                dtype=dtype,
+                context=context,
+                int8=choice.rounds_to_int8,
+                quantization=quantization,
             )
         except Exception as error:
             if not choice.may_fall_back:
@@ -170,15 +183,21 @@ def _load_steps(
             choice = replace(choice, backend=Backend.ANY)
         else:
             return fused, choice
-    return _load_modules(folder, device, context, architecture), choice
+    return _load_modules(folder, device, context, architecture, quantization), choice
 
 
 def _load_modules(
-    folder: Path, device: torch.device, context: int, architecture: str
+    folder: Path,
+    device: torch.device,
+    context: int,
+    architecture: str,
+    quantization: QuantizationFormat | None,
 ) -> RaggedModel:
     own_attention = _OWN_ATTENTION.get(architecture)
     reference = "eager" if own_attention is None else own_attention.REFERENCE
-    model = load_weights(AutoModelForCausalLM, folder, device, attn_implementation=reference)
+    model = load_weights(
+        AutoModelForCausalLM, folder, device, quantization, attn_implementation=reference
+    )
     if own_attention is not None:
         own_attention.adapt(model)
     model.set_attn_implementation(ATTENTION_NAME)
@@ -199,9 +218,15 @@ def _load_encoder(
 ) -> Encoder:
     said = read_sentence_folder(folder)
     config = checked_config(said.encoder)
-    choice = backends.choose(architecture_of(config), asked=backend, quantize=quantize)
+    quantization = read_block(config)
+    choice = backends.choose(
+        architecture_of(config),
+        asked=backend,
+        quantize=quantize,
+        stored=name_of(quantization),
+    )
     wrapper = load_wrapper(said.encoder)
-    model = load_weights(AutoModel, said.encoder, device)
+    model = load_weights(AutoModel, said.encoder, device, quantization)
     positions = _stated_context(model.config) - _first_position(model)
     context = _context(model.config, wrapper, positions, said.max_tokens, context_tokens)
     tokenizer = TextTokenizer(
@@ -217,6 +242,8 @@ def _load_encoder(
         vocab_size=int(model.get_input_embeddings().num_embeddings),
         embedding_size=int(model.config.hidden_size) * len(said.recipe.pooling),
     )
+    if quantization is not None and has_int8_products(device):
+        multiply_in_int8(model, StoredWeights(said.encoder, quantization))
     return Encoder(model, tokenizer, card, said.recipe)
 
 
@@ -260,9 +287,13 @@ def ignored_settings(config: GenerationConfig) -> list[str]:
 
 
 def _read_config(folder: Path) -> Any:
-    return transformers.AutoConfig.from_pretrained(
+    config = transformers.AutoConfig.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False
     )
+    if hasattr(config, "quantization_config"):
+        # Read by `read_block`; transformers would want a library of its own for it.
+        del config.quantization_config
+    return config
 
 
 def _generation_config(folder: Path, config: Any) -> GenerationConfig:
@@ -272,7 +303,12 @@ def _generation_config(folder: Path, config: Any) -> GenerationConfig:
 
 
 def load_weights(
-    auto_class: Any, folder: Path, device: torch.device, *, attn_implementation: str | None = None
+    auto_class: Any,
+    folder: Path,
+    device: torch.device,
+    quantization: QuantizationFormat | None,
+    *,
+    attn_implementation: str | None = None,
 ) -> Any:
     """Return transformers' own modules with a folder's weights, complete and of the right shapes.
 
@@ -280,8 +316,14 @@ def load_weights(
         ModelLoadError: a weight is missing, or has another shape.
     """
     config = _read_config(folder)
+    stored = None if quantization is None else StoredWeights(folder, quantization)
+    if stored is not None:
+        # Only the class itself takes numbers that its caller has read.
+        with torch.device("meta"):
+            auto_class = type(auto_class.from_config(config))
     model, info = auto_class.from_pretrained(
-        folder,
+        folder if stored is None else None,
+        state_dict=None if stored is None else {name: stored.get(name) for name in stored},
         config=config,
         local_files_only=True,
         trust_remote_code=False,
@@ -300,6 +342,8 @@ def load_weights(
         raise ModelLoadError(
             f"its weight {key} has shape {[*stored]}, its config.json says {[*wanted]}"
         )
+    if stored is not None:
+        stored.check_layers(stored.layers_of(model).values())
     return model.to(device).eval().requires_grad_(False)
 
 

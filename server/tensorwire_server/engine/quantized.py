@@ -13,7 +13,7 @@ Dimensions: O outputs, I inputs, G groups of inputs that share a scale, P packed
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 _METHOD, _LAYOUT = "compressed-tensors", "pack-quantized"
-PACKED, SCALE, SHAPE = "weight_packed", "weight_scale", "weight_shape"
+PARTS = PACKED, SCALE, SHAPE = "weight_packed", "weight_scale", "weight_shape"
 _SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _WORD_BITS = 32
 
@@ -65,6 +65,19 @@ class QuantizedWeight:
         scales_OI = self.scales_OG.repeat_interleave(self.group_size, dim=1)[:, :num_inputs]
         return self.values_OI * scales_OI
 
+    def take(self, outputs: torch.Tensor) -> QuantizedWeight:
+        """Return the weight of these outputs, in this order."""
+        return replace(self, values_OI=self.values_OI[outputs], scales_OG=self.scales_OG[outputs])
+
+
+def join(weights: Sequence[QuantizedWeight]) -> QuantizedWeight:
+    """Return one weight of all outputs; bits and groups must be the same."""
+    return replace(
+        weights[0],
+        values_OI=torch.cat([weight.values_OI for weight in weights]),
+        scales_OG=torch.cat([weight.scales_OG for weight in weights]),
+    )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationFormat:
@@ -76,6 +89,11 @@ class QuantizationFormat:
 
     def __str__(self) -> str:
         return f"int{self.bits}"
+
+
+def name_of(form: QuantizationFormat | None) -> str:
+    """Return `none`, `int8` or `int4`."""
+    return "none" if form is None else str(form)
 
 
 def round_scales(scales: torch.Tensor, bits: int) -> torch.Tensor:
@@ -150,8 +168,8 @@ def unpack(
             raise ModelLoadError(f"its files lack {name}.{part}") from None
 
     packed, scales, shape = tensor(PACKED), tensor(SCALE), tensor(SHAPE)
-    if shape.dtype != torch.int64 or shape.shape != (2,):
-        raise ModelLoadError(f"its {name}.{SHAPE} is not two int64 numbers")
+    if shape.dtype != torch.int64 or shape.shape != (2,) or int(shape.min()) < 1:
+        raise ModelLoadError(f"its {name}.{SHAPE} is not two positive int64 numbers")
     # Nothing is made of the stated shape before the tensors agree with it.
     num_outputs, num_inputs = shape.tolist()
     _require(packed, f"{name}.{PACKED}", packed_shape(form, num_outputs, num_inputs), torch.int32)

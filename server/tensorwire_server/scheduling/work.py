@@ -71,7 +71,7 @@ class ModelCard:
     tasks: frozenset[str]  # of "generate", "chat", "embed", "infer", "tokenize"
     architecture: str
     backend: str | None = None  # "any" or "fused"; None: an engine without torch
-    quantization: str | None = None  # "none" or "int8"
+    quantization: str | None = None  # "none", "int8" or "int4"
     parameters: int = 0
     context_tokens: int = 0  # prompt + new tokens of one sequence; 0: no text
     vocab_size: int = 0  # ids a client may send are 0 .. vocab_size - 1

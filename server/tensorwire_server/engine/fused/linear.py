@@ -33,6 +33,8 @@ from tensorwire_server.engine.errors import ModelLoadError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tensorwire_server.engine.quantized import QuantizedWeight
+
 # oneDNN chooses its blocks for about so many rows. Those for 8 lose nothing from 1 to 128.
 _PACKED_FOR_ROWS = 8
 _TINY = 1e-30  # a row of zeros has no largest value to divide by
@@ -115,13 +117,18 @@ def fits_in_half(weight: torch.Tensor) -> bool:
 
 
 class Int8Linear:
-    """8-bit weights, one scale for each output, and 8-bit activations, one for each row."""
+    """8-bit weights, one scale for each output, and 8-bit activations, one for each row.
 
-    def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> None:
-        scales = (weight_OI.abs().amax(1).clamp(min=_TINY) / 127).double()
-        zeros = torch.zeros(len(scales), dtype=torch.long)
+    Args:
+        weight_OI: float32, rounded here; or integers, which stay what they are.
+        bias_O: float32 or None.
+    """
+
+    def __init__(
+        self, weight_OI: torch.Tensor | QuantizedWeight, bias_O: torch.Tensor | None
+    ) -> None:
         with _fbgemm():
-            weight = torch.quantize_per_channel(weight_OI, scales, zeros, 0, torch.qint8)
+            weight = _per_output(weight_OI)
             self._packed: Any = torch.ops.quantized.linear_prepack(weight, None)
         self._bias = bias_O
         # Without VNNI two products are added in 16 bits, where 8 by 8 bits would saturate.
@@ -148,6 +155,19 @@ class Int8Linear:
         return product, peak
 
 
+def _per_output(weight_OI: torch.Tensor | QuantizedWeight) -> torch.Tensor:
+    """Return torch's own form of integers with a scale for each output."""
+    if isinstance(weight_OI, torch.Tensor):
+        scales = (weight_OI.abs().amax(1).clamp(min=_TINY) / 127).double()
+        zeros = torch.zeros(len(scales), dtype=torch.long)
+        return torch.quantize_per_channel(weight_OI, scales, zeros, 0, torch.qint8)
+    scales = weight_OI.scales_OG.squeeze(1).double()
+    zeros = torch.zeros(len(scales), dtype=torch.long)
+    # A scale of 0 is fine in a file, where it means zeros, but not here.
+    scales.clamp_(min=_TINY)
+    return torch._make_per_channel_quantized_tensor(weight_OI.values_OI, scales, zeros, 0)
+
+
 @contextmanager
 def _fbgemm() -> Iterator[None]:
     """Have weights packed by FBGEMM inside."""
@@ -161,6 +181,11 @@ def _fbgemm() -> Iterator[None]:
             torch.backends.quantized.engine = engine
 
 
+def has_int8_products(device: torch.device) -> bool:
+    """Return whether `Int8Linear` runs here."""
+    return device.type == "cpu" and "fbgemm" in torch.backends.quantized.supported_engines
+
+
 def linear_form(
     device: torch.device, dtype: torch.dtype, *, int8: bool
 ) -> Callable[[torch.Tensor, torch.Tensor | None], Linear]:
@@ -169,7 +194,7 @@ def linear_form(
     Raises:
         ModelLoadError: 8-bit products are not to be had here.
     """
-    has_fbgemm = device.type == "cpu" and "fbgemm" in torch.backends.quantized.supported_engines
+    has_fbgemm = has_int8_products(device)
     if int8:
         if not has_fbgemm:
             raise ModelLoadError("quantization int8 runs on x86 CPUs only; leave --quantize away")

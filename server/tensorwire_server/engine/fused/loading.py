@@ -18,16 +18,23 @@ import transformers
 
 from tensorwire_server.engine import probe
 from tensorwire_server.engine.fused.families import Description, QKNorm, describe, windows_of
-from tensorwire_server.engine.fused.linear import PlainLinear, linear_form
+from tensorwire_server.engine.fused.linear import (
+    Int8Linear,
+    PlainLinear,
+    has_int8_products,
+    linear_form,
+)
 from tensorwire_server.engine.fused.model import FusedModel, LayerWeights, ModelWeights
-from tensorwire_server.engine.fused.stored import StoredWeights
+from tensorwire_server.engine.fused.stored import StoredWeights, linear_layers
 from tensorwire_server.engine.generator import num_parameters
 from tensorwire_server.engine.kv_cache import SlotCache
+from tensorwire_server.engine.quantized import join
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tensorwire_server.engine.fused.linear import Linear
+    from tensorwire_server.engine.quantized import QuantizationFormat, QuantizedWeight
     from tensorwire_server.scheduling.work import Row
 
 # What 8 bits may do to the logits, relative to the largest. Measured: 0.03 with the demo, up to
@@ -36,19 +43,28 @@ _INT8_TOLERANCE = 0.5
 
 
 def load_fused(
-    folder: Path, config: Any, *, device: torch.device, dtype: torch.dtype, context: int, int8: bool
+    folder: Path,
+    config: Any,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    context: int,
+    int8: bool,
+    quantization: QuantizationFormat | None = None,
 ) -> FusedModel:
     """Load a model and compare it with transformers' own.
 
     Args:
         config: transformers' own, of this folder.
         context: the longest sequence.
-        int8: compute products in 8 bits.
+        int8: compute all products in 8 bits, rounding what is stored as numbers.
+        quantization: how the weights are stored. Products of stored 8-bit integers are computed in
+            8 bits wherever that runs; all others are multiplied as the numbers that they stand for.
 
     Raises:
         ModelLoadError: with the reason; another back end may do better.
     """
-    stored = StoredWeights(folder)
+    stored = StoredWeights(folder, quantization)
     reference = streaming(config, stored, device, dtype)
     description = describe(reference)
     geometry = probe.inspect(
@@ -64,7 +80,8 @@ def load_fused(
         return FusedModel(description, weights, cache, num_parameters=size)
 
     tolerance = None
-    if int8:
+    integers = stored.has_int8_layers and dtype == torch.float32 and has_int8_products(device)
+    if int8 or integers:
         # 8 bits would hide a mistake, so the same steps are proven with the weights as stored.
         exact = _Reader(stored, description, reference, device, dtype, PlainLinear)
         unpacked = model_of(exact.read(lazily=True))
@@ -72,7 +89,10 @@ def load_fused(
         tolerance = _INT8_TOLERANCE
     form = linear_form(device, dtype, int8=int8)
     with torch.inference_mode():
-        model = model_of(_Reader(stored, description, reference, device, dtype, form).read())
+        reader = _Reader(
+            stored, description, reference, device, dtype, form, keeps_integers=integers
+        )
+        model = model_of(reader.read())
     _prove(model, reference, tolerance)
     del reference
     _give_memory_back()
@@ -118,7 +138,7 @@ def streaming(config: Any, stored: StoredWeights, device: torch.device, dtype: t
     wanted = model.state_dict()
     if config.tie_word_embeddings:
         del wanted["lm_head.weight"]
-    stored.check(wanted)
+    stored.check(wanted, linear_layers(model))
     body = model.model
     body.rotary_emb = type(body.rotary_emb)(config=config).to(device)
 
@@ -173,12 +193,15 @@ class _Reader:
         device: torch.device,
         dtype: torch.dtype,
         form: Callable[[torch.Tensor, torch.Tensor | None], Linear],
+        *,
+        keeps_integers: bool = False,
     ) -> None:
         self._stored = stored
         self._d = description
         self._reference = reference
         self._device, self._dtype = device, dtype
         self._form = form
+        self._keeps_integers = keeps_integers
         half = description.head_size // 2
         # Numbers i and i + half of a head turn together; they become neighbours.
         self._order = torch.arange(2 * half).view(2, half).t().flatten()
@@ -188,14 +211,13 @@ class _Reader:
         tied = self._reference.config.tie_word_embeddings
         # 16 bits are exact as they are, and half the memory.
         embedding = self._stored.get("model.embed_tokens.weight").to(self._device, copy=True)
-        head = "model.embed_tokens.weight" if tied else "lm_head.weight"
         rotary = self._reference.model.rotary_emb
         layers = _LayersAtWork(self.layer, self._d.num_layers)
         return ModelWeights(
             embedding_VC=embedding,
             layers=layers if lazily else tuple(layers),
             final_norm_C=self._tensor("model.norm.weight"),
-            head=self._form(self._tensor(head), self._bias("lm_head.bias")),
+            head=self._tied_head() if tied else self._linear("lm_head"),
             inverse_frequencies=rotary.inv_freq.float().clone(),
             rotation_scale=float(rotary.attention_scaling),
         )
@@ -210,35 +232,56 @@ class _Reader:
         has_norms = self._d.family.qk_norm is not QKNorm.NONE
         return LayerWeights(
             attention_norm_C=self._tensor(f"{prefix}{first}.weight"),
-            qkv=self._qkv(attention),
-            q_norm=self._reordered(attention + "q_norm.weight") if has_norms else None,
-            k_norm=self._reordered(attention + "k_norm.weight") if has_norms else None,
+            qkv=self._linear(*(f"{attention}{part}_proj" for part in "qkv"), num_turned=2),
+            q_norm=self._turned(attention + "q_norm.weight") if has_norms else None,
+            k_norm=self._turned(attention + "k_norm.weight") if has_norms else None,
             attention_out=self._linear(attention + "o_proj"),
             feed_norm_C=self._tensor(f"{prefix}{second}.weight"),
             gate_up=self._linear(feed + "gate_proj", feed + "up_proj"),
             feed_out=self._linear(feed + "down_proj"),
         )
 
-    def _qkv(self, prefix: str) -> Linear:
-        weight = self._joined_heads(prefix, "weight")
-        has_bias = f"{prefix}q_proj.bias" in self._stored
-        return self._form(weight, self._joined_heads(prefix, "bias") if has_bias else None)
+    def _tied_head(self) -> Linear:
+        return self._form(self._tensor("model.embed_tokens.weight"), self._bias("lm_head.bias"))
 
-    def _joined_heads(self, prefix: str, kind: str) -> torch.Tensor:
-        q, k, v = (f"{prefix}{part}_proj.{kind}" for part in "qkv")
-        return torch.cat([self._reordered(q), self._reordered(k), self._tensor(v)])
+    def _linear(self, *names: str, num_turned: int = 0) -> Linear:
+        """Return layers of the same input as one product; the first of them are turned."""
+        turns = [index < num_turned for index in range(len(names))]
+        biases = [
+            self._turned(f"{name}.bias") if turned else self._tensor(f"{name}.bias")
+            for name, turned in zip(names, turns, strict=True)
+            if f"{name}.bias" in self._stored
+        ]
+        bias = torch.cat(biases) if biases else None
+        integers = self._integers(names, turns)
+        if integers is not None:
+            return Int8Linear(integers, bias)
+        weights = [
+            self._turned(f"{name}.weight") if turned else self._tensor(f"{name}.weight")
+            for name, turned in zip(names, turns, strict=True)
+        ]
+        return self._form(torch.cat(weights), bias)
 
-    def _linear(self, *names: str) -> Linear:
-        weight = torch.cat([self._tensor(f"{name}.weight") for name in names])
-        biases = [self._bias(f"{name}.bias") for name in names]
-        given = [bias for bias in biases if bias is not None]
-        return self._form(weight, torch.cat(given) if given else None)
+    def _integers(self, names: Sequence[str], turns: Sequence[bool]) -> QuantizedWeight | None:
+        """Return what layers have stored; None: some have numbers, or integers are not wanted."""
+        if not self._keeps_integers:
+            return None
+        weights = []
+        for name, turned in zip(names, turns, strict=True):
+            weight = self._stored.quantized(f"{name}.weight")
+            if weight is None:
+                return None
+            weights.append(weight.take(self._places(weight.values_OI)) if turned else weight)
+        return join(weights)
 
-    def _reordered(self, name: str) -> torch.Tensor:
+    def _turned(self, name: str) -> torch.Tensor:
         """Return a tensor of heads with the numbers of each in the order of `_turn`."""
         tensor = self._tensor(name)
-        heads = tensor.reshape(-1, self._d.head_size, *tensor.shape[1:])
-        return heads[:, self._order.to(tensor.device)].flatten(0, 1)
+        return tensor[self._places(tensor).to(tensor.device)]
+
+    def _places(self, tensor: torch.Tensor) -> torch.Tensor:
+        places = torch.arange(len(tensor)).view(-1, self._d.head_size)
+        return places[:, self._order].flatten()
 
     def _bias(self, name: str) -> torch.Tensor | None:
         return self._tensor(name) if name in self._stored else None
