@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import corpus
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 import tensorwire_server.models
+import torch
 from tensorwire_server.compress.text import choose_windows, cut_windows
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 DEMO = Path(tensorwire_server.models.__file__).parent / "builtin" / "demo"
 # All of them are held out; `test_quality.py` makes sure.

@@ -6,6 +6,8 @@ from functools import cache
 
 import corpus
 import pytest
+from tensorwire_server.compress import Quantization, Rounding, prune_model, quantize_model
+
 from compress.demo_text import (
     CALIBRATION_UNITS,
     EVALUATION_UNITS,
@@ -13,8 +15,6 @@ from compress.demo_text import (
     load_demo,
     perplexity,
 )
-
-from tensorwire_server.compress import Quantization, Rounding, prune_model, quantize_model
 
 
 @cache
