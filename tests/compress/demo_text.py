@@ -28,6 +28,14 @@ def load_demo() -> Any:
     return AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32).requires_grad_(False)
 
 
+def write_text(path: Path, units: tuple[str, ...]) -> str:
+    """Write what modules hold as a user's text file: documents between empty lines."""
+    documents = ("\n".join(line for line in d.text.splitlines() if line.strip())
+                 for d in corpus.documents_of(units))  # fmt: skip
+    path.write_text("\n\n".join(documents), encoding="utf-8")
+    return str(path)
+
+
 def calibration_windows(seed: int, count: int = 16) -> list[torch.Tensor]:
     """Return int64 (1, 256) each; another seed takes others."""
     windows = choose_windows(_windows(CALIBRATION_UNITS), count, seed)

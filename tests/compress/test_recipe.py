@@ -82,24 +82,6 @@ def test_int4_is_calibrated_where_there_is_a_text_and_grouped_always() -> None:
 
 
 @pytest.mark.parametrize(
-    ("floor", "before", "after", "is_met"),
-    [
-        ("ppl=1.10x", 10.0, 11.0, True),
-        ("ppl=1.10x", 10.0, 11.01, False),
-        ("ppl=12", 10.0, 12.5, False),
-        ("agreement=0.9", 1.0, 0.9, True),
-        ("agreement=0.9", 1.0, 0.89, False),
-        ("accuracy=0.95x", 0.8, 0.76, True),
-        ("accuracy=0.95x", 0.8, 0.75, False),
-    ],
-)
-def test_a_floor_is_met_from_its_side(
-    floor: str, before: float, after: float, is_met: bool
-) -> None:
-    assert parse_floors([floor])[0].is_met(before, after) is is_met
-
-
-@pytest.mark.parametrize(
     ("toml", "sentence"),
     [
         ("", "nothing to do; give prune"),

@@ -168,7 +168,7 @@ def test_any_sequence_of_steps_equals_plain_attention(
         cache.check_invariants()
 
 
-@pytest.mark.parametrize(
+DEVICES = pytest.mark.parametrize(
     "device",
     [
         "cpu",
@@ -181,6 +181,9 @@ def test_any_sequence_of_steps_equals_plain_attention(
         ),
     ],
 )
+
+
+@DEVICES
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
 def test_other_number_formats_and_devices_agree(
     device: str, dtype: torch.dtype, atol: float
@@ -188,6 +191,16 @@ def test_other_number_formats_and_devices_agree(
     cache, histories = new_cache(dtype, device), Histories(7)  # bfloat16 has 8 bits
     check_step(cache, histories, [row(0, 0, 50), row(1, 0, 9)], atol=atol)
     check_step(cache, histories, [row(0, 50, 1), row(1, 9, 3), row(2, 0, 1)], atol=atol)
+
+
+@DEVICES
+@pytest.mark.parametrize("count", [63, 64, 65, 66, 127, 128, 129, 130])
+def test_chunks_about_as_long_as_a_kernels_tiles_are_read_to_their_last_token(
+    device: str, count: int
+) -> None:
+    cache, histories = new_cache(device=device), Histories(8)
+    check_step(cache, histories, [row(0, 0, 21), row(1, 0, count)])
+    check_step(cache, histories, [row(0, 21, count)])
 
 
 def test_decodes_of_one_length_need_no_mask() -> None:

@@ -137,7 +137,8 @@ def _run(model: str, recipe: Recipe, out: Path, *, as_json: bool) -> None:
     # Torch and transformers: only now, not for --help or a wrong flag.
     from tensorwire_server.compress.pipeline import FloorMissed
     from tensorwire_server.compress.pipeline import compress as run
-    from tensorwire_server.compress.report import show
+    from tensorwire_server.compress.errors import MeasurementError
+    from tensorwire_server.compress.terminal import show
     from tensorwire_server.compress.saving import OutputError
     from tensorwire_server.engine.errors import ModelLoadError
     from tensorwire_server.models.spec import SpecError
@@ -150,7 +151,7 @@ def _run(model: str, recipe: Recipe, out: Path, *, as_json: bool) -> None:
     except FloorMissed as error:
         show(error.report, as_json=as_json)
         _exit(str(error), FLOOR_MISSED)
-    except (ModelLoadError, OutputError) as error:
+    except (MeasurementError, ModelLoadError, OutputError) as error:
         _exit(str(error), FAILED)
     except MemoryError:
         _exit(f"there is not enough memory to compress {model!r}", FAILED)

@@ -10,7 +10,11 @@ from safetensors import safe_open
 from transformers import AutoModel, AutoModelForCausalLM
 
 from tensorwire_server.engine.folder import checked_config, find_folder, read_sentence_folder
-from tensorwire_server.engine.loading import ModelLoadError, load_weights
+from tensorwire_server.engine.loading import (
+    ModelLoadError,
+    load_weights,
+    silence_transformers,
+)
 from tensorwire_server.engine.tokenizing import load_wrapper
 
 if TYPE_CHECKING:
@@ -55,6 +59,7 @@ def load_parent(name: str, revision: str | None = None) -> Parent:
     Raises:
         ModelLoadError: with one sentence; also where it is quantized already.
     """
+    silence_transformers()
     try:
         return _load(find_folder(name, revision))
     except ModelLoadError as error:

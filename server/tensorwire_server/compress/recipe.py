@@ -126,11 +126,6 @@ class Floor:
         """Return the limit as it is written: `1.1x` where it is relative."""
         return f"{self.limit:g}{'x' if self.relative else ''}"
 
-    def is_met(self, before: float, after: float) -> bool:
-        """Say if the result does; `before` is the parent's."""
-        limit = self.limit * before if self.relative else self.limit
-        return after >= limit if self.metric.more_is_better else after <= limit
-
     def __str__(self) -> str:
         return f"{self.metric}={self.bound}"
 
@@ -149,7 +144,7 @@ class Recipe:
     labels: str | None = None  # JSON Lines of {"text": …, "label": …}
     floors: tuple[Floor, ...] = ()
     seed: int = 0  # chooses the calibration windows
-    num_windows: int = 64  # of the calibration text
+    num_windows: int = 64  # of the calibration text; of the evaluation text twice as many
     window_tokens: int = 512  # at most; a shorter context holds less
     speed: bool = True  # measure tokens/s through a server
 

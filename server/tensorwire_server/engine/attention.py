@@ -358,8 +358,8 @@ def _read(
     span = share.chunk_spans[key]
     q_HGTD = q_THGD[chunk.first : chunk.last].permute(1, 2, 0, 3)
     num_groups = q_HGTD.shape[1]
-    k = k_SHPD[chunk.slot, :, None, span.low : span.high].expand(-1, num_groups, -1, -1)
-    v = v_SHPD[chunk.slot, :, None, span.low : span.high].expand(-1, num_groups, -1, -1)
+    k = _for_groups(k_SHPD[chunk.slot, :, span.low : span.high], num_groups)
+    v = _for_groups(v_SHPD[chunk.slot, :, span.low : span.high], num_groups)
     if terms.is_plain:
         out = F.scaled_dot_product_attention(
             q_HGTD, k, v, attn_mask=span.mask, is_causal=span.mask is None, scale=terms.scale
@@ -376,6 +376,15 @@ def _read(
         q, mask = q_HGTD[:, :, queries], span.mask[queries]
         parts.append(collect(q, k, v, terms, mask=mask, bias=bias, sinks=sinks))
     return torch.cat(parts, dim=2).permute(2, 0, 1, 3)
+
+
+def _for_groups(kv_HPD: torch.Tensor, num_groups: int) -> torch.Tensor:
+    """Return (H, G, P, D), without a copy where that is right."""
+    kv_HGPD = kv_HPD[:, None].expand(-1, num_groups, -1, -1)
+    # CUDA's memory-efficient kernel answers the last query from wrong memory if keys are expanded,
+    # in float32, with a mask, and 65, 129, 193, ... queries (measured with torch 2.11 on an H200).
+    is_misread = num_groups > 1 and kv_HPD.is_cuda and kv_HPD.dtype == torch.float32
+    return kv_HGPD.contiguous() if is_misread else kv_HGPD
 
 
 def _chunk_span(chunk: PromptChunk, window: int | None, terms: Terms, like: torch.Tensor) -> Span:

@@ -79,9 +79,7 @@ def load(
     Raises:
         ModelLoadError: with one sentence fit for the person who named the model.
     """
-    chatter: Any = transformers.utils.logging
-    chatter.set_verbosity_error()
-    chatter.disable_progress_bar()
+    silence_transformers()
     name = os.fspath(path_or_hub_name)
     try:
         folder = find_folder(name, revision)
@@ -93,6 +91,13 @@ def load(
         raise ModelLoadError(f"cannot serve {name!r}: {error}") from error.__cause__
     except Exception as error:  # the room's edge: whatever transformers makes of a bad folder
         raise ModelLoadError(f"cannot serve {name!r}: {first_line(error)}") from error
+
+
+def silence_transformers() -> None:
+    """Keep what transformers tells its own users from ours."""
+    chatter: Any = transformers.utils.logging
+    chatter.set_verbosity_error()
+    chatter.disable_progress_bar()
 
 
 def _load_generator(

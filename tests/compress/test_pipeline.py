@@ -1,0 +1,234 @@
+"""A whole compression: what is written serves as it was measured, and nothing half done is left."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import TYPE_CHECKING, Any
+
+import models_zoo
+import pytest
+import torch
+from safetensors import safe_open
+from tensorwire_server.compress import (
+    Floor,
+    FloorMissed,
+    Method,
+    Metric,
+    Pruning,
+    Quantization,
+    Recipe,
+    RecipeError,
+    Rounding,
+    Structure,
+    compress,
+)
+from tensorwire_server.compress.recipe import parse_recipe
+from tensorwire_server.compress.report import from_json
+from tensorwire_server.compress.saving import OutputError
+from tensorwire_server.engine.loading import load
+from tensorwire_server.engine.quantized import read_block, unpack
+from tensorwire_server.models.manifest import revision_of
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from .demo_text import CALIBRATION_UNITS, DEMO, EVALUATION_UNITS, write_text
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.slow
+
+PROMPT = "Return a list of"
+WANDA = Pruning(structure=Structure.UNSTRUCTURED, target=0.5, method=Method.WANDA)
+INT4 = Quantization(bits=4, rounding=Rounding.GPTQ, group_size=32)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("texts")
+    return {
+        "calibrate": write_text(folder / "calibrate.txt", CALIBRATION_UNITS),
+        "evaluate": write_text(folder / "evaluate.txt", EVALUATION_UNITS),
+    }
+
+
+def small(texts: dict[str, str], **recipe: Any) -> Recipe:
+    return Recipe(**texts, num_windows=8, window_tokens=128, speed=False, **recipe)
+
+
+def stored_zeros(folder: Path) -> dict[str, tuple[int, int]]:
+    """Count zeros in the file, by names that are listed here and nowhere else."""
+    counted = {}
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        for layer in range(4):
+            for part in ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate",
+                         "mlp.up", "mlp.down"):  # fmt: skip
+                name = f"model.layers.{layer}.{part}_proj.weight"
+                tensor = file.get_tensor(name)
+                counted[name] = (int((tensor == 0).sum()), tensor.numel())
+    return counted
+
+
+def test_sparsity_is_what_the_written_file_holds(tmp_path: Path, texts: dict[str, str]) -> None:
+    report = compress("demo", small(texts, prune=(WANDA,)), tmp_path / "out")
+    counted = stored_zeros(tmp_path / "out")
+    for zeros, size in counted.values():
+        assert zeros / size == pytest.approx(0.5, abs=1e-3)
+    (pruned,) = report.pruned
+    told = {parameter.name: parameter.zeros for parameter in pruned.parameters}
+    assert told == {name: zeros for name, (zeros, _) in counted.items()}
+    assert pruned.met
+    assert report.size_after.zeros >= sum(zeros for zeros, _ in counted.values())
+    assert any("nothing faster" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"prune": (WANDA,)},
+        {"prune": (Pruning(structure=Structure.NEURONS, target=0.25),)},
+        {"prune": (Pruning(structure=Structure.HEADS, target=0.5),)},
+        {"prune": (Pruning(structure=Structure.LAYERS, target=0.25),)},
+        {"prune": (WANDA,), "quantize": INT4},
+        {"quantize": INT4},
+    ],
+    ids=["wanda", "neurons", "heads", "layers", "wanda-int4", "int4"],
+)
+def test_what_is_written_is_served_with_the_same_answers(
+    tmp_path: Path, texts: dict[str, str], recipe: dict[str, Any]
+) -> None:
+    out = tmp_path / "out"
+    compress("demo", small(texts, **recipe), out)
+    model = plain(out)
+    ids = AutoTokenizer.from_pretrained(out)(PROMPT, return_tensors="pt")["input_ids"]
+    wanted = model.generate(ids, do_sample=False, max_new_tokens=24)[0, ids.shape[1] :].tolist()
+    assert greedy(load(out, device="cpu"), ids[0].tolist(), len(wanted)) == wanted
+
+
+def plain(folder: Path) -> Any:
+    """Return transformers' own model of a folder; integers are multiplied out by this test."""
+    config = json.loads((folder / "config.json").read_text())
+    form = read_block(config)
+    if form is None:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        names = list(file.keys())
+        state = {name: file.get_tensor(name).float() for name in names if "weight_" not in name}
+        for name in {name.rpartition(".")[0] for name in names if "weight_" in name}:
+            weight = unpack(form, file.get_tensor, name)
+            scales = weight.scales_OG.repeat_interleave(form.group_size or 1, dim=1)
+            state[f"{name}.weight"] = weight.values_OI.float() * scales[:, : weight.values_OI.shape[1]]
+    model = AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32)
+    state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
+    model.load_state_dict(state)
+    return model
+
+
+def greedy(engine: Any, prompt: list[int], count: int) -> list[int]:
+    from tensorwire_server.compress.scoring import continue_greedily
+
+    return continue_greedily(engine, [prompt], count)[0]
+
+
+def test_structures_are_as_small_as_was_asked(tmp_path: Path, texts: dict[str, str]) -> None:
+    prune = (
+        Pruning(structure=Structure.NEURONS, target=0.25),
+        Pruning(structure=Structure.HEADS, target=0.5),
+        Pruning(structure=Structure.LAYERS, target=0.25),
+    )
+    report = compress("demo", small(texts, prune=prune), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    keys = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+    assert [config[key] for key in keys] == [3, 2, 1, 384]
+    with safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    assert shapes["model.layers.2.mlp.down_proj.weight"] == [256, 384]
+    assert shapes["model.layers.2.self_attn.q_proj.weight"] == [128, 256]
+    assert "model.layers.3.mlp.down_proj.weight" not in shapes
+    assert {pruned.structure: pruned.achieved for pruned in report.pruned} == {
+        "layers": 0.25, "heads": 0.5, "neurons": 0.25,
+    }  # fmt: skip
+    assert report.size_after.file_bytes < 0.75 * report.size_before.file_bytes
+
+
+def test_the_folder_says_what_was_done_and_can_be_made_again(
+    tmp_path: Path, texts: dict[str, str]
+) -> None:
+    recipe = small(texts, prune=(WANDA,), quantize=INT4)
+    report = compress("demo", recipe, tmp_path / "one")
+    kept = tmp_path / "one" / "compression"
+    assert sorted(path.name for path in kept.iterdir()) == [
+        "recipe.toml", "report.html", "report.json",
+    ]  # fmt: skip
+    assert from_json((kept / "report.json").read_bytes()) == report
+    again = compress("demo", parse_recipe((kept / "recipe.toml").read_text()), tmp_path / "two")
+    assert again.child.revision == report.child.revision == revision_of(tmp_path / "two")
+    assert report.parent.revision == revision_of(DEMO)
+
+
+def test_a_missed_floor_writes_nothing_and_says_how_far_it_was(
+    tmp_path: Path, texts: dict[str, str]
+) -> None:
+    floor = Floor(metric=Metric.PERPLEXITY, limit=1.0001, relative=True)
+    with pytest.raises(FloorMissed, match=r"missed ppl=1\.0001x; nothing was written") as caught:
+        compress("demo", small(texts, prune=(WANDA,), floors=(floor,)), tmp_path / "out")
+    (judgement,) = caught.value.report.floors
+    assert judgement.found is not None
+    assert judgement.found > judgement.limit
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_at_any_of_fifty_points_leaves_nothing_and_the_parent_as_it_was(
+    tmp_path: Path, texts: dict[str, str]
+) -> None:
+    parent = models_zoo.tiny_model("llama")
+    before = revision_of(parent)
+    recipe = Recipe(
+        **texts,
+        prune=(Pruning(structure=Structure.NEURONS, target=0.25), WANDA),
+        quantize=Quantization(bits=4, rounding=Rounding.GPTQ, group_size=8),
+        num_windows=16,
+        window_tokens=32,
+        speed=False,
+    )
+    calls: list[str] = []
+    compress(parent, recipe, tmp_path / "whole", on_progress=lambda stage, *_: calls.append(stage))
+    assert len(calls) >= 50
+    points = sorted({round(i * (len(calls) - 1) / 49) for i in range(50)})
+    assert len(points) == 50
+    for point in points:
+        count = itertools.count()
+
+        def interrupt(*_: object, count: Any = count, point: int = point) -> None:
+            if next(count) == point:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            compress(parent, recipe, tmp_path / "out", on_progress=interrupt)
+        assert [path.name for path in tmp_path.iterdir()] == ["whole"], calls[point]
+    assert revision_of(parent) == before
+
+
+def test_what_is_there_is_never_replaced(tmp_path: Path, texts: dict[str, str]) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine")
+    with pytest.raises(OutputError, match="is there already"):
+        compress("demo", small(texts, quantize=Quantization(bits=8)), tmp_path / "out")
+    assert (tmp_path / "out" / "mine").read_text() == "mine"
+
+
+def test_a_floor_that_has_no_meaning_for_the_model_is_refused(
+    tmp_path: Path, texts: dict[str, str]
+) -> None:
+    floor = Floor(metric=Metric.COSINE, limit=0.99)
+    with pytest.raises(RecipeError, match="no meaning for a text model; use ppl"):
+        compress("demo", small(texts, prune=(WANDA,), floors=(floor,)), tmp_path / "out")
+
+
+def test_a_model_that_is_quantized_already_is_refused(
+    tmp_path: Path, texts: dict[str, str]
+) -> None:
+    recipe = small(texts, quantize=Quantization(bits=8))
+    compress("demo", recipe, tmp_path / "once")
+    with pytest.raises(Exception, match="quantized already; compress the model that it was made"):
+        compress(tmp_path / "once", recipe, tmp_path / "twice")
