@@ -8,7 +8,7 @@ import corpus
 import pytest
 from tensorwire_server.compress import Quantization, Rounding, prune_model, quantize_model
 
-from compress.demo_text import (
+from .demo_text import (
     CALIBRATION_UNITS,
     EVALUATION_UNITS,
     calibration_windows,
