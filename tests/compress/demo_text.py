@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import corpus
+import tensorwire_server.models
 import torch
+from tensorwire_server.compress.text import choose_windows, cut_windows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import tensorwire_server.models
-from tensorwire_server.compress.text import choose_windows, cut_windows
-
 DEMO = Path(tensorwire_server.models.__file__).parent / "builtin" / "demo"
-# All of them are held out; `test_quality.py` makes sure.
+# All of them are held out; `test_demo_quality.py` makes sure.
 CALIBRATION_UNITS = ("socket", "sqlite3", "bz2", "lzma")
 EVALUATION_UNITS = ("importlib", "ipaddress", "urllib2")
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import models_zoo
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
-
 from tensorwire_server.compress import RecipeError
 from tensorwire_server.compress.blocks import Passage, blocks_of
+from transformers import AutoModelForCausalLM
 
 
 @pytest.mark.parametrize("family", ["gemma3", "gpt2", "falcon-alibi"])

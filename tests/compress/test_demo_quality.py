@@ -6,15 +6,15 @@ from functools import cache
 
 import corpus
 import pytest
-from compress.demo_text import (
+from tensorwire_server.compress import Quantization, Rounding, prune_model, quantize_model
+
+from .demo_text import (
     CALIBRATION_UNITS,
     EVALUATION_UNITS,
     calibration_windows,
     load_demo,
     perplexity,
 )
-
-from tensorwire_server.compress import Quantization, Rounding, prune_model, quantize_model
 
 
 @cache

@@ -8,11 +8,10 @@ import models_zoo
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
-
 from tensorwire_server.compress import RecipeError, prune_model
 from tensorwire_server.compress.blocks import blocks_of
 from tensorwire_server.compress.prune import kth_smallest, least_of_rows
+from transformers import AutoModelForCausalLM
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -123,20 +122,17 @@ def test_errors_of_layers_are_those_of_their_outputs() -> None:
         model(input_ids=WINDOWS[0])
     old = linear.weight.data.clone()
     errors = {
-        error.name: error.error
-        for error in prune_model(model, 0.5, calibration=WINDOWS[:1]).errors
+        error.name: error.error for error in prune_model(model, 0.5, calibration=WINDOWS[:1]).errors
     }
     lost = inputs[0] @ (old - linear.weight.data).T
     assert errors[name] == pytest.approx(float(lost.norm() / (inputs[0] @ old.T).norm()), rel=1e-4)
 
 
-def test_progress_is_told_block_by_block() -> None:
-    for scope, total in (("layer", 3), ("global", 6)):
-        told: list[tuple[int, int]] = []
-        prune_model(
-            load(), 0.5, scope=scope, on_progress=lambda done, all_, _: told.append((done, all_))
-        )
-        assert told == [(done, total) for done in range(1, total + 1)]
+@pytest.mark.parametrize(("scope", "total"), [("layer", 3), ("global", 6)])
+def test_progress_is_told_block_by_block(scope: str, total: int) -> None:
+    told: list[tuple[int, int, str]] = []
+    prune_model(load(), 0.5, scope=scope, on_progress=lambda *what: told.append(what))
+    assert told == [(done, total, "pruning weights") for done in range(1, total + 1)]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every family of the table: all structures, and that plain `from_pretrained` loads what is left."""
+"""Every family of the table: what goes, and that plain `from_pretrained` loads what is left."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import models_zoo
 import pytest
 import torch
 import transformers
-from transformers import AutoModel, AutoModelForCausalLM
-
 from tensorwire_server.compress import (
     Quantization,
     RecipeError,
@@ -19,6 +17,7 @@ from tensorwire_server.compress import (
 )
 from tensorwire_server.compress.blocks import blocks_of
 from tensorwire_server.compress.families import FAMILIES
+from transformers import AutoModel, AutoModelForCausalLM
 
 if TYPE_CHECKING:
     from pathlib import Path

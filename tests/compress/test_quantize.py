@@ -7,8 +7,6 @@ from typing import Any
 import models_zoo
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
-
 from tensorwire_server.compress import (
     Quantization,
     RecipeError,
@@ -19,6 +17,7 @@ from tensorwire_server.compress import (
 from tensorwire_server.compress.blocks import blocks_of
 from tensorwire_server.compress.quantize import round_by_gptq, round_to_nearest
 from tensorwire_server.engine.quantized import pack, round_scales
+from transformers import AutoModelForCausalLM
 
 WINDOWS = [torch.arange(3, 60).unsqueeze(0), torch.arange(90, 140).unsqueeze(0)]
 INT8 = Quantization(bits=8)

@@ -7,11 +7,10 @@ from typing import Any
 import models_zoo
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
-
 from tensorwire_server.compress import prune_model
 from tensorwire_server.compress.blocks import blocks_of
 from tensorwire_server.compress.structure import contributions, refit
+from transformers import AutoModelForCausalLM
 
 WINDOWS = [torch.arange(3, 120).unsqueeze(0), torch.arange(200, 320).unsqueeze(0)]
 SHARE_OF_ONE_NEURON = 1 / 96

@@ -184,7 +184,7 @@ class _Call:
     kwargs: dict[str, Any]
 
 
-class _Stop(Exception):  # noqa: N818 - no error: the rest of the model is not needed
+class _Stop(Exception):
     pass
 
 
@@ -233,9 +233,7 @@ def _watched(
     def hook(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
         return lambda _, args: see(name, args[0].flatten(0, -2).float())
 
-    handles = [
-        linear.register_forward_pre_hook(hook(name)) for name, linear in linears.items()
-    ]
+    handles = [linear.register_forward_pre_hook(hook(name)) for name, linear in linears.items()]
     try:
         yield
     finally:

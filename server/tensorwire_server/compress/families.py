@@ -40,9 +40,7 @@ _LLAMA_NORMED_HEADS = Family(
     heads_can_go=True,
     head_norms=("self_attn.q_norm", "self_attn.k_norm"),
 )
-_STABLELM = Family(
-    blocks="layers", attention=_LLAMA.attention, feed_forward=_LLAMA.feed_forward
-)
+_STABLELM = Family(blocks="layers", attention=_LLAMA.attention, feed_forward=_LLAMA.feed_forward)
 _PHI = Family(
     blocks="layers",
     attention=(*_SPLIT, "self_attn.dense"),

@@ -98,9 +98,7 @@ def _say_nothing(done: int, total: int, what: str) -> None:
     pass
 
 
-def _counted(
-    blocks: Iterable[Block], target: float, errors: tuple[LayerError, ...]
-) -> Pruned:
+def _counted(blocks: Iterable[Block], target: float, errors: tuple[LayerError, ...]) -> Pruned:
     parameters = []
     num_zeros = num_weights = 0
     for block in blocks:
@@ -186,9 +184,7 @@ def _norms(
     return passage.input_norms(block)
 
 
-def _scores(
-    name: str, linear: Module, norms: Mapping[str, torch.Tensor] | None
-) -> torch.Tensor:
+def _scores(name: str, linear: Module, norms: Mapping[str, torch.Tensor] | None) -> torch.Tensor:
     """Return (O, I), how important each weight is."""
     magnitudes = weight_of(linear).abs().float()
     return magnitudes if norms is None else magnitudes * norms[name]
