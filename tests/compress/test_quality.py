@@ -8,7 +8,8 @@ import pytest
 from tensorwire_server.compress.errors import MeasurementError
 from tensorwire_server.compress.quality import Material, Quality, measure_quality
 
-from .pairs import DEMO, MINILM
+from .demo_text import DEMO
+from .pairs import MINILM
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,11 +14,13 @@ from tensorwire_server.compress.scoring import (
     num_equal,
     tail_log_probability,
 )
+from tensorwire_server.scheduling.work import StepResult
 
 from .pairs import TEXT
 
 if TYPE_CHECKING:
     from tensorwire_server.engine.generator import Generator
+    from tensorwire_server.scheduling.work import ModelCard, Row, StepPlan
 
 # Two programs for the same float32 products, summed in different orders.
 TOLERANCE = 2e-3
@@ -88,13 +90,32 @@ def test_an_answer_ends_with_an_end_token(demo: Generator) -> None:
     assert [token in demo.card.eos_ids for token in ended] == [False] * (len(ended) - 1) + [True]
 
 
-def test_numbers_that_are_none_are_refused(demo: Generator, broken: Generator) -> None:
-    ids = ids_of(demo, 10)
+class Sick:
+    """An engine whose model makes no numbers; one from a folder would be refused when it loads."""
+
+    def __init__(self, card: ModelCard) -> None:
+        self.card = card
+        self.released: list[int] = []
+
+    def forward(self, plan: StepPlan) -> tuple[list[Row], torch.Tensor]:
+        self.released += plan.released
+        tokens = sum(len(row.token_ids) for row in plan.rows)
+        return [], torch.full((tokens, self.card.vocab_size), torch.nan)
+
+    def step(self, plan: StepPlan) -> StepResult:
+        self.released += plan.released
+        failed = {row.sequence_id: "non-finite logits" for row in plan.rows}
+        return StepResult(tokens={}, failed=failed)
+
+
+def test_numbers_that_are_none_are_refused_and_leave_nothing(demo: Generator) -> None:
+    sick: Any = Sick(demo.card)
     with pytest.raises(MeasurementError, match="no finite numbers of the evaluation text"):
-        list(logits_of(broken, ids))
+        list(logits_of(sick, [5, 6, 7]))
+    assert len(sick.released) == 1
     with pytest.raises(MeasurementError, match="no finite numbers of a prompt"):
-        continue_greedily(broken, [ids], 4)
-    assert broken.stats()["kv_sequences"] == 0
+        continue_greedily(sick, [[5, 6], [7]], 4)
+    assert len(sick.released) == 3
 
 
 def test_equal_tokens_are_counted_to_the_first_difference_or_end() -> None:

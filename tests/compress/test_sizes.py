@@ -12,7 +12,8 @@ from tensorwire_server.compress.sizes import block_of, kind_of, read_size
 from tensorwire_server.engine.errors import ModelLoadError
 from tensorwire_server.engine.quantized import QuantizedWeight, config_block, pack
 
-from .pairs import DEMO, MINILM
+from .demo_text import DEMO
+from .pairs import MINILM
 
 if TYPE_CHECKING:
     from pathlib import Path

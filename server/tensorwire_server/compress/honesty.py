@@ -71,7 +71,7 @@ def _unmeasured(report: Report) -> Iterator[str]:
         yield "Quality was not measured on a text, because none was given (--eval FILE)."
     if report.speed is None:
         yield "Speed and memory were not measured, because they were not asked for."
-    if not report.errors:
+    if not report.errors and report.recipe.calibrate is None:
         yield (
             "The error of single layers was not measured, because no calibration text was given"
             " (--calibrate FILE)."
