@@ -13,14 +13,13 @@ import torch
 
 from tensorwire_server.engine.attention import StepLayout, serving
 from tensorwire_server.engine.sampler import Sampler, wanted_logits
-from tensorwire_server.scheduling.work import StepResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tensorwire_server.engine.kv_cache import KVGeometry, SlotCache
     from tensorwire_server.engine.tokenizing import TextTokenizer
-    from tensorwire_server.scheduling.work import ModelCard, Row, StepPlan
+    from tensorwire_server.scheduling.work import ModelCard, Row, StepPlan, StepResult
 
 
 class Steps(Protocol):
@@ -110,13 +109,23 @@ class Generator:
     def step(self, plan: StepPlan) -> StepResult:
         """Run one step. An exception here is the engine's failure, not a request's."""
         with torch.inference_mode():
+            rows, logits_RV = self.forward(plan)
+            return self._sampler.run(rows, logits_RV)
+
+    def forward(self, plan: StepPlan) -> tuple[list[Row], torch.Tensor]:
+        """Run one step up to its logits, for who wants more of them than a token.
+
+        Returns:
+            The rows whose logits are wanted, each as often as it has such, and these in that order:
+            (R, V), float32.
+        """
+        with torch.inference_mode():
             self._model.cache.prepare(plan)
             for sequence_id in plan.released:
                 self._sampler.release(sequence_id)
             if not plan.rows:
-                return StepResult(tokens={}, failed={})
-            rows, logits_RV = self._model.forward(plan.rows)
-            return self._sampler.run(rows, logits_RV)
+                return [], torch.empty(0, self._model.vocab_size)
+            return self._model.forward(plan.rows)
 
     def stats(self) -> Mapping[str, int]:
         """Return what the cache says of itself."""
