@@ -14,7 +14,7 @@ from typing import Any
 import corpus
 import tensorwire_server.models
 import torch
-from tensorwire_server.compress.text import choose_windows, cut_windows
+from tensorwire_server.compress.text import choose_some, cut_windows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 DEMO = Path(tensorwire_server.models.__file__).parent / "builtin" / "demo"
@@ -38,7 +38,7 @@ def write_text(path: Path, units: tuple[str, ...]) -> str:
 
 def calibration_windows(seed: int, count: int = 16) -> list[torch.Tensor]:
     """Return int64 (1, 256) each; another seed takes others."""
-    windows = choose_windows(_windows(CALIBRATION_UNITS), count, seed)
+    windows = choose_some(_windows(CALIBRATION_UNITS), count, seed)
     return [torch.tensor([window]) for window in windows]
 
 

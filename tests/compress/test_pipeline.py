@@ -26,6 +26,7 @@ from tensorwire_server.compress import (
 from tensorwire_server.compress.recipe import parse_recipe
 from tensorwire_server.compress.report import from_json
 from tensorwire_server.compress.saving import OutputError
+from tensorwire_server.compress.scoring import continue_greedily
 from tensorwire_server.engine.loading import load
 from tensorwire_server.engine.quantized import read_block, unpack
 from tensorwire_server.models.manifest import revision_of
@@ -44,7 +45,7 @@ INT4 = Quantization(bits=4, rounding=Rounding.GPTQ, group_size=32)
 
 
 @pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("texts")
     return {
         "calibrate": write_text(folder / "calibrate.txt", CALIBRATION_UNITS),
@@ -52,7 +53,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-def small(texts: dict[str, str], **recipe: Any) -> Recipe:
+def small(texts: dict[str, Any], **recipe: Any) -> Recipe:
     return Recipe(**texts, num_windows=8, window_tokens=128, speed=False, **recipe)
 
 
@@ -69,7 +70,7 @@ def stored_zeros(folder: Path) -> dict[str, tuple[int, int]]:
     return counted
 
 
-def test_sparsity_is_what_the_written_file_holds(tmp_path: Path, texts: dict[str, str]) -> None:
+def test_sparsity_is_what_the_written_file_holds(tmp_path: Path, texts: dict[str, Any]) -> None:
     report = compress("demo", small(texts, prune=(WANDA,)), tmp_path / "out")
     counted = stored_zeros(tmp_path / "out")
     for zeros, size in counted.values():
@@ -95,14 +96,15 @@ def test_sparsity_is_what_the_written_file_holds(tmp_path: Path, texts: dict[str
     ids=["wanda", "neurons", "heads", "layers", "wanda-int4", "int4"],
 )
 def test_what_is_written_is_served_with_the_same_answers(
-    tmp_path: Path, texts: dict[str, str], recipe: dict[str, Any]
+    tmp_path: Path, texts: dict[str, Any], recipe: dict[str, Any]
 ) -> None:
     out = tmp_path / "out"
     compress("demo", small(texts, **recipe), out)
     model = plain(out)
     ids = AutoTokenizer.from_pretrained(out)(PROMPT, return_tensors="pt")["input_ids"]
     wanted = model.generate(ids, do_sample=False, max_new_tokens=24)[0, ids.shape[1] :].tolist()
-    assert greedy(load(out, device="cpu"), ids[0].tolist(), len(wanted)) == wanted
+    engine: Any = load(out, device="cpu")
+    assert continue_greedily(engine, [ids[0].tolist()], len(wanted)) == [wanted]
 
 
 def plain(folder: Path) -> Any:
@@ -117,20 +119,16 @@ def plain(folder: Path) -> Any:
         for name in {name.rpartition(".")[0] for name in names if "weight_" in name}:
             weight = unpack(form, file.get_tensor, name)
             scales = weight.scales_OG.repeat_interleave(form.group_size or 1, dim=1)
-            state[f"{name}.weight"] = weight.values_OI.float() * scales[:, : weight.values_OI.shape[1]]
+            state[f"{name}.weight"] = (
+                weight.values_OI.float() * scales[:, : weight.values_OI.shape[1]]
+            )
     model = AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32)
     state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
     model.load_state_dict(state)
     return model
 
 
-def greedy(engine: Any, prompt: list[int], count: int) -> list[int]:
-    from tensorwire_server.compress.scoring import continue_greedily
-
-    return continue_greedily(engine, [prompt], count)[0]
-
-
-def test_structures_are_as_small_as_was_asked(tmp_path: Path, texts: dict[str, str]) -> None:
+def test_structures_are_as_small_as_was_asked(tmp_path: Path, texts: dict[str, Any]) -> None:
     prune = (
         Pruning(structure=Structure.NEURONS, target=0.25),
         Pruning(structure=Structure.HEADS, target=0.5),
@@ -152,7 +150,7 @@ def test_structures_are_as_small_as_was_asked(tmp_path: Path, texts: dict[str, s
 
 
 def test_the_folder_says_what_was_done_and_can_be_made_again(
-    tmp_path: Path, texts: dict[str, str]
+    tmp_path: Path, texts: dict[str, Any]
 ) -> None:
     recipe = small(texts, prune=(WANDA,), quantize=INT4)
     report = compress("demo", recipe, tmp_path / "one")
@@ -167,7 +165,7 @@ def test_the_folder_says_what_was_done_and_can_be_made_again(
 
 
 def test_a_missed_floor_writes_nothing_and_says_how_far_it_was(
-    tmp_path: Path, texts: dict[str, str]
+    tmp_path: Path, texts: dict[str, Any]
 ) -> None:
     floor = Floor(metric=Metric.PERPLEXITY, limit=1.0001, relative=True)
     with pytest.raises(FloorMissed, match=r"missed ppl=1\.0001x; nothing was written") as caught:
@@ -179,7 +177,7 @@ def test_a_missed_floor_writes_nothing_and_says_how_far_it_was(
 
 
 def test_an_interrupt_at_any_of_fifty_points_leaves_nothing_and_the_parent_as_it_was(
-    tmp_path: Path, texts: dict[str, str]
+    tmp_path: Path, texts: dict[str, Any]
 ) -> None:
     parent = models_zoo.tiny_model("llama")
     before = revision_of(parent)
@@ -209,7 +207,7 @@ def test_an_interrupt_at_any_of_fifty_points_leaves_nothing_and_the_parent_as_it
     assert revision_of(parent) == before
 
 
-def test_what_is_there_is_never_replaced(tmp_path: Path, texts: dict[str, str]) -> None:
+def test_what_is_there_is_never_replaced(tmp_path: Path, texts: dict[str, Any]) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")
     with pytest.raises(OutputError, match="is there already"):
@@ -218,7 +216,7 @@ def test_what_is_there_is_never_replaced(tmp_path: Path, texts: dict[str, str]) 
 
 
 def test_a_floor_that_has_no_meaning_for_the_model_is_refused(
-    tmp_path: Path, texts: dict[str, str]
+    tmp_path: Path, texts: dict[str, Any]
 ) -> None:
     floor = Floor(metric=Metric.COSINE, limit=0.99)
     with pytest.raises(RecipeError, match="no meaning for a text model; use ppl"):
@@ -226,7 +224,7 @@ def test_a_floor_that_has_no_meaning_for_the_model_is_refused(
 
 
 def test_a_model_that_is_quantized_already_is_refused(
-    tmp_path: Path, texts: dict[str, str]
+    tmp_path: Path, texts: dict[str, Any]
 ) -> None:
     recipe = small(texts, quantize=Quantization(bits=8))
     compress("demo", recipe, tmp_path / "once")

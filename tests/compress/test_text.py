@@ -8,7 +8,7 @@ import pytest
 from tensorwire_server.compress.recipe import RecipeError
 from tensorwire_server.compress.text import (
     LabelledText,
-    choose_windows,
+    choose_some,
     cut_windows,
     read_labels,
     read_text,
@@ -87,7 +87,7 @@ def test_windows_hold_everything_but_a_lone_token() -> None:
 
 def test_a_seed_chooses_the_same_windows_in_their_order() -> None:
     windows = [[i, i] for i in range(100)]
-    chosen = choose_windows(windows, 10, seed=1)
-    assert chosen == sorted(chosen) == choose_windows(windows, 10, seed=1)
-    assert chosen != choose_windows(windows, 10, seed=2)
-    assert choose_windows(windows, 1000, seed=1) == windows
+    chosen = choose_some(windows, 10, seed=1)
+    assert chosen == sorted(chosen) == choose_some(windows, 10, seed=1)
+    assert chosen != choose_some(windows, 10, seed=2)
+    assert choose_some(windows, 1000, seed=1) == windows

@@ -135,11 +135,11 @@ def _read(file: Path | None) -> Recipe | None:
 
 def _run(model: str, recipe: Recipe, out: Path, *, as_json: bool) -> None:
     # Torch and transformers: only now, not for --help or a wrong flag.
+    from tensorwire_server.compress.errors import MeasurementError
     from tensorwire_server.compress.pipeline import FloorMissed
     from tensorwire_server.compress.pipeline import compress as run
-    from tensorwire_server.compress.errors import MeasurementError
-    from tensorwire_server.compress.terminal import show
     from tensorwire_server.compress.saving import OutputError
+    from tensorwire_server.compress.terminal import show
     from tensorwire_server.engine.errors import ModelLoadError
     from tensorwire_server.models.spec import SpecError
 

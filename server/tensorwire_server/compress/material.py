@@ -1,4 +1,4 @@
-"""From texts to what compressors and measurements take: windows of token ids, sentences, prompts."""
+"""From texts to what compressors and measurements take: windows of ids, sentences, prompts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from tensorwire_server.compress.quality import Material
 from tensorwire_server.compress.recipe import Metric, RecipeError
 from tensorwire_server.compress.text import (
-    choose_windows,
+    choose_some,
     cut_windows,
     read_labels,
     read_text,
@@ -78,7 +78,7 @@ def calibration_of(parent: Parent, texts: Texts, recipe: Recipe) -> list[torch.T
         raise RecipeError(
             f"the calibration text {texts.calibration.path!r} has less than two tokens; give more"
         )
-    chosen = choose_windows(windows, recipe.num_windows, recipe.seed)
+    chosen = choose_some(windows, recipe.num_windows, recipe.seed)
     return [torch.tensor([window]) for window in chosen]
 
 
@@ -92,7 +92,7 @@ def evaluation_of(parent: Parent, texts: Texts, recipe: Recipe) -> Material:
     if texts.evaluation is None:
         return Material(labelled=labelled)
     if parent.is_encoder:
-        lines = choose_windows(texts.evaluation.lines, _NUM_SENTENCES, recipe.seed)
+        lines = choose_some(texts.evaluation.lines, _NUM_SENTENCES, recipe.seed)
         return Material(sentences=lines, labelled=labelled)
     length = parent.window_tokens(recipe.window_tokens)
     windows = _windows(parent, texts.evaluation, length)
@@ -100,12 +100,12 @@ def evaluation_of(parent: Parent, texts: Texts, recipe: Recipe) -> Material:
         raise RecipeError(
             f"the evaluation text {texts.evaluation.path!r} has less than two tokens; give more"
         )
-    windows = choose_windows(windows, 2 * recipe.num_windows, recipe.seed)
+    windows = choose_some(windows, 2 * recipe.num_windows, recipe.seed)
     most = parent.window_tokens(_PROMPT_TOKENS + CONTINUED_TOKENS) - CONTINUED_TOKENS
     prompts = [window[: max(most, 1)] for window in windows]
     return Material(
         windows=windows,
-        prompts=choose_windows(prompts, _NUM_PROMPTS, recipe.seed),
+        prompts=choose_some(prompts, _NUM_PROMPTS, recipe.seed),
         labelled=labelled,
     )
 

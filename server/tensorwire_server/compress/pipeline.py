@@ -22,7 +22,7 @@ from tensorwire_server.compress.material import (
 from tensorwire_server.compress.page import render
 from tensorwire_server.compress.parent import load_parent
 from tensorwire_server.compress.prune import prune_model
-from tensorwire_server.compress.quality import Quality, measure_quality
+from tensorwire_server.compress.quality import measure_quality
 from tensorwire_server.compress.quantize import quantize_model
 from tensorwire_server.compress.recipe import Structure, write_recipe
 from tensorwire_server.compress.report import NamedModel, Report, to_json
@@ -104,9 +104,7 @@ def compress(
         del parent  # the measurements load both models themselves
         gc.collect()
         with stages.timed("quality") as step:
-            quality = measure_quality(
-                source, folder, material, seed=recipe.seed, on_progress=step
-            )
+            quality = measure_quality(source, folder, material, seed=recipe.seed, on_progress=step)
         speed = None
         if recipe.speed:
             with stages.timed("speed") as step:

@@ -11,7 +11,7 @@ import random
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tensorwire_server.compress.recipe import RecipeError
 
@@ -22,6 +22,8 @@ _GAP = re.compile(r"\n(?:[ \t]*\n)+")
 # Shorter ones ("Example:") stand in many texts by chance.
 _TELLING_CHARS = 64
 _MAX_FILE_BYTES = 1 << 30
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,9 +139,9 @@ def cut_windows(ids: Sequence[int], window_tokens: int) -> list[list[int]]:
     return [window for window in windows if len(window) > 1]
 
 
-def choose_windows(windows: Sequence[list[int]], count: int, seed: int) -> list[list[int]]:
-    """Return so many of the windows, in their order; the same seed chooses the same."""
-    if len(windows) <= count:
-        return list(windows)
-    chosen = random.Random(seed).sample(range(len(windows)), count)
-    return [windows[place] for place in sorted(chosen)]
+def choose_some(items: Sequence[_Item], count: int, seed: int) -> list[_Item]:
+    """Return so many of the items, in their order; the same seed chooses the same."""
+    if len(items) <= count:
+        return list(items)
+    chosen = random.Random(seed).sample(range(len(items)), count)
+    return [items[place] for place in sorted(chosen)]
