@@ -188,7 +188,8 @@ def test_frames_that_trickle_are_cut_on_all_sockets_at_once(
             if all(heard.values()):
                 break
             time.sleep(1)
-        assert 9 < time.monotonic() - began < 20
+        assert all(heard.values())
+        assert time.monotonic() - began > 9
         for said in heard.values():
             goaway, error = frames_of(said)
             assert (goaway.kind, error.kind) == (Kind.GOAWAY, Kind.ERR)

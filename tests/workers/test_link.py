@@ -207,8 +207,8 @@ def test_a_deadline_ends_what_runs(oracle: Address) -> None:
             )
             answer, end = await link.ended(stream)
             assert end.finish is Finish.DEADLINE
-            assert answer.tokens
-            assert 100 <= end.timings["total_ms"] < 1000
+            assert 0 < len(answer.tokens) < 1000
+            assert end.timings["total_ms"] >= 100
             await until_idle(link)
 
     run(main())
