@@ -303,7 +303,9 @@ def _read_toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"the configuration {str(file)!r} cannot be read: {error}") from error
+        raise ConfigError(
+            f"the configuration {str(file)!r} cannot be read: {error.strerror}"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"the configuration {str(file)!r} is not TOML: {error}") from error
 
