@@ -14,7 +14,7 @@ SPAN = Span(start=100.0, warmup_s=5.0, measured_s=20.0)
 
 
 def outcome(planned: float, *, took: float = 1.0, late: float = 0.0, **fields: object) -> Outcome:
-    made = Outcome(Ask(index=0, task="generate", model="m"), SPAN.start + planned)
+    made = Outcome(Ask(index=0, task="generate", model="m"), SPAN.start, planned)
     made.sent_at = made.planned_at + late
     made.ended_at = made.planned_at + took
     for name, value in fields.items():
@@ -140,6 +140,6 @@ def test_what_processes_measured_adds_up_through_json() -> None:
 
 def test_requests_that_were_due_and_not_sent_are_counted() -> None:
     measures = Measures(SPAN)
-    measures.take_unsent("load", 106.0)
-    measures.take_unsent("load", 101.0)
+    measures.take_unsent("load", 6.0)
+    measures.take_unsent("load", 1.0)
     assert measures.groups["load"].counts == {"planned": 1, "unsent": 1}

@@ -54,7 +54,7 @@ class _Pieces:
 
 def count_batch(group: Group, outcomes: Sequence[Outcome], span: Span, slo: Slo) -> None:
     """Count requests of one group."""
-    planned_R = np.array([outcome.planned_at for outcome in outcomes]) - span.start
+    planned_R = np.array([outcome.planned_s for outcome in outcomes])
     ended_R = np.array([outcome.ended_at for outcome in outcomes]) - span.start
     tokens_in_R = np.array([outcome.tokens_in for outcome in outcomes])
     statuses = [outcome.status for outcome in outcomes]
