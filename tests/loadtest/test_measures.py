@@ -118,7 +118,16 @@ def test_throughput_counts_what_ended_in_the_measured_time() -> None:
     measures = Measures(SPAN)
     measures.take(outcome(4.5, took=1.0))  # planned in the warm-up, ended after it
     measures.take(outcome(24.5, took=1.0))  # planned in time, ended too late
-    assert measures.groups["load"].counts["ok_in_time"] == 1
+    counts = measures.groups["load"].counts
+    assert (counts["ok_in_time"], counts["good_in_time"]) == (1, 1)
+
+
+def test_goodput_is_a_part_of_the_throughput() -> None:
+    measures = Measures(SPAN, parse_slo("e2e_p99=1500ms"))
+    for made in (outcome(4.0, took=1.2), outcome(4.5, took=1.0), outcome(5.0, took=2.0)):
+        measures.take(made)
+    counts = measures.groups["load"].counts
+    assert (counts["ok_in_time"], counts["good_in_time"]) == (3, 2)
 
 
 def test_what_processes_measured_adds_up_through_json() -> None:

@@ -62,9 +62,10 @@ def count_batch(group: Group, outcomes: Sequence[Outcome], span: Span, slo: Slo)
     pieces = _Pieces.of(outcomes, span.start)
 
     _count_seconds(group, planned_R, ended_R, statuses, pieces)
-    _count_in_time(group, span, ended_R, ok_R, tokens_in_R, pieces)
+    good_R = np.array(list(map(slo.is_good, outcomes))) if slo.bounds else ok_R
+    _count_in_time(group, span, ended_R, ok_R, good_R, tokens_in_R, pieces)
     measured_R = span.are_measured(planned_R)
-    _count_requests(group, outcomes, slo, measured_R, tokens_in_R, pieces)
+    _count_requests(group, outcomes, good_R, measured_R, tokens_in_R, pieces)
     # A wrong answer is one whenever it came: the warm-up is not spared.
     group.counts["without_end"] += sum([not outcome.has_end for outcome in outcomes])
     for outcome in outcomes:
@@ -101,12 +102,19 @@ def _count_seconds(
 
 
 def _count_in_time(
-    group: Group, span: Span, ended_R: Floats, ok_R: Bools, tokens_in_R: Ints, pieces: _Pieces
+    group: Group,
+    span: Span,
+    ended_R: Floats,
+    ok_R: Bools,
+    good_R: Bools,
+    tokens_in_R: Ints,
+    pieces: _Pieces,
 ) -> None:
     in_time_R = span.are_measured(ended_R)
     counts = group.counts
     counts["ended_in_time"] += int(in_time_R.sum())
     counts["ok_in_time"] += int((in_time_R & ok_R).sum())
+    counts["good_in_time"] += int((in_time_R & good_R).sum())
     counts["tokens_in_in_time"] += int(tokens_in_R[in_time_R].sum())
     counts["tokens_out_in_time"] += int(pieces.tokens_P[span.are_measured(pieces.at_P)].sum())
 
@@ -114,7 +122,7 @@ def _count_in_time(
 def _count_requests(
     group: Group,
     outcomes: Sequence[Outcome],
-    slo: Slo,
+    good_R: Bools,
     measured_R: Bools,
     tokens_in_R: Ints,
     pieces: _Pieces,
@@ -127,7 +135,7 @@ def _count_requests(
         warmup=len(outcomes) - len(measured),
         planned=len(measured),
         ok=num_ok,
-        good=sum(map(slo.is_good, measured)) if slo.bounds else num_ok,
+        good=int((measured_R & good_R).sum()),
         cancelled=num_cancelled,
         failed=sum(by_status.values()),
         tokens_in=int(tokens_in_R[measured_R].sum()),

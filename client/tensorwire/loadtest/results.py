@@ -68,7 +68,7 @@ def summarize_group(group: Group, measured_s: float) -> dict[str, Any]:
     counts = group.counts
     rates = {
         "requests_per_s": counts["ok_in_time"] / measured_s,
-        "goodput_per_s": counts["good"] / measured_s,
+        "goodput_per_s": counts["good_in_time"] / measured_s,
         "tokens_in_per_s": counts["tokens_in_in_time"] / measured_s,
         "tokens_out_per_s": counts["tokens_out_in_time"] / measured_s,
     }
