@@ -155,9 +155,10 @@ def _print_verdict(result: dict[str, Any]) -> None:
 def print_point(point: dict[str, Any]) -> None:
     """Print one run of a sweep, to stderr."""
     word = "met" if point["met"] else "missed"
+    broken = f" ({'; '.join(point['broken'])})" if point["broken"] else ""
     typer.echo(
         f"{point['rate_per_s']:.6g}/s: {word if point['valid'] else 'INVALID'}, "
-        f"good {point['goodput_per_s']:.6g}/s",
+        f"good {point['goodput_per_s']:.6g}/s{broken}",
         err=True,
     )
 

@@ -66,6 +66,7 @@ def point(rate_per_s: float, result: Mapping[str, Any]) -> dict[str, Any]:
         "rate_per_s": rate_per_s,
         "met": result["slo"]["met"],
         "valid": result["valid"],
+        "broken": result["slo"]["broken"],
         "goodput_per_s": load["rates"].get("goodput_per_s", 0.0),
         "percentiles_ms": {
             metric: load["metrics"][metric]["percentiles_ms"]
