@@ -40,8 +40,8 @@ class Span:
 
     @property
     def total_s(self) -> float:
-        """Warm-up and measured time together."""
-        return self.warmup_s + self.measured_s
+        """Warm-up and measured time together; rounded, since 0.1 and 0.2 are a little over 0.3."""
+        return round(self.warmup_s + self.measured_s, 9)
 
     def is_measured(self, since_start: float) -> bool:
         """Say if a moment, in seconds after the start, lies in the measured time."""
