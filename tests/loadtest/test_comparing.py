@@ -45,6 +45,19 @@ def test_more_requests_are_better_and_a_few_more_are_noise() -> None:
     assert verdict(base, result(1, None, ok=9_000), "load requests_per_s") == "worse"
 
 
+@pytest.mark.parametrize(
+    ("rates", "verdict_of_it"),
+    [((100.0, 120.0), "better"), ((100.0, 90.0), "worse"), ((100.0, 104.0), "noise"),
+     ((100.0, None), "worse"), ((None, None), "equal")],
+)  # fmt: skip
+def test_the_rates_that_two_sweeps_found_are_told_apart_as_far_as_the_search_went(
+    rates: tuple[float | None, float | None], verdict_of_it: str
+) -> None:
+    swept = [result(1, None) | {"sweep": {"highest_rate_per_s": rate}} for rate in rates]
+    assert verdict(*swept, "highest rate per s") == verdict_of_it
+    assert len(compare(swept[0], result(1, None))) == len(compare(*swept)) - 1
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 2}'])
 def test_a_file_that_is_no_result_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.json"
