@@ -1,8 +1,8 @@
 """The standing set: `tensorwire bench` on servers of its own, one result a row for the record.
 
 A row that was INVALID is written too, as what it is. Each result also says under `server` how much
-processor time each of the server's processes used for a request, and what share of a core that was at
-the rate that was measured: what is missing to 1 is what it had left.
+processor time each of the server's processes used for a request, and how many cores that were at
+the measured rate: what is missing to 1 is what it had left.
 """
 
 from __future__ import annotations
