@@ -94,7 +94,7 @@ def test_a_sweep_says_which_rate_it_found_and_how_each_did() -> None:
 
 def test_the_tables_have_what_the_terminal_shows() -> None:
     page = render([result()])
-    assert "<td>load: first token</td><td>499</td><td>250 (240 to 260)</td><td>450</td>" in page
+    assert "<td>load: first token</td><td>499</td><td>250<small>240 to 260</small></td>" in page
     assert "<td>load: server&#x27;s queued</td>" in page
     for row in ("load: error QUEUE_FULL</td><td>9", "load: lost</td><td>3", "resumes</td><td>4"):
         assert f"<td>{row}</td>" in page

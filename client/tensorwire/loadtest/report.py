@@ -26,14 +26,15 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .15rem .7rem; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child, table.facts td { text-align: left; }
+th:first-child, td:first-child { text-align: left; }
 svg.plot { width: 100%; height: auto; font: 11px system-ui, sans-serif; }
 .grid { stroke: #e3e3e3; fill: none; } .shade { fill: #f3f3f3; }
 .line { fill: none; stroke-width: 1.8; } .key { stroke-width: 3; }
 .mark { stroke: #888; stroke-dasharray: 3 3; fill: none; }
 .bad { border-left: .4rem solid #c00; padding: .4rem 1rem; background: #fdecec; }
 .good { border-left: .4rem solid #2a8; padding: .4rem 1rem; background: #eef8f3; }
-.plain { color: #555; }
+.bad, .good { margin: .5rem 0; }
+.plain, small { color: #555; } small { display: block; white-space: nowrap; }
 """
 
 
@@ -49,6 +50,7 @@ def render(results: Sequence[Result]) -> str:
         *(_sweep_table(name, result) for name, result in named if "sweep" in result),
         *distributions(named),
         "<h2>Latency</h2>",
+        '<p class="plain">Below a percentile: where 95 % of other runs would have it.</p>',
         latencies(named),
         "<h2>Mishaps</h2>",
         mishaps(named),

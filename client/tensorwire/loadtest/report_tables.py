@@ -32,12 +32,18 @@ _PERCENTILES = ("p50", "p90", "p99", "p99.9")
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return a table whose first column is text and whose others are numbers."""
+    """Return a table whose first column is text and whose others are numbers.
+
+    A cell of two is a number and, small below it, a note.
+    """
     head = "".join(f"<th>{escape(cell)}</th>" for cell in heads)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
-    )
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _cell(value: object) -> str:
+    text, note = value if isinstance(value, tuple) else (value, "")
+    return f"<td>{escape(str(text))}{note and f'<small>{escape(note)}</small>'}</td>"
 
 
 def label(name: str, rest: str) -> str:
@@ -76,14 +82,14 @@ def _titled(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]
             yield title, metrics[metric]
     for metric, measured in metrics.items():
         if metric.startswith(_SERVER):
-            yield f"server's {metric.removeprefix(_SERVER)}", measured
+            yield f"server's {metric.removeprefix(_SERVER).replace('_', ' ')}", measured
 
 
-def _percentile_cells(metric: Mapping[str, Any]) -> Iterator[str]:
+def _percentile_cells(metric: Mapping[str, Any]) -> Iterator[object]:
     for percentile in _PERCENTILES:
         interval = metric["intervals_ms"][percentile]
-        ends = "" if interval is None else f" ({interval[0]:.3g} to {interval[1]:.3g})"
-        yield f"{metric['percentiles_ms'][percentile]:.4g}{ends}"
+        ends = "" if interval is None else f"{interval[0]:.3g} to {interval[1]:.3g}"
+        yield f"{metric['percentiles_ms'][percentile]:.4g}", ends
     yield f"{metric['max_ms']:.4g}"
 
 
