@@ -14,7 +14,8 @@ def result(p99_ms: float, interval: list[float] | None, ok: int = 10_000) -> dic
     metric = {"percentiles_ms": {"p99": p99_ms}, "intervals_ms": {"p99": interval}}
     rates = dict.fromkeys(("requests_per_s", "goodput_per_s", "tokens_out_per_s"), ok / 10)
     load = {"rates": rates, "counts": {"ok_in_time": ok}, "metrics": {"e2e": metric}}
-    return {"format": 1, "groups": {"load": load}, "plan": {"arrivals": "closed:8", "log": None}}
+    plan = {"arrivals": "closed:8", "log": None, "kind": "tensorwire"}
+    return {"format": 1, "groups": {"load": load}, "plan": plan}
 
 
 def verdict(first: dict[str, Any], second: dict[str, Any], name: str) -> str:
@@ -68,6 +69,6 @@ def test_a_file_that_is_no_result_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_what_was_not_the_same_load_is_said() -> None:
     first, second = result(1, None), result(1, None)
-    second["plan"] = {"arrivals": "poisson:8", "log": "elsewhere"}
+    second["plan"] = {"arrivals": "poisson:8", "log": "elsewhere", "kind": "openai"}
     assert differing_plans(first, second) == ["arrivals: closed:8 in A, poisson:8 in B"]
     assert differing_plans(first, first) == []

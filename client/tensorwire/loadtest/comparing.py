@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _METRICS = ("ttft", "itl", "e2e")
 _RATES = ("requests_per_s", "goodput_per_s", "tokens_out_per_s")
 _FORMAT = 1
-_PLACES = ("address", "log")  # of a plan: they say where, not what
+_PLACES = ("address", "kind", "log")  # of a plan: they say where, not what
 # Two counts of arrivals differ by chance by about the root of their sum; twice that is rare.
 _SIGMAS = 2.0
 
