@@ -33,6 +33,14 @@ def test_latency_counts_from_the_planned_send() -> None:
     assert group.whole("lag").percentile_s(50) == pytest.approx(0.7, rel=1e-3)
 
 
+def test_how_late_a_request_was_sent_counts_whatever_came_of_it() -> None:
+    measures = Measures(SPAN)
+    for status in ("BUSY", "DEADLINE", CANCELLED, "ok"):
+        measures.take(outcome(6.0, late=0.5, status=status))
+    measures.take(outcome(1.0, late=0.5))  # in the warm-up
+    assert measures.groups["load"].whole("lag").count == 4
+
+
 def test_every_gap_counts_and_tokens_that_come_together_have_none_between_them() -> None:
     measures = Measures(SPAN)
     made = outcome(6.0, times=[106.1, 106.2, 106.4], counts=[2, 1, 3])

@@ -72,12 +72,13 @@ def count_batch(group: Group, outcomes: Sequence[Outcome], span: Span, slo: Slo)
         if outcome.faults is not NO_FAULTS:
             count_faults(group, outcome.faults)
 
-    chosen_R = measured_R & ok_R
-    if not chosen_R.any():
-        return
-    window_R = np.where(chosen_R, span.windows(planned_R), -1)
+    # How late the tool was counts for every request; latencies are of those that succeeded.
+    window_R = np.where(measured_R, span.windows(planned_R), -1)
     sent_R = np.array([outcome.sent_at for outcome in outcomes]) - span.start
     _record(group, "lag", sent_R - planned_R, window_R)
+    if not (measured_R & ok_R).any():
+        return
+    window_R = np.where(ok_R, window_R, -1)
     _record(group, "e2e", ended_R - planned_R, window_R)
     if len(pieces.at_P):
         _measure_streams(group, pieces, planned_R, window_R)
