@@ -54,9 +54,9 @@ def test_more_requests_are_better_and_a_few_more_are_noise() -> None:
 def test_the_rates_that_two_sweeps_found_are_told_apart_as_far_as_the_search_went(
     rates: tuple[float | None, float | None], verdict_of_it: str
 ) -> None:
-    swept = [result(1, None) | {"sweep": {"highest_rate_per_s": rate}} for rate in rates]
-    assert verdict(*swept, "highest rate per s") == verdict_of_it
-    assert len(compare(swept[0], result(1, None))) == len(compare(*swept)) - 1
+    first, second = (result(1, None) | {"sweep": {"highest_rate_per_s": rate}} for rate in rates)
+    assert verdict(first, second, "highest rate per s") == verdict_of_it
+    assert len(compare(first, result(1, None))) == len(compare(first, second)) - 1
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 2}'])
