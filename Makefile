@@ -11,13 +11,17 @@ MINUTES ?= 10
 SOAK_MINUTES ?= 10
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test check format setup bench bench-wire bench-engine fuzz soak clean
+.PHONY: demo test check format setup bench bench-wire bench-engine fuzz soak browser clean
 
 demo: $(VENV)/.demo  ## start a server with two real models, talk to it, stop it
 	$(BIN)/tensorwire demo
 
 test: $(VENV)/.dev  ## all tests
 	$(BIN)/python -m pytest
+
+browser:  ## Debian's Chromium: a test opens a report of the load tester in it
+	command -v chromium || { apt-get update -qq && \
+		apt-get install -y -qq --no-install-recommends chromium; }
 
 check: $(VENV)/.dev  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

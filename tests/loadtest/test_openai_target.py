@@ -37,7 +37,7 @@ def performed(fake: FakeOpenAi, *asks: Ask) -> list[Outcome]:
         await target.connect()
         outcomes = []
         for ask in asks:
-            outcome = Outcome(ask, time.monotonic(), time.monotonic())
+            outcome = Outcome(ask, time.monotonic(), 0.0, time.monotonic())
             await target.perform(outcome)
             outcomes.append(outcome)
         await target.close()

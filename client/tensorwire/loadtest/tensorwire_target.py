@@ -94,7 +94,7 @@ class TensorwireTarget:
         for said in self._sample.kept:
             if time.monotonic() > end:
                 break
-            reference = Outcome(replace(said.ask, cancel_after=None), time.monotonic())
+            reference = Outcome(replace(said.ask, cancel_after=None), time.monotonic(), 0.0)
             ids = await self._again_alone(reference)
             if reference.status == OK:
                 expected = ids if said.is_whole else ids[: len(said.ids)]
