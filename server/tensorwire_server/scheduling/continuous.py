@@ -438,7 +438,7 @@ class ContinuousScheduler:
         rows = [self._row(sequence, 1) for sequence in decoding]
         budget = self._step_tokens - len(rows)
         if decoding and reading:
-            budget = min(budget, self._pace.prompt_tokens(len(decoding)))
+            budget = min(budget, self._pace.prompt_tokens(len(decoding), len(reading)))
         chunks = _share(budget, reading)
         rows += [self._row(sequence, num_tokens) for sequence, num_tokens in chunks]
         self._rows = tuple(rows)
