@@ -29,7 +29,8 @@ from rich.table import Table
 from serving import serving
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
 _ENVIRONMENT = Path(__file__).parents[2] / ".cache" / "bench-peers"
 _TO_GGUF = Path(__file__).with_name("peers") / "gguf_model.py"
@@ -59,8 +60,8 @@ def _ours(folder: Path, quantize: str) -> Iterator[Running]:
 def _llama_cpp(folder: Path, kind: str) -> Iterator[Running]:
     weights = folder / f"{kind}.gguf"
     if not weights.exists():
-        command = [_ENVIRONMENT / "bin" / "python", _TO_GGUF, folder, weights, kind]
-        subprocess.run(command, check=True)
+        convert = [_ENVIRONMENT / "bin" / "python", _TO_GGUF, folder, weights, kind]
+        subprocess.run(list(map(str, convert)), check=True)
     port = _free_port()
     context = _MOST_STREAMS * _ROOM_TOKENS
     command = [
@@ -85,7 +86,7 @@ def _transformers(folder: Path) -> Iterator[Running]:
         yield Running(address=f"http://127.0.0.1:{port}/v1", model=str(folder))
 
 
-SIDES = {
+SIDES: dict[str, Callable[[Path], AbstractContextManager[Running]]] = {
     "tensorwire fp32": lambda folder: _ours(folder, "none"),
     "llama.cpp f32": lambda folder: _llama_cpp(folder, "f32"),
     "llama.cpp f16": lambda folder: _llama_cpp(folder, "f16"),
