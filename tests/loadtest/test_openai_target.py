@@ -98,6 +98,14 @@ def test_a_connection_is_used_again(fake: FakeOpenAi) -> None:
     assert fake.num_connections == 1
 
 
+def test_a_connection_that_the_server_closes_behind_an_answer_costs_no_request(
+    fake: FakeOpenAi,
+) -> None:
+    outcomes = performed(fake, *[ask("parting")] * 4)
+    assert [(outcome.status, outcome.tokens_out) for outcome in outcomes] == [("ok", 5)] * 4
+    assert len(fake.requests) == fake.num_connections == 4
+
+
 @pytest.mark.parametrize(
     ("model", "status", "has_end"),
     [

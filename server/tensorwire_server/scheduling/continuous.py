@@ -439,7 +439,7 @@ class ContinuousScheduler:
         budget = self._step_tokens - len(rows)
         # A prompt of one token looks like a decode, but is nobody who could be kept waiting.
         if reading and not all(sequence.is_reading for sequence in decoding):
-            budget = min(budget, self._pace.prompt_tokens(len(decoding)))
+            budget = min(budget, self._pace.prompt_tokens(len(decoding), len(reading)))
         chunks = _share(budget, reading)
         rows += [self._row(sequence, num_tokens) for sequence, num_tokens in chunks]
         self._rows = tuple(rows)
