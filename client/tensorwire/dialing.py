@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tensorwire.address import Address
 
 CONNECT_TIMEOUT_S = 10.0
+MAX_CONNECTIONS = 4  # for calls of one client; a server takes 512 at the same time on each
 SOFTWARE = "tensorwire-python"
 _POOL_BYTES = 128 * 1024 * 1024  # of large answers that are gone, for those that come
 _pool = PooledMemory(_POOL_BYTES)
