@@ -117,7 +117,6 @@ class AsyncPool:
         except BaseException as error:
             if self._queue.pop(place, place) is place:  # it had been called
                 self._num_called -= 1
-                self.on_change()
             if isinstance(error, TimeoutError):
                 raise _no_time(call, "no place on a connection") from None
             raise

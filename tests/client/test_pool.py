@@ -119,7 +119,7 @@ def test_who_waits_for_a_place_waits_no_longer_than_its_timeout(narrow: FakeServ
 
 def test_a_place_that_its_call_does_not_take_goes_to_the_next(narrow: FakeServer) -> None:
     async def test(client: AsyncClient) -> None:
-        first = begin(client, STREAMS)
+        first = begin(client, STREAMS, "silent")  # nothing comes that could wake anybody
         await until(lambda: narrow.open_runs == STREAMS)
         left, stays = begin(client, 2, "oracle")
         await asyncio.sleep(0)
@@ -141,7 +141,8 @@ def test_a_lost_connection_makes_room_for_another(narrow: FakeServer) -> None:
         await until(lambda: narrow.open_runs == STREAMS)
         waits = begin(client, 1, "oracle")
         await asyncio.sleep(0)
-        await asyncio.to_thread(narrow.abort_all)
+        (lost_one,) = narrow.sessions
+        await asyncio.to_thread(narrow.do, lost_one.abort)
         assert (await waits[0]).token_ids == oracle_tokens("0")
         lost = await asyncio.gather(*first, return_exceptions=True)
         assert {type(error) for error in lost} == {ConnectionLost}
