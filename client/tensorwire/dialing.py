@@ -23,6 +23,7 @@ from tensorwire_protocol.errors import (
 )
 from tensorwire_protocol.pool import PooledMemory
 from tensorwire_protocol.roles import Role
+from tensorwire_protocol.transports.sockets import limit_unsent
 
 from tensorwire.errors import ClientUnusable
 
@@ -73,6 +74,7 @@ def chance() -> float:
 def tune(sock: socket.socket) -> None:
     """Send small frames at once, and let the kernel notice a peer that is gone."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    limit_unsent(sock)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEPALIVE.items():
         if hasattr(socket, name):
