@@ -69,7 +69,7 @@ class TensorwireTarget:
         self._sample = Sample()
 
     def _new_client(self, attempts: int) -> AsyncClient:
-        return AsyncClient(self._address, timeout=None, max_attempts=attempts)
+        return AsyncClient(self._address, timeout=None, max_attempts=attempts, max_connections=1)
 
     async def connect(self) -> None:
         """Make the connections, so that the first requests do not pay for them."""
