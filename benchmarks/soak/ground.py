@@ -71,7 +71,12 @@ class Ground:
 
     def greeting(self, *, logs_in: bool = True) -> bytes:
         """Return preface and HELLO."""
-        login = TokenLogin(token=self.token) if logs_in else None
+        return self.greeting_of(self.token if logs_in else None)
+
+    @staticmethod
+    def greeting_of(token: str | None) -> bytes:
+        """Return preface and HELLO of whoever has that token, or none."""
+        login = None if token is None else TokenLogin(token=token)
         return b"".join(Connection(Role.CLIENT, login=login).take_output())
 
     def log_in(self) -> socket.socket:

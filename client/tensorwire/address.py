@@ -44,5 +44,8 @@ def parse_address(text: str | None) -> Address:
         host = host[1:-1]
     wrong_host = not host or "/" in host or (":" in host and not is_bracketed)
     if wrong_host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise BadParams(f"an address must be host:port or [ipv6]:port, not {given!r}")
+        raise BadParams(
+            "an address must be host:port or [ipv6]:port, with a port from 1 to 65535,"
+            f" not {given!r}"
+        )
     return Address(host, int(port), is_tls)

@@ -12,7 +12,7 @@ from tensorwire import calls
 from tensorwire.access import make_access
 from tensorwire.address import parse_address
 from tensorwire.aio_link import AsyncLink
-from tensorwire.dialing import CONNECT_TIMEOUT_S
+from tensorwire.dialing import CONNECT_TIMEOUT_S, MAX_CONNECTIONS
 from tensorwire.errors import ClientUnusable
 from tensorwire.results import Delta, Generation, grouped, with_choices
 from tensorwire.retrying import MAX_ATTEMPTS
@@ -179,10 +179,12 @@ class AsyncChoiceStream(AsyncStream):
 
 
 class AsyncClient:
-    """A client for asyncio: any number of tasks of one event loop share its one connection.
+    """A client for asyncio: any number of tasks of one event loop share its connections.
 
-    It connects at the first call, and again at the first call after the connection ended. The
-    event loop of the first call is the one it belongs to.
+    One connection serves all calls until there are as many at once as the server takes on it (512);
+    large arrays have one of their own, so that small calls do not wait behind them. It connects at
+    the first call, and again at the first call after the connection ended. The event loop of the
+    first call is the one it belongs to.
 
     Args:
         address: "host:port", "[::1]:port" or "tensorwire://host:port"; by default
@@ -197,6 +199,8 @@ class AsyncClient:
         max_attempts: how often in a row a call is tried without anything arriving: a lost
             connection is replaced, and what the server surely did not run, or knows again by its
             request key, is sent again. Streams go on where they were. 1: never.
+        max_connections: for calls, and as many for large arrays. Where all are full, calls wait in
+            the order in which they came.
     """
 
     def __init__(
@@ -210,11 +214,14 @@ class AsyncClient:
         ca: str | os.PathLike[str] | None = None,
         server_name: str | None = None,
         max_attempts: int = MAX_ATTEMPTS,
+        max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         where, access = make_access(
             parse_address(address), token, tls=tls, ca=ca, server_name=server_name
         )
-        self._link = AsyncLink(where, connect_timeout, max_attempts, access)
+        self._link = AsyncLink(
+            where, connect_timeout, max_attempts, access, max_connections=max_connections
+        )
         self._timeout_s = timeout
 
     @property

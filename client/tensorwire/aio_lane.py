@@ -34,7 +34,7 @@ from tensorwire.results import Delta, Generation
 from tensorwire.retrying import Again
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tensorwire_protocol.login import Login
     from tensorwire_protocol.messages import Message, Request, Resume
@@ -199,14 +199,24 @@ class AsyncReply(Generic[T]):
 
 
 class Lane:
-    """One connection and the replies that arrive on it."""
+    """One connection and the replies that arrive on it.
 
-    def __init__(self, address: Address, login: Login | None = None) -> None:
+    Args:
+        on_change: called when there may be room for another call, or never again.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        login: Login | None = None,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
         self.loop = asyncio.get_running_loop()
         self.transport = AioTransport(new_connection(is_passive=False, login=login), self)
         self.is_lost = False
         self.greeted: asyncio.Future[None] = self.loop.create_future()  # it is known what it takes
         self._address = address
+        self._on_change = on_change
         self._was_greeted = False
         self._last_taken: int | None = None  # from GOAWAY: later streams were not executed
         self._replies: dict[int, AsyncReply[Any]] = {}
@@ -215,9 +225,19 @@ class Lane:
 
     @property
     def is_usable(self) -> bool:
-        """Say if a new call may go on this connection."""
+        """Say if new calls may go on this connection, once there is room."""
         connection = self.transport.connection
         return not (self.is_lost or connection.is_closed or connection.peer_is_leaving)
+
+    @property
+    def num_places(self) -> int:
+        """How many calls more the server takes on this connection at present."""
+        return self.transport.connection.num_places
+
+    @property
+    def has_room(self) -> bool:
+        """Say if a new call may go on this connection now."""
+        return self.is_usable and self.num_places > 0
 
     def start(self) -> None:
         """Let the connection's clock run."""
@@ -296,6 +316,7 @@ class Lane:
             self.greeted.set_result(None)
         if not self._replies and self.transport.connection.peer_is_leaving:
             self.transport.close()
+        self._on_change()
 
     def _route_batch(self, batch: EventBatch) -> None:
         # By columns: building an Event for each token would double the cost of this loop.
@@ -335,6 +356,7 @@ class Lane:
             # A connection that was lost before WELCOME says nothing of it.
             reply.can_resume = reply.can_resume or connection.can_resume
             reply.fail(own)
+        self._on_change()
 
     def close(self) -> None:
         """End the connection, and all that runs on it; calls that wait get ConnectionLost."""

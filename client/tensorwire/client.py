@@ -11,7 +11,7 @@ from tensorwire_protocol.messages import Ack, End, Event, Result
 from tensorwire import calls
 from tensorwire.access import make_access
 from tensorwire.address import parse_address
-from tensorwire.dialing import CONNECT_TIMEOUT_S
+from tensorwire.dialing import CONNECT_TIMEOUT_S, MAX_CONNECTIONS
 from tensorwire.errors import ClientUnusable
 from tensorwire.link import Link
 from tensorwire.results import Delta, Generation, grouped, with_choices
@@ -177,10 +177,12 @@ def _result(reply: Reply[T]) -> T:
 
 
 class Client:
-    """A client for threads: any number of them may share one, and its one connection.
+    """A client for threads: any number of them may share one, and its connections.
 
-    It connects at the first call, and again at the first call after the connection ended. It works
-    inside a running event loop too (in notebooks), which it blocks while a call waits.
+    One connection serves all calls until there are as many at once as the server takes on it (512);
+    large arrays have one of their own, so that small calls do not wait behind them. It connects at
+    the first call, and again at the first call after the connection ended. It works inside a
+    running event loop too (in notebooks), which it blocks while a call waits.
 
     Args:
         address: "host:port", "[::1]:port" or "tensorwire://host:port"; by default
@@ -195,6 +197,8 @@ class Client:
         max_attempts: how often in a row a call is tried without anything arriving: a lost
             connection is replaced, and what the server surely did not run, or knows again by its
             request key, is sent again. Streams go on where they were. 1: never.
+        max_connections: for calls, and as many for large arrays. Where all are full, a call is
+            refused (Busy) like one that the server refuses.
     """
 
     def __init__(
@@ -208,11 +212,14 @@ class Client:
         ca: str | os.PathLike[str] | None = None,
         server_name: str | None = None,
         max_attempts: int = MAX_ATTEMPTS,
+        max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         where, access = make_access(
             parse_address(address), token, tls=tls, ca=ca, server_name=server_name
         )
-        self._link = Link(where, connect_timeout, max_attempts, access)
+        self._link = Link(
+            where, connect_timeout, max_attempts, access, max_connections=max_connections
+        )
         self._timeout_s = timeout
 
     @property

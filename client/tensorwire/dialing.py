@@ -23,6 +23,7 @@ from tensorwire_protocol.errors import (
 )
 from tensorwire_protocol.pool import PooledMemory
 from tensorwire_protocol.roles import Role
+from tensorwire_protocol.transports.sockets import limit_unsent
 
 from tensorwire.errors import ClientUnusable
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from tensorwire.address import Address
 
 CONNECT_TIMEOUT_S = 10.0
+MAX_CONNECTIONS = 4  # for calls of one client; a server takes 512 at the same time on each
 SOFTWARE = "tensorwire-python"
 _POOL_BYTES = 128 * 1024 * 1024  # of large answers that are gone, for those that come
 _pool = PooledMemory(_POOL_BYTES)
@@ -72,6 +74,7 @@ def chance() -> float:
 def tune(sock: socket.socket) -> None:
     """Send small frames at once, and let the kernel notice a peer that is gone."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    limit_unsent(sock)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEPALIVE.items():
         if hasattr(socket, name):

@@ -1,37 +1,28 @@
-"""The sync client's one connection: made when a call needs it, made anew when it has ended."""
+"""The sync client's calls: sent, tried again, and the large ones on connections of their own."""
 
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tensorwire_protocol.errors import (
+    Busy,
     ConnectionFailed,
-    DeadlineExceeded,
-    Executed,
     RequestCancelled,
     TensorwireError,
     Unauthenticated,
 )
 from tensorwire_protocol.messages import TERMINAL, Failure
 from tensorwire_protocol.roles import State
-from tensorwire_protocol.transports.blocking import BlockingTransport
 
 from tensorwire.access import Access
 from tensorwire.collecting import GRACE_S, Collector, gave_up
-from tensorwire.dialing import (
-    Home,
-    cannot_connect,
-    chance,
-    explained,
-    fastest_codec,
-    new_connection,
-    tune,
-)
+from tensorwire.dialing import MAX_CONNECTIONS, Home, chance, explained, fastest_codec
 from tensorwire.errors import for_call
+from tensorwire.pool import Pool
 from tensorwire.retrying import Again, Attempts, RetryBudget
 
 if TYPE_CHECKING:
@@ -39,8 +30,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from tensorwire_protocol.messages import Message, Request, Resume
-    from tensorwire_protocol.transports.blocking import Mailbox
-    from tensorwire_protocol.transports.tls import TlsSocket
+    from tensorwire_protocol.transports.blocking import BlockingTransport, Mailbox
 
     from tensorwire.address import Address
     from tensorwire.calls import Call
@@ -179,7 +169,7 @@ class _Failed(Exception):
 
 
 class Link:
-    """Opens calls on the current connection; safe to share between threads."""
+    """Opens calls on connections of a pool; safe to share between threads."""
 
     def __init__(
         self,
@@ -188,20 +178,34 @@ class Link:
         max_attempts: int,
         access: Access | None = None,
         *,
+        max_connections: int = MAX_CONNECTIONS,
         home: Home | None = None,
     ) -> None:
         self.address = address
-        self._access = access or Access()
         self.home = home or Home()
         fastest_codec()  # loaded now, so that no call's time goes on it
+        self._is_bulk = home is not None
+        self.pool = Pool(
+            address,
+            access or Access(),
+            self.home,
+            connect_timeout_s=connect_timeout_s,
+            most=max_connections,
+            waits_for_greeting=self._is_bulk,
+        )
         self.max_attempts = max_attempts
         self.budget = RetryBudget()
-        self._is_bulk = home is not None
+        self._build_bulk = partial(
+            Link,
+            address,
+            connect_timeout_s,
+            max_attempts,
+            access,
+            max_connections=max_connections,
+            home=self.home,
+        )
+        self._making_bulk = threading.Lock()
         self._bulk: Link | None = None  # for large requests, behind which no small one shall wait
-        self._connect_timeout_s = connect_timeout_s
-        self._dialing = threading.Lock()
-        self._transport: BlockingTransport | None = None
-        self._leaving: list[BlockingTransport] = []  # the server said GOAWAY; streams still end
 
     def call(self, call: Call[T]) -> Reply[T]:
         """Send `call`.
@@ -216,15 +220,9 @@ class Link:
         return Reply(self, call, deadline)
 
     def _bulk_link(self) -> Link:
-        with self._dialing:
+        with self._making_bulk:
             if self._bulk is None:
-                self._bulk = Link(
-                    self.address,
-                    self._connect_timeout_s,
-                    self.max_attempts,
-                    self._access,
-                    home=self.home,
-                )
+                self._bulk = self._build_bulk()
                 self._bulk.budget = self.budget
             return self._bulk
 
@@ -242,7 +240,7 @@ class Link:
         num_tries = 0
         while True:
             self.home.check()
-            transport = self._current(call, deadline)
+            transport = self.pool.get(call, deadline)
             num_tries += 1
             was_built = False
 
@@ -253,8 +251,8 @@ class Link:
 
             try:
                 return transport, transport.open(build_and_note)
-            except (ConnectionFailed, Unauthenticated) as error:
-                # While nothing of the request has left, it may go on a new connection.
+            except (ConnectionFailed, Unauthenticated, Busy) as error:
+                # While nothing of the request has left, it may go on another connection.
                 if was_built or self.home.is_closed or num_tries == _TRIES:
                     raise for_call(self.explained(transport, error)) from error.__cause__
 
@@ -262,83 +260,12 @@ class Link:
         """Return `error` in plainer words where they are known."""
         return explained(error, self.address, was_greeted=_was_greeted(transport))
 
-    def _current(self, call: Call[Any], deadline: float | None) -> BlockingTransport:
-        """Return a connection that was alive a moment ago."""
-        transport = self._transport
-        if transport is not None and _is_usable(transport):
-            return transport
-        left_s = -1.0 if deadline is None else max(deadline - time.monotonic(), 0.0)
-        if not self._dialing.acquire(timeout=left_s):
-            raise _no_time_to_connect(call)
-        try:
-            self.home.check()
-            transport = self._transport
-            if transport is not None:
-                if _is_usable(transport):  # another thread was quicker
-                    return transport
-                self._retire(transport)
-            self._transport = None
-            transport = self._transport = self._dial(call, deadline)
-            if self.home.is_closed:
-                transport.close()
-            return transport
-        finally:
-            self._dialing.release()
-
-    def _dial(self, call: Call[Any], deadline: float | None) -> BlockingTransport:
-        timeout_s = self._connect_timeout_s
-        if deadline is not None:
-            timeout_s = min(timeout_s, deadline - time.monotonic())
-            if timeout_s <= 0:
-                raise _no_time_to_connect(call)
-        host, port = self.address.host, self.address.port
-        try:
-            sock = socket.create_connection((host, port), timeout=timeout_s)
-        except OSError as error:
-            raise cannot_connect(self.address, error, timeout_s) from error
-        try:
-            tune(sock)
-            channel = self._secured(sock, timeout_s)
-            sock.settimeout(None)
-            login = self._access.login(self.address)
-            transport = BlockingTransport(channel, new_connection(is_passive=True, login=login))
-            if self._is_bulk:
-                transport.wait_for_greeting()
-            return transport
-        except BaseException:
-            sock.close()
-            raise
-
-    def _secured(self, sock: socket.socket, timeout_s: float) -> socket.socket | TlsSocket:
-        name = self._access.server_name_at(self.address)
-        if name is None:
-            return sock
-        assert self._access.tls is not None
-        from tensorwire_protocol.transports.tls import TlsSocket  # loads ssl
-
-        try:
-            return TlsSocket(sock, self._access.tls, name)
-        except OSError as error:
-            raise cannot_connect(self.address, error, timeout_s) from error
-
-    def _retire(self, transport: BlockingTransport) -> None:
-        for old in [*self._leaving, transport]:
-            if old.error is not None or old.connection.num_streams == 0:
-                old.close()
-                if old in self._leaving:
-                    self._leaving.remove(old)
-            elif old not in self._leaving:
-                self._leaving.append(old)
-
     def close(self) -> None:
         """End all connections; calls that wait on other threads get ConnectionLost."""
         self.home.is_closed = True
         if not self.home.is_here:
             return  # the parent's connection is not this process's to end
-        for transport in [*self._leaving, self._transport]:
-            if transport is not None:
-                transport.close()
-        self._leaving, self._transport = [], None
+        self.pool.close()
         if self._bulk is not None:
             self._bulk.close()
 
@@ -348,20 +275,6 @@ class Link:
             self.close()
 
 
-def _is_usable(transport: BlockingTransport) -> bool:
-    try:
-        transport.catch_up()
-    except TensorwireError:
-        return False
-    return transport.error is None and not transport.connection.peer_is_leaving
-
-
 def _was_greeted(transport: BlockingTransport) -> bool:
     connection = transport.connection
     return connection.state is State.OPEN or bool(connection.peer_software)
-
-
-def _no_time_to_connect(call: Call[Any]) -> DeadlineExceeded:
-    return DeadlineExceeded(
-        f"no connection within the timeout of {call.timeout_s:g} s", executed=Executed.NO
-    )

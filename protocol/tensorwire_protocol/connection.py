@@ -204,6 +204,11 @@ class Connection:
         return len(self.streams)
 
     @property
+    def num_places(self) -> int:
+        """How many streams more the peer takes at present."""
+        return self.peer_limits.streams - len(self.streams)
+
+    @property
     def last_stream(self) -> int:
         """The highest stream that the client side has opened."""
         return self.streams.last

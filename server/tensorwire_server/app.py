@@ -104,7 +104,11 @@ class Server:
             loop.add_signal_handler(signum, self.stop)
         self._gateway = Gateway(
             self.config.admission,
-            replace(CLIENT_LINK, message_bytes=self.config.bodies.message_bytes),
+            replace(
+                CLIENT_LINK,
+                message_bytes=self.config.bodies.message_bytes,
+                client_meta_bytes=self.config.admission.meta_bytes,
+            ),
             self.pools,
             SOFTWARE,
             outcomes=self.config.outcomes,

@@ -229,7 +229,6 @@ def worker(
 token = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
-    no_args_is_help=True,
     help="Make the tokens with which clients log in.",
 )
 

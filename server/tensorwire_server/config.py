@@ -114,6 +114,7 @@ class AdmissionConfig:
     memory_bytes: int = 1024 * 1024 * 1024  # a quarter of it for frames that are not complete
     stop_grace_s: float = 2.0  # for a worker to confirm a cancel
     merged_bytes: int = 512 * 1024 * 1024  # of tokens that clients do not take, over all of them
+    meta_bytes: int = 16 * 1024  # of a client's frame, its arrays and long texts aside
 
     def __post_init__(self) -> None:
         _require(self.max_requests >= 1, "admission.max_requests", ">= 1", self.max_requests)
@@ -131,6 +132,12 @@ class AdmissionConfig:
         )
         _require_seconds(self.stop_grace_s, "admission.stop_grace_s")
         _require(self.merged_bytes >= 0, "admission.merged_bytes", ">= 0", self.merged_bytes)
+        _require(
+            4096 <= self.meta_bytes <= 65536,
+            "admission.meta_bytes",
+            "from 4096 to 65536 (64 KiB)",
+            self.meta_bytes,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +236,7 @@ class BatchingConfig:
     max_items: int = 64  # of one batch of an encoder
     max_batch_tokens: int = 8192  # of one batch of an encoder
     max_wait_ms: float = 0.0  # the longest a lone request is held back
-    max_slowdown: float = 1.6  # of running texts by prompts that are read beside them
+    max_slowdown: float = 1.6  # of running texts by a few prompts that are read beside them
     share_prefixes: bool = False  # computed prompts, between everybody who may log in
 
     def __post_init__(self) -> None:
@@ -303,7 +310,9 @@ def _read_toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"the configuration {str(file)!r} cannot be read: {error}") from error
+        raise ConfigError(
+            f"the configuration {str(file)!r} cannot be read: {error.strerror}"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"the configuration {str(file)!r} is not TOML: {error}") from error
 

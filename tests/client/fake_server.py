@@ -39,6 +39,7 @@ from tensorwire_protocol.errors import (
     UnknownModel,
     WorkerLost,
 )
+from tensorwire_protocol.limits import CLIENT_LINK, Limits
 from tensorwire_protocol.messages import (
     Ack,
     Cancel,
@@ -123,7 +124,13 @@ class Session:
         self.server = server
         self.loop = asyncio.get_running_loop()
         self.transport = AioTransport(
-            Connection(Role.SERVER, software="fake", features=("passive", FEATURE_RESUME)), self
+            Connection(
+                Role.SERVER,
+                software="fake",
+                features=("passive", FEATURE_RESUME),
+                limits=server.limits,
+            ),
+            self,
         )
         self.runs: dict[int, Run] = {}
         self.features: tuple[str, ...] = ()
@@ -354,7 +361,8 @@ def _prompt(request: Request) -> str:
 class FakeServer:
     """Runs sessions on an event loop in a thread of its own; use it in a `with` block."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = CLIENT_LINK) -> None:
+        self.limits = limits
         self.port = 0
         self.requests: list[Request] = []
         self.resumes: list[Resume] = []

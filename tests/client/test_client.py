@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from tensorwire import BadPreface, Client, ConnectionLost, DeadlineExceeded, RequestCancelled, link
+from tensorwire import BadPreface, Client, ConnectionLost, DeadlineExceeded, RequestCancelled, pool
 from tensorwire_protocol.bodies import FEATURE_BODY
 from tensorwire_protocol.connection import FEATURE_PASSIVE, FEATURE_RESUME, Connection
 from tensorwire_protocol.errors import HandshakeTimeout, PeerSilent, TensorwireError
@@ -162,8 +162,7 @@ def test_close_of_a_stream_on_another_thread_ends_its_iteration(server: FakeServ
     with Client(server.address) as client, ThreadPoolExecutor(1) as pool:
         stream = client.stream("silent", "x")
         waiting = pool.submit(next, stream)
-        transport = client._link._transport
-        assert transport is not None
+        (transport,) = client._link.pool.transports
         spin_until(lambda: transport._has_leader)
         stream.close()
         with pytest.raises(RequestCancelled, match="cancelled before its end"):
@@ -285,8 +284,7 @@ def test_ctrl_c_stops_the_work_and_leaves_the_client_usable(server: FakeServer, 
 def test_an_interrupt_while_waiting_sends_cancel(server: FakeServer) -> None:
     with Client(server.address) as client:
         stream = client.stream("silent", "x")
-        transport = client._link._transport
-        assert transport is not None
+        (transport,) = client._link.pool.transports
 
         def interrupt() -> None:
             # Past the ACK and leading again: it waits for what will not come.
@@ -310,8 +308,7 @@ def test_a_finalizer_waits_for_no_lock_and_its_cancel_leaves_later(server: FakeS
     with Client(server.address) as client:
         stream = client.stream("endless", "x")
         next(stream)
-        transport = client._link._transport
-        assert transport is not None
+        (transport,) = client._link.pool.transports
         with transport._send_lock, transport._lock:  # as if collected in the middle of a send
             del stream
             gc.collect()
@@ -340,12 +337,11 @@ def test_a_request_that_did_not_leave_goes_on_a_new_connection(
     with Client(server.address) as client:
         client.health()
         server.abort_all()
-        transport = client._link._transport
-        assert transport is not None
+        (transport,) = client._link.pool.transports
         transport.catch_up()
         looks = iter([True])  # it looked alive, and died before the request was queued
-        usable = link._is_usable
-        monkeypatch.setattr(link, "_is_usable", lambda t: next(looks, None) or usable(t))
+        usable = pool._is_usable
+        monkeypatch.setattr(pool, "_is_usable", lambda t: next(looks, None) or usable(t))
         assert client.health()["status"] == "ready"
         assert server.num_connections == 2
         assert len(server.requests) == 2

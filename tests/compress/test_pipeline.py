@@ -146,7 +146,7 @@ def test_structures_are_as_small_as_was_asked(tmp_path: Path, texts: dict[str, A
     assert {pruned.structure: pruned.achieved for pruned in report.pruned} == {
         "layers": 0.25, "heads": 0.5, "neurons": 0.25,
     }  # fmt: skip
-    assert report.size_after.file_bytes < 0.75 * report.size_before.file_bytes
+    assert report.size_after.file_bytes < 0.8 * report.size_before.file_bytes
 
 
 def test_the_folder_says_what_was_done_and_can_be_made_again(

@@ -89,7 +89,7 @@ class OneProcess:
         self._lane = Lane(parse_address(_ADDRESS), None)
         self._gateway = gateway
         self.client = AsyncClient(_ADDRESS)
-        self.client._link._lane = self._lane
+        self.client._link.pool.lanes.append(self._lane)
         session = gateway.open_session().transport
         dispatcher = replica.build_transport()
         ends = [self._lane.transport, session, dispatcher, self._link.transport]

@@ -19,6 +19,7 @@ from .driving import (
     Request,
     Run,
     alike_requests,
+    assert_right,
     compare,
     mixed_requests,
     ragged_of,
@@ -28,8 +29,6 @@ from .driving import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-ALLOWED_EXCUSES = 0.001
 
 
 @cache
@@ -53,10 +52,7 @@ def test_64_requests_joining_and_leaving_at_random_steps_equal_generate(family: 
     requests, expected = requests_and_references(family, 64)
     leaves = {number: 1 + number % 9 for number in range(5, 64, 7)}
     made = run(engine_of(family), requests, cancel_after=leaves)
-    comparison = compare(made.tokens, cut(expected, made))
-    assert comparison.wrong == {}
-    assert comparison.excused <= ALLOWED_EXCUSES * comparison.compared
-    assert comparison.compared >= 1500
+    assert_right(compare(made.tokens, cut(expected, made)), at_least=1500)
     assert made.largest_batch >= 24
     assert made.paths["part of a prompt"] >= 10
     assert made.paths["rest of a prompt"] >= 10
@@ -97,11 +93,9 @@ def test_prompts_that_begin_alike_in_a_tiny_cache_equal_generate(family: str, ba
     requests, expected = alike_requests_and_references(family)
     leaves = dict.fromkeys(range(6, 24, 5), 30)
     made = run(engine_of(family, backend), requests, cancel_after=leaves, **TINY_CACHE)
-    comparison = compare(made.tokens, cut(expected, made))
-    assert comparison.wrong == {}
-    assert comparison.excused <= ALLOWED_EXCUSES * comparison.compared
-    assert comparison.compared >= 700
+    assert_right(compare(made.tokens, cut(expected, made)), at_least=700)
     assert len(made.cancelled) >= 2
+    assert made.paths["a choice began with what another had read"] >= 3
     assert made.stats["prefix_hit_tokens"] >= 300
     assert made.stats["page_evictions"] >= 20
     assert made.stats["preemptions"] >= 1
@@ -117,7 +111,7 @@ TINY_CACHE: Any = {"max_running": 24, "step_tokens": 64, "num_pages": 72, "expec
 def test_the_size_of_prompt_chunks_changes_nothing(step_tokens: int) -> None:
     requests, expected = requests_and_references("llama", 16)
     made = run(engine_of("llama"), requests, max_running=16, step_tokens=step_tokens)
-    assert compare(made.tokens, expected).wrong == {}
+    assert_right(compare(made.tokens, expected))
 
 
 class Wrapped:
@@ -286,10 +280,15 @@ class SwappedPages(Wrapped):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", models_zoo.EVERY_FAMILY)
-def test_two_swapped_pages_of_the_prefix_cache_turn_the_comparison_red(family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "backend"),
+    [*((family, "any") for family in models_zoo.EVERY_FAMILY), ("llama", "fused")],
+)
+def test_two_swapped_pages_of_the_prefix_cache_turn_the_comparison_red(
+    family: str, backend: str
+) -> None:
     requests, expected = alike_requests_and_references(family)
-    engine = SwappedPages(engine_of(family))
+    engine = SwappedPages(engine_of(family, backend))
     made = run(engine, requests, **TINY_CACHE)
     assert engine.num_swaps == 1
     assert compare(made.tokens, expected).wrong
@@ -432,6 +431,4 @@ def test_on_a_gpu_requests_joining_at_random_steps_equal_generate_on_a_cpu(famil
     engine = load(models_zoo.tiny_model(family), device="cuda")
     assert isinstance(engine, Generator)
     assert engine.kv_geometry.device.type == "cuda"
-    comparison = compare(run(engine, requests).tokens, expected)
-    assert comparison.wrong == {}
-    assert comparison.excused <= ALLOWED_EXCUSES * comparison.compared
+    assert_right(compare(run(engine, requests).tokens, expected), at_least=1500)

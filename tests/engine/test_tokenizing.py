@@ -236,9 +236,39 @@ def test_bytes_that_spoil_what_is_out_already_are_told_as_broken() -> None:
     assert made == ["\0", "", "\ufffd the", ""]
 
 
-def test_text_becomes_the_ids_that_transformers_gives() -> None:
-    wrapper = load_wrapper(models_zoo.tiny_model("llama"))
-    assert text_tokenizer().encode(TEXT) == wrapper(TEXT)["input_ids"]
+TURNS = """{{ bos_token }}{% for message in messages %}{{ message.role }}: {{ message.content }}
+{{ eos_token }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"""
+CONVERSATION = [
+    {"role": role, "content": f"the cat sat, {role} don't 日本 🙂"}
+    for role in ("system", "user", "assistant", "tool")
+]
+
+
+@pytest.mark.parametrize(
+    ("backend", "bos", "eos"),
+    [
+        (byte_level, "<s>", "</s>"),
+        (metaspace, "<s>", "</s>"),
+        (sentencepiece_bpe, "<s>", "</s>"),
+        (wordpiece, "[CLS]", "[SEP]"),
+    ],
+    ids=["byte-level", "metaspace", "sentencepiece", "wordpiece"],
+)
+def test_texts_and_conversations_become_the_ids_that_transformers_gives(
+    backend: Any, bos: str, eos: str
+) -> None:
+    wrapper = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend(), bos_token=bos, eos_token=eos
+    )
+    wrapper.chat_template = TURNS
+    tokenizer = TextTokenizer(wrapper)
+    assert tokenizer.encode(TEXT) == wrapper(TEXT)["input_ids"]
+    expected = wrapper.apply_chat_template(
+        CONVERSATION, add_generation_prompt=True, return_dict=False
+    )
+    assert tokenizer.render_chat(CONVERSATION) == expected
+    # What the template writes, the tokenizer does not add once more.
+    assert expected.count(wrapper.bos_token_id) == 1
 
 
 def test_texts_are_cut_prefixed_and_lowered_where_the_model_wants_it() -> None:

@@ -5,6 +5,7 @@ terse      the last chunk says why it ends and holds the usage; no [DONE]
 thinking   what it thinks comes as reasoning_content
 double     two tokens in each chunk: usage says so
 busy       503
+parting    as plain, and the connection is closed behind it, which no header says
 cut        the connection is closed after two chunks
 endless    chunks until the client leaves
 silent     the head of an answer, and nothing more
@@ -87,7 +88,7 @@ class FakeOpenAi:
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
             return True
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-        return await self._stream(path, value, writer)
+        return await self._stream(path, value, writer) and model != "parting"
 
     async def _stream(self, path: str, value: dict[str, Any], writer: asyncio.StreamWriter) -> bool:
         model, count = value["model"], value["max_tokens"]

@@ -58,17 +58,20 @@ def test_an_open_loop_sends_what_was_planned_however_many_processes_share_it(ben
 
 
 def test_a_mix_reaches_all_its_models(bench: Bench, tmp_path: Path) -> None:
-    log = tmp_path / "requests.jsonl"
+    log, prompts = tmp_path / "requests.jsonl", tmp_path / "prompts"
+    prompts.write_text('ab\n{"prompt": "abcd"}\n')
     tasks = ("generate:oracle", "chat:oracle", "embed:echo", "infer:echo")
     ran = bench(
         *[word for task in tasks for word in ("--task", task)],
-        *("--arrivals", "constant:100", "--log", str(log), "--verify", "--json", *SHORT),
+        *("--arrivals", "constant:100", "--log", str(log), "--prompts", str(prompts)),
+        *("--verify", "--json", *SHORT),
     )
     assert ran.exit_code in MEASURED, ran.out
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert {f"{line['task']}:{line['model']}" for line in lines} == set(tasks)
     assert len(lines) == number(ran.result, "planned") + number(ran.result, "warmup")
     assert {line["status"] for line in lines} == {"ok"}
+    assert {line["tokens_in"] for line in lines if line["task"] == "generate"} == {2, 4}
     generated = next(line for line in lines if line["task"] == "generate")
     assert sum(generated["token_counts"]) == 32
     assert len(generated["token_us"]) == len(generated["token_counts"])
@@ -199,4 +202,4 @@ def test_a_report_is_written(bench: Bench, tmp_path: Path) -> None:
     assert page.read_text().count('<svg class="plot"') == 5
     ran = bench("compare", str(result), str(result), "--html", str(page))
     assert ran.exit_code == 0, ran.err
-    assert "Timeline of B" in page.read_text()
+    assert "B, timeline" in page.read_text()

@@ -27,8 +27,8 @@ async def measured(load: float) -> Measures:
     span = Span(start=0.0, warmup_s=20.0, measured_s=NUM_REQUESTS[load] * SERVICE_S / load)
     measures, server = Measures(span), OneServer(SERVICE_S)
 
-    async def perform(index: int, planned_at: float) -> None:
-        outcome = Outcome(Ask(index=index, task="infer", model="m"), planned_at, loop.time())
+    async def perform(index: int, planned_s: float) -> None:
+        outcome = Outcome(Ask(index=index, task="infer", model="m"), 0.0, planned_s, loop.time())
         await server.serve()
         outcome.ended_at = loop.time()
         measures.take(outcome)
@@ -63,7 +63,7 @@ def run_open(offsets: Iterable[float], service_s: float, **options: Any) -> list
     async def main() -> None:
         loop = asyncio.get_running_loop()
 
-        async def perform(index: int, planned_at: float) -> None:
+        async def perform(index: int, planned_s: float) -> None:
             sent.append((index, loop.time()))
             await asyncio.sleep(service_s)
 
@@ -84,8 +84,8 @@ def test_what_is_late_is_sent_at_once() -> None:
         loop = asyncio.get_running_loop()
         sent: list[float] = []
 
-        async def perform(index: int, planned_at: float) -> None:
-            sent.append(planned_at)
+        async def perform(index: int, planned_s: float) -> None:
+            sent.append(planned_s)
 
         async def oversleep(wait_s: float) -> None:
             await asyncio.sleep(wait_s + 10)
@@ -114,7 +114,7 @@ def test_what_does_not_end_is_cancelled_and_counted() -> None:
     async def main() -> tuple[int, float]:
         loop = asyncio.get_running_loop()
 
-        async def perform(index: int, planned_at: float) -> None:
+        async def perform(index: int, planned_s: float) -> None:
             await asyncio.sleep(1e9 if index else 1)
 
         late = await drive_open(
@@ -131,16 +131,16 @@ def test_a_closed_loop_has_as_many_open_as_users_and_ends_on_time() -> None:
         open_now = most = 0
         indexes: list[int] = []
 
-        async def perform(index: int, planned_at: float) -> None:
+        async def perform(index: int, planned_s: float) -> None:
             nonlocal open_now, most
-            assert planned_at == loop.time() < 10
+            assert planned_s == loop.time() < 10
             indexes.append(index)
             open_now += 1
             most = max(most, open_now)
             await asyncio.sleep(0.5)
             open_now -= 1
 
-        late = await drive_closed(3, perform, until=10.0, clock=loop.time)
+        late = await drive_closed(3, perform, start=0.0, duration_s=10.0, clock=loop.time)
         return late, most, indexes
 
     assert run_virtually(main()) == (0, 3, list(range(60)))
@@ -151,7 +151,7 @@ def test_a_fault_of_the_tool_ends_the_run_and_is_not_hidden(is_open_loop: bool) 
     async def main() -> float:
         loop = asyncio.get_running_loop()
 
-        async def perform(index: int, planned_at: float) -> None:
+        async def perform(index: int, planned_s: float) -> None:
             await asyncio.sleep(1)
             if index == 2:
                 raise MemoryError("of ours")
@@ -159,10 +159,39 @@ def test_a_fault_of_the_tool_ends_the_run_and_is_not_hidden(is_open_loop: bool) 
         drive = (
             drive_open(range(1, 999), perform, start=0, clock=loop.time, sleep=asyncio.sleep)
             if is_open_loop
-            else drive_closed(1, perform, until=999.0, clock=loop.time)
+            else drive_closed(1, perform, start=0.0, duration_s=999.0, clock=loop.time)
         )
         with pytest.raises(MemoryError, match="of ours"):
             await drive
         return loop.time()
 
     assert run_virtually(main()) < 10
+
+
+@pytest.mark.parametrize("start", [0.0, 12.3, 1234.567, 98765.4321, 1.7e9 + 0.1])
+def test_which_requests_are_measured_is_planned_whatever_the_clock_says_at_the_start(
+    start: float,
+) -> None:
+    span = Span(start=start, warmup_s=0.2, measured_s=1.0)
+    measures = Measures(span)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+
+        async def perform(index: int, planned_s: float) -> None:
+            outcome = Outcome(Ask(index=index, task="infer", model="m"), start, planned_s)
+            outcome.sent_at = outcome.ended_at = start + loop.time()
+            measures.take(outcome)
+
+        await drive_open(
+            Steady(rate_per_s=100, cv=0).offsets(0, span.total_s),
+            perform,
+            start=start,
+            clock=lambda: start + loop.time(),
+            sleep=asyncio.sleep,
+        )
+
+    run_virtually(main())
+    group = measures.groups["load"]
+    assert (group.counts["warmup"], group.counts["planned"]) == (20, 100)
+    assert group.seconds["planned"] == {0: 100, 1: 20}

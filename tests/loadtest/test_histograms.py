@@ -3,7 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hdrh.histogram import HdrHistogram
-from tensorwire.loadtest.histograms import Histogram, merged, percentile_intervals
+from tensorwire.loadtest.histograms import (
+    PERCENTILES,
+    Histogram,
+    merged,
+    percentile_intervals,
+)
 
 
 def histogram(values: list[float]) -> Histogram:
@@ -57,6 +62,13 @@ def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:
         ((low, high),) = [i for i in percentile_intervals(windows, (50,)) if i]
         covered += low <= np.log(2) <= high
     assert covered >= 33  # of 38 expected: ten windows are few
+
+
+def test_what_is_rarer_than_a_run_is_long_has_no_interval() -> None:
+    for num_values, known in ((60, (50, 90)), (3600, (50, 90, 99)), (3700, (50, 90, 99, 99.9))):
+        windows = [histogram([0.001 * i for i in range(num_values // 10)]) for _ in range(10)]
+        intervals = dict(zip(PERCENTILES, percentile_intervals(windows), strict=True))
+        assert tuple(percent for percent, interval in intervals.items() if interval) == known
 
 
 def test_one_window_says_nothing_of_how_another_run_would_differ() -> None:

@@ -14,7 +14,7 @@ SPAN = Span(start=100.0, warmup_s=5.0, measured_s=20.0)
 
 
 def outcome(planned: float, *, took: float = 1.0, late: float = 0.0, **fields: object) -> Outcome:
-    made = Outcome(Ask(index=0, task="generate", model="m"), SPAN.start + planned)
+    made = Outcome(Ask(index=0, task="generate", model="m"), SPAN.start, planned)
     made.sent_at = made.planned_at + late
     made.ended_at = made.planned_at + took
     for name, value in fields.items():
@@ -31,6 +31,14 @@ def test_latency_counts_from_the_planned_send() -> None:
     assert group.whole("ttft").percentile_s(50) == pytest.approx(0.9, rel=1e-3)
     assert group.whole("e2e").percentile_s(50) == pytest.approx(1.0, rel=1e-3)
     assert group.whole("lag").percentile_s(50) == pytest.approx(0.7, rel=1e-3)
+
+
+def test_how_late_a_request_was_sent_counts_whatever_came_of_it() -> None:
+    measures = Measures(SPAN)
+    for status in ("BUSY", "DEADLINE", CANCELLED, "ok"):
+        measures.take(outcome(6.0, late=0.5, status=status))
+    measures.take(outcome(1.0, late=0.5))  # in the warm-up
+    assert measures.groups["load"].whole("lag").count == 4
 
 
 def test_every_gap_counts_and_tokens_that_come_together_have_none_between_them() -> None:
@@ -118,7 +126,16 @@ def test_throughput_counts_what_ended_in_the_measured_time() -> None:
     measures = Measures(SPAN)
     measures.take(outcome(4.5, took=1.0))  # planned in the warm-up, ended after it
     measures.take(outcome(24.5, took=1.0))  # planned in time, ended too late
-    assert measures.groups["load"].counts["ok_in_time"] == 1
+    counts = measures.groups["load"].counts
+    assert (counts["ok_in_time"], counts["good_in_time"]) == (1, 1)
+
+
+def test_goodput_is_a_part_of_the_throughput() -> None:
+    measures = Measures(SPAN, parse_slo("e2e_p99=1500ms"))
+    for made in (outcome(4.0, took=1.2), outcome(4.5, took=1.0), outcome(5.0, took=2.0)):
+        measures.take(made)
+    counts = measures.groups["load"].counts
+    assert (counts["ok_in_time"], counts["good_in_time"]) == (3, 2)
 
 
 def test_what_processes_measured_adds_up_through_json() -> None:
@@ -140,6 +157,6 @@ def test_what_processes_measured_adds_up_through_json() -> None:
 
 def test_requests_that_were_due_and_not_sent_are_counted() -> None:
     measures = Measures(SPAN)
-    measures.take_unsent("load", 106.0)
-    measures.take_unsent("load", 101.0)
+    measures.take_unsent("load", 6.0)
+    measures.take_unsent("load", 1.0)
     assert measures.groups["load"].counts == {"planned": 1, "unsent": 1}

@@ -37,7 +37,7 @@ def performed(fake: FakeOpenAi, *asks: Ask) -> list[Outcome]:
         await target.connect()
         outcomes = []
         for ask in asks:
-            outcome = Outcome(ask, time.monotonic(), time.monotonic())
+            outcome = Outcome(ask, time.monotonic(), 0.0, time.monotonic())
             await target.perform(outcome)
             outcomes.append(outcome)
         await target.close()
@@ -96,6 +96,14 @@ def test_a_connection_is_used_again(fake: FakeOpenAi) -> None:
     outcomes = performed(fake, *[ask("plain"), ask("busy"), ask("plain", "embed")] * 3)
     assert [outcome.status for outcome in outcomes] == ["ok", "HTTP_503", "ok"] * 3
     assert fake.num_connections == 1
+
+
+def test_a_connection_that_the_server_closes_behind_an_answer_costs_no_request(
+    fake: FakeOpenAi,
+) -> None:
+    outcomes = performed(fake, *[ask("parting")] * 4)
+    assert [(outcome.status, outcome.tokens_out) for outcome in outcomes] == [("ok", 5)] * 4
+    assert len(fake.requests) == fake.num_connections == 4
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,15 @@ if TYPE_CHECKING:
 
 
 def test_a_line_is_json_and_holds_everything_that_is_known(tmp_path: Path) -> None:
-    plain = Outcome(Ask(index=7, task="infer", model='a"b'), 101.5, 101.502, 101.75)
-    stream = Outcome(Ask(index=8, task="generate", model="m", group="trouble"), 102.0, 102.0, 103.0)
+    plain = Outcome(Ask(index=7, task="infer", model='a"b'), 100.0, 1.5, 101.502, 101.75)
+    of = Ask(index=8, task="generate", model="m", group="trouble")
+    stream = Outcome(of, 100.0, 2.0, 102.0, 103.0)
     stream.times, stream.counts, stream.tokens_in = [102.25, 102.5], [1, 3], 9
     stream.status, stream.message = "CONNECTION_LOST", 'cut "off"\n'
     stream.server_ms, stream.faults, stream.has_end = {"total_ms": 0.1}, Faults(lost=2), False
 
     path = tmp_path / "requests.jsonl"
-    log = RequestLog(str(path), start=100.0)
+    log = RequestLog(str(path))
     log.take(plain)
     log.take(stream)
     log.close()
@@ -41,9 +42,9 @@ def test_a_line_is_json_and_holds_everything_that_is_known(tmp_path: Path) -> No
 
 def test_several_processes_add_to_one_file(tmp_path: Path) -> None:
     path = tmp_path / "requests.jsonl"
-    logs = [RequestLog(str(path), start=0.0) for _ in range(2)]
+    logs = [RequestLog(str(path)) for _ in range(2)]
     for i in range(4):
-        logs[i % 2].take(Outcome(Ask(index=i, task="infer", model="m"), 1.0))
+        logs[i % 2].take(Outcome(Ask(index=i, task="infer", model="m"), 0.0, 1.0))
     for log in logs:
         log.close()
     assert sorted(json.loads(line)["index"] for line in path.read_text().splitlines()) == [

@@ -9,7 +9,7 @@ from tensorwire.loadtest.workloads import Ask
 
 def outcome(times: list[float], status: str = "ok") -> Outcome:
     ask = Ask(index=0, task="generate", model="m")
-    return Outcome(ask, 1.0, 1.0, times[-1], times, [1] * len(times), status=status)
+    return Outcome(ask, 1.0, 0.0, 1.0, times[-1], times, [1] * len(times), status=status)
 
 
 def test_an_objective_is_read() -> None:

@@ -25,6 +25,14 @@ def test_rates_are_of_the_time_since_the_last_look() -> None:
     assert "load 25 1000 7 4" in text
 
 
+def test_the_load_comes_first_whichever_group_was_heard_of_first() -> None:
+    counts = {"ended": 1, "open": 1}
+    text = shown(
+        3.0, dict.fromkeys(("bystander", "trouble", "load"), counts), {"at": 0.0, "groups": {}}
+    )
+    assert text.index("load") < text.index("trouble") < text.index("bystander")
+
+
 def test_it_says_what_is_not_measured() -> None:
     nothing: dict[str, object] = {"at": 0.0, "groups": {}}
     assert "warm-up" in shown(1.0, {}, nothing)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import tensorwire_protocol
+from tensorwire_protocol.auth import Transcript, hmac_key, key_id_of
 from tensorwire_protocol.codec import decode, encode
 from tensorwire_protocol.connection import FEATURE_PASSIVE, NOT_OURS
 from tensorwire_protocol.errors import BY_CODE, ErrorCode, Executed
@@ -163,7 +164,7 @@ WORKED = EXAMPLE.findall(SPEC)
 
 
 def test_no_example_escapes_its_test() -> None:
-    assert len(WORKED) == SPEC.count("```hex") == SPEC.count("```json") == 7
+    assert len(WORKED) == SPEC.count("```hex") == SPEC.count("```json") == 13
 
 
 @pytest.mark.parametrize(("_", "inline", "dump", "said"), WORKED)
@@ -177,3 +178,27 @@ def test_a_worked_example_is_a_frame_byte_for_byte(
     assert len(data) == HEADER_BYTES + int.from_bytes(data[:4], "little")
     assert tagged(decode(frame, limits)) == message
     assert b"".join(encode(untagged(message), limits)) == data
+
+
+def test_the_example_of_a_login_proves_what_it_says() -> None:
+    (block,) = re.findall(r"```proof\n(.*?)```", SPEC, re.S)
+    said = dict(line.split(maxsplit=1) for line in block.splitlines())
+    frames = {
+        message["kind"]: (message, bytes.fromhex("".join(re.findall(r"^[^|\n]+", dump, re.M))))
+        for _, _, dump, text in WORKED[7:9]
+        for message in [json.loads(text)]
+    }
+    (hello, hello_frame), (welcome, welcome_frame) = frames["HELLO"], frames["WELCOME"]
+    key = hmac_key(said["token"])
+    transcript = Transcript(
+        preface=PREFACE,
+        hello=hello_frame,
+        welcome=welcome_frame,
+        client_nonce=bytes.fromhex(hello["auth"]["nonce"]["$bytes"]),
+        server_nonce=bytes.fromhex(welcome["auth"]["nonce"]["$bytes"]),
+    )
+    assert hello["auth"]["id"] == key_id_of(said["token"])
+    assert key == bytes.fromhex(said["key"])
+    proofs = [json.loads(text)["payload"]["proof"]["$bytes"] for *_, text in WORKED[9:11]]
+    assert proofs == [transcript.client_proof(key).hex(), transcript.server_proof(key).hex()]
+    assert proofs == [said["client"], said["server"]]

@@ -774,3 +774,14 @@ def test_beside_running_streams_a_prompt_takes_at_most_the_time_that_they_do(
         took_s.append(takes_s(run_one(subject, takes=takes_s)))
     assert max(took_s) <= 2 * 0.08, "running streams were held up"
     assert len(took_s) <= 100, "the prompt was read in crumbs"
+
+
+def test_prompts_are_not_slowed_down_for_prompts_of_one_token() -> None:
+    subject = scheduler(max_running=32, step_tokens=512, max_waiting=32)
+    subject.submit(sequence(1, prompt=200, max_new_tokens=8))
+    run_one(subject, takes=takes_s)  # a token of a prompt takes its time
+    while subject.num_running:
+        run_one(subject, takes=lambda plan: 0.001)  # a step without takes next to none
+    for number in range(2, 22):
+        subject.submit(sequence(number, prompt=1 + number % 2, max_new_tokens=2))
+    assert len(fed(run_one(subject))) == 20, "some waited, though nobody is continued"

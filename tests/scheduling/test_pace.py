@@ -11,47 +11,58 @@ def learnt(slowdown: float = 2.0, *, decode_s: float = 0.010, token_s: float = 0
     for _ in range(100):
         pace.note(8, 0, decode_s)
     for _ in range(100):
-        tokens = pace.prompt_tokens(8)
+        tokens = pace.prompt_tokens(8, 1)
         pace.note(8, tokens, decode_s + tokens * token_s)
     return pace
 
 
-@pytest.mark.parametrize(("slowdown", "tokens"), [(2.0, 50), (3.0, 100), (1.5, 25), (1.0, 16)])
+@pytest.mark.parametrize(("slowdown", "tokens"), [(2.0, 50), (3.0, 100), (1.5, 25), (1.0, 4)])
 def test_prompts_get_the_time_that_running_sequences_may_be_slowed_down_by(
     slowdown: float, tokens: int
 ) -> None:
-    assert abs(learnt(slowdown).prompt_tokens(8) - tokens) <= 2
+    assert abs(learnt(slowdown).prompt_tokens(8, 1) - tokens) <= 2
+
+
+@pytest.mark.parametrize(
+    ("num_prompts", "times"), [(1, 1.0), (4, 1.0), (8, 2.0), (16, 4.0), (24, 6.0), (800, 6.0)]
+)
+def test_the_more_prompts_there_are_beside_streams_the_more_they_get(
+    num_prompts: int, times: float
+) -> None:
+    pace = learnt()
+    assert abs(pace.prompt_tokens(8, num_prompts) - times * pace.prompt_tokens(8, 1)) <= 6
+    assert learnt(1.0).prompt_tokens(8, num_prompts) == 4
 
 
 def test_a_slower_machine_reads_less_in_a_step() -> None:
-    assert learnt(token_s=0.0004).prompt_tokens(8) < learnt(token_s=0.0002).prompt_tokens(8)
+    assert learnt(token_s=0.0004).prompt_tokens(8, 1) < learnt(token_s=0.0002).prompt_tokens(8, 1)
 
 
 def test_one_step_that_was_held_up_changes_little() -> None:
     pace = learnt()
-    before = pace.prompt_tokens(8)
+    before = pace.prompt_tokens(8, 1)
     pace.note(8, 0, 5.0)
     pace.note(8, before, 5.0)
-    assert 0.6 * before <= pace.prompt_tokens(8) <= 1.5 * before
+    assert 0.6 * before <= pace.prompt_tokens(8, 1) <= 1.5 * before
 
 
 def test_a_prompt_alone_is_a_first_guess_that_mixed_steps_correct() -> None:
     pace = Pace(2.0)
     pace.note(0, 100, 0.1)
     pace.note(8, 0, 0.010)
-    assert pace.prompt_tokens(8) == 16
+    assert pace.prompt_tokens(8, 1) == 10
     for _ in range(100):
-        tokens = pace.prompt_tokens(8)
+        tokens = pace.prompt_tokens(8, 1)
         pace.note(8, tokens, 0.010 + tokens * 0.0002)
-    assert pace.prompt_tokens(8) >= 45
+    assert pace.prompt_tokens(8, 1) >= 45
 
 
 def test_a_step_of_unknown_time_teaches_nothing() -> None:
     pace = Pace(2.0)
-    before = pace.prompt_tokens(8)
+    before = pace.prompt_tokens(8, 1)
     pace.note(8, 0, 0.0)
     pace.note(0, 8, 0.0)
-    assert pace.prompt_tokens(8) == before
+    assert pace.prompt_tokens(8, 1) == before
 
 
 def test_a_slowdown_below_one_is_refused() -> None:
@@ -65,7 +76,7 @@ def test_where_prompts_are_always_read_more_streams_are_not_taken_for_dearer_pro
     chunks = []
     for step in range(400):
         num_decodes = min(30, 1 + step // 5)
-        chunks.append(pace.prompt_tokens(num_decodes))
+        chunks.append(pace.prompt_tokens(num_decodes, 1))
         took_s = 0.020 + 0.002 * num_decodes + 0.001 * chunks[-1]
         pace.note(num_decodes, chunks[-1], took_s)
     assert all(chunk == 0 or 60 <= chunk <= 90 for chunk in chunks[-100:])
@@ -76,7 +87,7 @@ def test_pauses_that_measure_nothing_do_not_keep_prompts_back() -> None:
     pace = learnt()
     chunks = []
     for _ in range(200):
-        chunks.append(pace.prompt_tokens(8))
+        chunks.append(pace.prompt_tokens(8, 1))
         if chunks[-1]:
             pace.note(8, chunks[-1], 0.010 + chunks[-1] * 0.0002)
     assert 2 <= chunks.count(0) <= 16

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import models_zoo
 import pytest
+import torch
 
 from .serving import Command, RunningServer
 from .strangers import Innocent
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
 C = TypeVar("C", bound=Command)
+# References are computed here while servers compute: two threads on cores that are busy take forty
+# times as long as one (measured).
+torch.set_num_threads(1)
+
 MODELS_LOAD_S = 120.0  # seven processes import torch at once
 _alive: list[Command] = []
 

@@ -14,6 +14,8 @@ from tensorwire_protocol.roles import Role
 from .serving import PATIENCE_S, assert_oracle, wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tensorwire_protocol.frames import Frame
 
     from .serving import RunningServer
@@ -95,3 +97,19 @@ class Innocent:
 def gateway_rss(server: RunningServer) -> int:
     rss: int = server.stats()["gateway"]["rss_bytes"]
     return rss
+
+
+def assert_costs_no_memory(server: RunningServer, attack: Callable[[], None]) -> None:
+    """Fail if an attack leaves memory behind each time, 8 MiB with three of them.
+
+    How much lies about at most while it runs depends on who is faster, and what the allocator once
+    had it may keep: so the first times may leave something. A leak is there every time.
+    """
+    for _ in range(5):
+        before = gateway_rss(server)
+        for _ in range(3):
+            attack()
+        grown = gateway_rss(server) - before
+        if grown < 8 * MIB:
+            return
+    raise AssertionError(f"the gateway has grown by {grown / MIB:.1f} MiB, and goes on growing")

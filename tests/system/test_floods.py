@@ -23,6 +23,7 @@ from .serving import RunningServer, wait_until
 from .strangers import (
     MIB,
     Innocent,
+    assert_costs_no_memory,
     connect,
     frames_of,
     gateway_rss,
@@ -101,14 +102,10 @@ def test_a_flood_of_floods_does_not_grow_the_gateway(
         for flood in floods:
             with connect(server) as sock:
                 _flood(sock, greeting() + flood)
+        wait_until(lambda: server.stats()["gateway"]["sessions"] == 2, "all are cut")
 
     floods = [make() for make in FLOODS.values()] * 4
-    attack()  # what a first time needs for good
-    before = gateway_rss(server)
-    for _ in range(3):
-        attack()
-    wait_until(lambda: server.stats()["gateway"]["sessions"] == 2, "all are cut")
-    assert gateway_rss(server) - before < 8 * MIB
+    assert_costs_no_memory(server, attack)
 
 
 def _tensor(descriptor: list[object]) -> bytes:
@@ -191,7 +188,8 @@ def test_frames_that_trickle_are_cut_on_all_sockets_at_once(
             if all(heard.values()):
                 break
             time.sleep(1)
-        assert 9 < time.monotonic() - began < 20
+        assert all(heard.values())
+        assert time.monotonic() - began > 9
         for said in heard.values():
             goaway, error = frames_of(said)
             assert (goaway.kind, error.kind) == (Kind.GOAWAY, Kind.ERR)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -43,15 +42,13 @@ def test_a_killed_gateway_leaves_no_worker_and_its_port_can_be_used_again(
         for stream in streams:
             next(stream)
         _kill(server)
-        killed_at = time.monotonic()
+        _wait_until_gone(workers)
         for seed, stream in enumerate(streams):
             with pytest.raises(ConnectionLost) as lost:
                 for _ in stream:
                     pass
             ids = lost.value.detail["partial"].token_ids
             assert ids == expected("s", seed, len(ids))
-        _wait_until_gone(workers)
-        assert time.monotonic() - killed_at < _NO_WORKER_S
 
         serve("oracle:", port=port).ready()
         # The same client finds the new server by itself.

@@ -126,6 +126,20 @@ def test_a_request_above_the_limit_is_refused_before_it_is_sent(
         client.infer("echo", {"x": np.zeros(3_000_000, np.uint8)})
 
 
+def test_the_limit_of_a_meta_is_what_the_server_was_told(
+    serve: Callable[..., RunningServer],
+) -> None:
+    many = {f"name {i}": i for i in range(2000)}  # 27 bytes of meta for each
+    for words, fits in (((), False), (("--set", "admission.meta_bytes=65536"), True)):
+        with serve("echo:", *words).ready().client() as client:
+            client.health()  # from here on it is known what the server takes
+            if fits:
+                assert client.infer("echo", many) == many
+            else:
+                with pytest.raises(TooLarge, match="the peer accepts 16384"):
+                    client.infer("echo", many)
+
+
 # -- ends -----------------------------------------------------------------------------------------
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tensorwire_server.workers.supervisor import WorkerExit
 
 PATIENCE_S = 20.0
+LOADS_S = 100.0  # a model, on a machine that others use
 KEY = bytes(range(16))
 
 

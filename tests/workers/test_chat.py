@@ -11,14 +11,12 @@ import pytest
 from tensorwire_protocol.errors import ErrorCode
 from tensorwire_protocol.messages import Failure
 
-from .dispatching import Dispatcher, supervised
+from .dispatching import LOADS_S, Dispatcher, supervised
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-
-LOADS_S = 100.0  # a model, on a machine that others use
 
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 TEMPLATE = (

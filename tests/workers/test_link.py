@@ -203,12 +203,12 @@ def test_a_deadline_ends_what_runs(oracle: Address) -> None:
     async def main() -> None:
         async with connected(oracle) as link:
             stream = link.submit(
-                "generate", {"prompt": "Once"}, deadline_ms=100, params={"max_new_tokens": 1000}
+                "generate", {"prompt": "Once"}, deadline_ms=300, params={"max_new_tokens": 1000}
             )
             answer, end = await link.ended(stream)
             assert end.finish is Finish.DEADLINE
-            assert answer.tokens
-            assert 100 <= end.timings["total_ms"] < 1000
+            assert 0 < len(answer.tokens) < 1000
+            assert end.timings["total_ms"] >= 300
             await until_idle(link)
 
     run(main())
@@ -232,7 +232,7 @@ def test_a_deadline_ends_what_waits(oracle: Address) -> None:
 def test_a_deadline_is_kept_while_a_step_takes_long(slow_echo: Address) -> None:
     async def main() -> None:
         async with connected(slow_echo) as link:
-            streams = [link.submit("infer", {"i": i}, deadline_ms=20) for i in range(8)]
+            streams = [link.submit("infer", {"i": i}, deadline_ms=1) for i in range(8)]
             answers = await link.answered(*streams)
             ends = [answer.terminal for answer in answers]
             assert all(isinstance(end, End) and end.finish is Finish.DEADLINE for end in ends)

@@ -19,7 +19,7 @@ from tensorwire_protocol.errors import ErrorCode
 from tensorwire_protocol.messages import Drain, Failure
 from tensorwire_server.workers.oracle import oracle_tokens
 
-from .dispatching import Supervised, is_alive, supervised
+from .dispatching import LOADS_S, Supervised, is_alive, supervised
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -328,7 +328,7 @@ def test_a_real_model_says_what_takes_the_time_and_serves() -> None:
 
     async def main() -> None:
         async with supervised(str(demo), device="cpu") as worker:
-            link = await worker.ready()
+            link = await worker.ready(within_s=LOADS_S)
             phases = list(dict.fromkeys(b.detail for b in link.beats if b.state == "loading"))
             assert phases[-3:] == ["importing torch", "loading weights", "first forward"]
             text = "Once upon a time there was a girl. " * 10  # tokenized on the thread

@@ -13,14 +13,12 @@ import pytest
 from tensorwire_protocol.messages import End, Finish
 from tensorwire_protocol.tensors import unpack_ids
 
-from .dispatching import Answer, Dispatcher, supervised
+from .dispatching import LOADS_S, Answer, Dispatcher, supervised
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-
-LOADS_S = 100.0  # a model, on a machine that others use
 
 PROMPT = "The quick brown fox jumps over"
 COUNT = 40

@@ -64,7 +64,7 @@ def _print_similarity(texts: list[str], vectors: "NDArray[np.float32]", as_json:
         return
     columns = ["", "text", *(str(i + 1) for i in range(len(texts)))]
     rows = [
-        (i + 1, _short(text), *(f"{c:.3f}" for c in cosines[i])) for i, text in enumerate(texts)
+        (i + 1, _short(text), *(f"{c:z.3f}" for c in cosines[i])) for i, text in enumerate(texts)
     ]
     output.print_table(columns, rows)
 

@@ -46,13 +46,16 @@ def live(plan: Plan) -> Iterator[Callable[[float, Groups], None] | None]:
 def _progress_table(plan: Plan, at_s: float, groups: Groups, before: dict[str, Any]) -> Any:
     from rich.table import Table
 
+    from tensorwire.loadtest.workloads import GROUPS
+
     total_s = plan.warmup_s + plan.duration_s
     phase = "warm-up" if at_s < plan.warmup_s else "measuring" if at_s < total_s else "draining"
     table = Table(title=f"{phase}  {at_s:.0f} of {total_s:.0f} s", box=None, title_justify="left")
     for column in ("", "requests/s", "tokens/s", "open", "failed"):
         table.add_column(column, justify="right")
     passed_s = max(at_s - before["at"], 1e-3)
-    for name, counts in groups.items():
+    for name in filter(groups.get, GROUPS):
+        counts = groups[name]
         old = before["groups"].get(name, {})
         rates = [
             (counts.get(what, 0) - old.get(what, 0)) / passed_s for what in ("ended", "tokens")
@@ -155,9 +158,10 @@ def _print_verdict(result: dict[str, Any]) -> None:
 def print_point(point: dict[str, Any]) -> None:
     """Print one run of a sweep, to stderr."""
     word = "met" if point["met"] else "missed"
+    broken = f" ({'; '.join(point['broken'])})" if point["broken"] else ""
     typer.echo(
         f"{point['rate_per_s']:.6g}/s: {word if point['valid'] else 'INVALID'}, "
-        f"good {point['goodput_per_s']:.6g}/s",
+        f"good {point['goodput_per_s']:.6g}/s{broken}",
         err=True,
     )
 

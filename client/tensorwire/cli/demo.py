@@ -114,7 +114,7 @@ def _embed(client: Client) -> None:
     for i in range(len(SENTENCES)):
         table.add_column(str(i + 1), justify="right")
     for i, sentence in enumerate(SENTENCES):
-        table.add_row(f"{i + 1} {sentence}", *(f"{s:.2f}" for s in similarity[i]))
+        table.add_row(f"{i + 1} {sentence}", *(f"{s:z.2f}" for s in similarity[i]))
     console.print(table)
     if not np.allclose(np.diag(similarity), 1, atol=1e-3):
         raise DemoError("a sentence is not like itself: the embeddings are wrong")

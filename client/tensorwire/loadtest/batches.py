@@ -54,7 +54,7 @@ class _Pieces:
 
 def count_batch(group: Group, outcomes: Sequence[Outcome], span: Span, slo: Slo) -> None:
     """Count requests of one group."""
-    planned_R = np.array([outcome.planned_at for outcome in outcomes]) - span.start
+    planned_R = np.array([outcome.planned_s for outcome in outcomes])
     ended_R = np.array([outcome.ended_at for outcome in outcomes]) - span.start
     tokens_in_R = np.array([outcome.tokens_in for outcome in outcomes])
     statuses = [outcome.status for outcome in outcomes]
@@ -62,21 +62,23 @@ def count_batch(group: Group, outcomes: Sequence[Outcome], span: Span, slo: Slo)
     pieces = _Pieces.of(outcomes, span.start)
 
     _count_seconds(group, planned_R, ended_R, statuses, pieces)
-    _count_in_time(group, span, ended_R, ok_R, tokens_in_R, pieces)
+    good_R = np.array(list(map(slo.is_good, outcomes))) if slo.bounds else ok_R
+    _count_in_time(group, span, ended_R, ok_R, good_R, tokens_in_R, pieces)
     measured_R = span.are_measured(planned_R)
-    _count_requests(group, outcomes, slo, measured_R, tokens_in_R, pieces)
+    _count_requests(group, outcomes, good_R, measured_R, tokens_in_R, pieces)
     # A wrong answer is one whenever it came: the warm-up is not spared.
     group.counts["without_end"] += sum([not outcome.has_end for outcome in outcomes])
     for outcome in outcomes:
         if outcome.faults is not NO_FAULTS:
             count_faults(group, outcome.faults)
 
-    chosen_R = measured_R & ok_R
-    if not chosen_R.any():
-        return
-    window_R = np.where(chosen_R, span.windows(planned_R), -1)
+    # How late the tool was counts for every request; latencies are of those that succeeded.
+    window_R = np.where(measured_R, span.windows(planned_R), -1)
     sent_R = np.array([outcome.sent_at for outcome in outcomes]) - span.start
     _record(group, "lag", sent_R - planned_R, window_R)
+    if not (measured_R & ok_R).any():
+        return
+    window_R = np.where(ok_R, window_R, -1)
     _record(group, "e2e", ended_R - planned_R, window_R)
     if len(pieces.at_P):
         _measure_streams(group, pieces, planned_R, window_R)
@@ -101,12 +103,19 @@ def _count_seconds(
 
 
 def _count_in_time(
-    group: Group, span: Span, ended_R: Floats, ok_R: Bools, tokens_in_R: Ints, pieces: _Pieces
+    group: Group,
+    span: Span,
+    ended_R: Floats,
+    ok_R: Bools,
+    good_R: Bools,
+    tokens_in_R: Ints,
+    pieces: _Pieces,
 ) -> None:
     in_time_R = span.are_measured(ended_R)
     counts = group.counts
     counts["ended_in_time"] += int(in_time_R.sum())
     counts["ok_in_time"] += int((in_time_R & ok_R).sum())
+    counts["good_in_time"] += int((in_time_R & good_R).sum())
     counts["tokens_in_in_time"] += int(tokens_in_R[in_time_R].sum())
     counts["tokens_out_in_time"] += int(pieces.tokens_P[span.are_measured(pieces.at_P)].sum())
 
@@ -114,7 +123,7 @@ def _count_in_time(
 def _count_requests(
     group: Group,
     outcomes: Sequence[Outcome],
-    slo: Slo,
+    good_R: Bools,
     measured_R: Bools,
     tokens_in_R: Ints,
     pieces: _Pieces,
@@ -127,7 +136,7 @@ def _count_requests(
         warmup=len(outcomes) - len(measured),
         planned=len(measured),
         ok=num_ok,
-        good=sum(map(slo.is_good, measured)) if slo.bounds else num_ok,
+        good=int((measured_R & good_R).sum()),
         cancelled=num_cancelled,
         failed=sum(by_status.values()),
         tokens_in=int(tokens_in_R[measured_R].sum()),

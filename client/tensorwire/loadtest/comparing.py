@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from tensorwire_protocol.errors import BadParams
 
+from tensorwire.loadtest.sweep import CLOSE
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _METRICS = ("ttft", "itl", "e2e")
 _RATES = ("requests_per_s", "goodput_per_s", "tokens_out_per_s")
 _FORMAT = 1
-_PLACES = ("address", "log")  # of a plan: they say where, not what
+_PLACES = ("address", "kind", "log")  # of a plan: they say where, not what
 # Two counts of arrivals differ by chance by about the root of their sum; twice that is rare.
 _SIGMAS = 2.0
 
@@ -78,7 +80,7 @@ def read_result(path: str) -> dict[str, Any]:
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Row]:
     """Return the numbers that both results have."""
-    rows: list[Row] = []
+    rows = [*_compare_sweeps(first.get("sweep"), second.get("sweep"))]
     for name in first["groups"]:
         if name in second["groups"]:
             rows += _compare_groups(name, first["groups"][name], second["groups"][name])
@@ -94,6 +96,18 @@ def differing_plans(first: Mapping[str, Any], second: Mapping[str, Any]) -> list
         for name in names
         if plans[0][name] != plans[1].get(name)
     ]
+
+
+def _compare_sweeps(
+    first: Mapping[str, Any] | None, second: Mapping[str, Any] | None
+) -> Iterator[Row]:
+    if first is None or second is None:
+        return
+    rates = [sweep["highest_rate_per_s"] or 0.0 for sweep in (first, second)]
+    # Each search stops when what was met and what was missed are so close.
+    noise = math.log(CLOSE)
+    yield Row(name="highest rate per s", first=rates[0], second=rates[1], noise=noise,
+              more_is_better=True)  # fmt: skip
 
 
 def _compare_groups(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Clock = Callable[[], float]
     Sleep = Callable[[float], Awaitable[None]]
-    Perform = Callable[[int, float], Awaitable[None]]  # index, planned at
+    Perform = Callable[[int, float], Awaitable[None]]  # index, planned seconds after the start
 
 _YIELD_EVERY = 32  # sends without a pause: answers must be read, however late the sends are
 
@@ -51,7 +51,7 @@ async def drive_open(
         sleep: waits so many seconds of that clock.
         share: which of the offsets are ours; the index given to `perform` counts all of them.
         max_open: so many at once are performed, what is due beyond is told to `on_unsent`.
-        on_unsent: takes the planned time of what was not sent.
+        on_unsent: takes the offset of what was not sent.
         drain_s: so long what is open may take after the last send; then it is cancelled.
 
     Returns:
@@ -67,8 +67,7 @@ async def drive_open(
 
     num_at_once = 0
     for index, offset in itertools.islice(enumerate(offsets), share.number, None, share.of):
-        planned = start + offset
-        wait_s = planned - clock()
+        wait_s = start + offset - clock()
         if wait_s > 0:
             await sleep(wait_s)
             num_at_once = 0
@@ -76,9 +75,9 @@ async def drive_open(
             await sleep(0)
         if len(is_open) >= max_open:
             if on_unsent is not None:
-                on_unsent(planned)
+                on_unsent(offset)
             continue
-        task = asyncio.ensure_future(perform(index, planned))
+        task = asyncio.ensure_future(perform(index, offset))
         is_open.add(task)
         task.add_done_callback(on_done)
         if failed:
@@ -90,12 +89,13 @@ async def drive_closed(
     users: int,
     perform: Perform,
     *,
-    until: float,
+    start: float,
+    duration_s: float,
     clock: Clock,
     share: Share = Share(),
     drain_s: float = 60.0,
 ) -> int:
-    """Let users call `perform` one after the other until the clock says `until`.
+    """Let users call `perform` one after the other, from `start` on `clock` for `duration_s`.
 
     Each process has its share of the users. A request is planned for when its user is ready for it.
 
@@ -105,13 +105,13 @@ async def drive_closed(
     indexes = itertools.count(share.number, share.of)
 
     async def use() -> None:
-        while (now := clock()) < until:
-            await perform(next(indexes), now)
+        while (passed_s := clock() - start) < duration_s:
+            await perform(next(indexes), passed_s)
 
     mine = range(share.number, users, share.of)
     tasks = {asyncio.ensure_future(use()) for _ in mine}
     if tasks:
-        timeout_s = max(until - clock(), 0)
+        timeout_s = max(start + duration_s - clock(), 0)
         await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
     return await _drain(tasks, drain_s)
 

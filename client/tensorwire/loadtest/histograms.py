@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 _LOWEST_US, _HIGHEST_US, _DIGITS = 1, 3_600_000_000, 3
 _EXACT_BITS = 11  # below 2**11 us each microsecond has a bucket of its own: that is three digits
 _RESAMPLES = 400
+_TAIL = 0.025  # what a confidence of 95 % leaves on each side
 
 
 class Histogram:
@@ -104,7 +106,8 @@ def percentile_intervals(
     """Return where each percentile lies with 95 % confidence, told from repeated windows.
 
     The windows are drawn again with replacement, many times. What comes close together in a run
-    is alike, so single requests say too little of how much another run would differ.
+    is alike, so single requests say too little of how much another run would differ. None: there
+    were too few windows, or too few values to have met what is as rare.
     """
     rows = np.array([window.counts() for window in windows if window.count])
     if len(rows) < 2:
@@ -113,8 +116,21 @@ def percentile_intervals(
     picks = random.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), _RESAMPLES)
     used = np.flatnonzero(rows.any(axis=0))
     found = _percentiles(picks @ rows[:, used], percents, used)
-    low, high = np.percentile(found, (2.5, 97.5), axis=0)
-    return list(zip(low.tolist(), high.tolist(), strict=True))
+    low, high = np.percentile(found, (100 * _TAIL, 100 * (1 - _TAIL)), axis=0)
+    return [
+        interval if rows.sum() >= fewest_values(percent) else None
+        for percent, interval in zip(
+            percents, zip(low.tolist(), high.tolist(), strict=True), strict=True
+        )
+    ]
+
+
+def fewest_values(percent: float) -> int:
+    """Return of how many values the largest lies beyond the percentile, in 97.5 % of all runs.
+
+    Of fewer, an interval's upper end would be a guess: 368 for p99, 3688 for p99.9.
+    """
+    return math.ceil(math.log(_TAIL) / math.log(percent / 100))
 
 
 def _percentiles(

@@ -41,5 +41,5 @@ async def stop_reading(client: AsyncClient, seconds: float) -> None:
 
 
 def _socket(client: AsyncClient) -> Any:
-    lane = client._link._lane
-    return None if lane is None else lane.transport._transport
+    lanes = client._link.pool.lanes
+    return lanes[0].transport._transport if lanes else None

@@ -40,12 +40,12 @@ class Span:
 
     @property
     def total_s(self) -> float:
-        """Warm-up and measured time together."""
-        return self.warmup_s + self.measured_s
+        """Warm-up and measured time together; rounded, since 0.1 and 0.2 are a little over 0.3."""
+        return round(self.warmup_s + self.measured_s, 9)
 
-    def is_measured(self, moment: float) -> bool:
-        """Say if a moment lies in the measured time."""
-        return self.warmup_s <= moment - self.start < self.total_s
+    def is_measured(self, since_start: float) -> bool:
+        """Say if a moment, in seconds after the start, lies in the measured time."""
+        return self.warmup_s <= since_start < self.total_s
 
     def are_measured(self, since_start: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Say which moments, in seconds after the start, lie in the measured time."""
@@ -139,9 +139,9 @@ class Measures:
         for name, outcomes in waiting.items():
             count_batch(self._groups[name], outcomes, self.span, self._slo)
 
-    def take_unsent(self, group: str, moment: float) -> None:
+    def take_unsent(self, group: str, planned_s: float) -> None:
         """Note a request that was due and was not sent, because too many were open."""
-        if self.span.is_measured(moment):
+        if self.span.is_measured(planned_s):
             self._groups[group].counts.update(("planned", "unsent"))
 
     def take_faults(self, group: str, faults: Faults) -> None:

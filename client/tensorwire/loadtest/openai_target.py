@@ -69,11 +69,8 @@ class OpenAiTarget:
         outcome.ended_at = time.monotonic()
 
     async def _send(self, outcome: Outcome) -> None:
-        connection = self._idle.pop() if self._idle else None
-        connection = connection or await HttpConnection.open(self._base, self._token)
+        connection = await self._post(*_request(outcome.ask))
         try:
-            path, value = _request(outcome.ask)
-            await connection.post(path, value)
             if connection.status != 200:
                 text = (await connection.body()).decode(errors="replace")
                 outcome.status, outcome.message = f"HTTP_{connection.status}", text[:_MESSAGE_CHARS]
@@ -88,6 +85,22 @@ class OpenAiTarget:
                 self._idle.append(connection)
             else:
                 connection.close()
+
+    async def _post(self, path: str, value: Any) -> HttpConnection:
+        """Send a request on an open or a new connection, and read the head of its answer."""
+        while True:
+            is_used = bool(self._idle)
+            opened = self._idle.pop() if is_used else None
+            connection = opened or await HttpConnection.open(self._base, self._token)
+            try:
+                await connection.post(path, value)
+            except BaseException as error:
+                connection.close()
+                # Closed behind its last answer, as llama.cpp's server does: nobody saw the request.
+                if not (is_used and isinstance(error, ConnectionError)):
+                    raise
+            else:
+                return connection
 
 
 def _request(ask: Ask) -> tuple[str, dict[str, Any]]:

@@ -23,7 +23,10 @@ class Outcome:
     """One request; times are monotonic seconds of the machine, the same in all its processes."""
 
     ask: Ask
-    planned_at: float  # latency counts from here
+    start: float  # of the run
+    planned_s: (
+        float  # after the start: as planned, to the last bit, whatever the clock's readings are
+    )
     sent_at: float = 0.0
     ended_at: float = 0.0
     times: list[float] = field(default_factory=list)  # when each piece came
@@ -34,6 +37,11 @@ class Outcome:
     server_ms: Mapping[str, float] = field(default_factory=dict)  # the server's own breakdown
     faults: Faults = NO_FAULTS
     has_end: bool = True  # a stream's END, an answer or a refusal came: the server's last word
+
+    @property
+    def planned_at(self) -> float:
+        """When it was due: latency counts from here."""
+        return self.start + self.planned_s
 
     @property
     def tokens_out(self) -> int:

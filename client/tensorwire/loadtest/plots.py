@@ -17,6 +17,7 @@ _PLOT_WIDTH, _PLOT_HEIGHT = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 _DASHES = ("", "6 3", "2 3", "8 3 2 3")
 _MAX_POINTS = 1200  # of a line: more would not be seen
+_MAX_DOTS = 40  # of a line: where there are few points, one sees which were measured
 _LEGEND_ROW, _LEGEND_CHAR, _LEGEND_KEY = 16, 6.5, 44
 
 
@@ -127,14 +128,19 @@ def _grid(x: Axis, y: Axis) -> Iterable[str]:
 def _line(number: int, series: Series, x: Axis, y: Axis) -> str:
     points = _thinned(series.points)
     bottom = _TOP + _PLOT_HEIGHT
-    path = " ".join(
-        f"{_LEFT + x.at(px) * _PLOT_WIDTH:.1f},{bottom - y.at(py) * _PLOT_HEIGHT:.1f}"
+    colour = COLOURS[number % len(COLOURS)]
+    places = [
+        (f"{_LEFT + x.at(px) * _PLOT_WIDTH:.1f}", f"{bottom - y.at(py) * _PLOT_HEIGHT:.1f}")
         for px, py in points
-    )
+    ]
+    path = " ".join(f"{left},{height}" for left, height in places)
+    dots = places if len(points) <= _MAX_DOTS else ()
     return (
-        f'<polyline class="line" stroke="{COLOURS[number % len(COLOURS)]}" '
+        f'<polyline class="line" stroke="{colour}" '
         f'stroke-dasharray="{_DASHES[number // len(COLOURS) % len(_DASHES)]}" points="{path}">'
         f"<title>{escape(series.label)}</title></polyline>"
+    ) + "".join(
+        f'<circle cx="{left}" cy="{height}" r="2.4" fill="{colour}"/>' for left, height in dots
     )
 
 

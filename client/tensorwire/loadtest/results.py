@@ -9,7 +9,7 @@ from tensorwire.loadtest.histograms import PERCENTILES, merged, percentile_inter
 from tensorwire.loadtest.machine import describe_machine, describe_versions, find_commit
 from tensorwire.loadtest.selfwatch import judge
 from tensorwire.loadtest.verifying import FAULTS
-from tensorwire.loadtest.workloads import BYSTANDER, LOAD, TROUBLE
+from tensorwire.loadtest.workloads import GROUPS, LOAD
 
 if TYPE_CHECKING:
     from tensorwire.loadtest.histograms import Histogram
@@ -44,7 +44,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "commit": find_commit(),
         "groups": {
             name: summarize_group(groups[name], run.span.measured_s)
-            for name in (LOAD, TROUBLE, BYSTANDER)
+            for name in GROUPS
             if name in groups
         },
         "slo": _judge_slo(run),
@@ -68,7 +68,7 @@ def summarize_group(group: Group, measured_s: float) -> dict[str, Any]:
     counts = group.counts
     rates = {
         "requests_per_s": counts["ok_in_time"] / measured_s,
-        "goodput_per_s": counts["good"] / measured_s,
+        "goodput_per_s": counts["good_in_time"] / measured_s,
         "tokens_in_per_s": counts["tokens_in_in_time"] / measured_s,
         "tokens_out_per_s": counts["tokens_out_in_time"] / measured_s,
     }

@@ -39,7 +39,7 @@ class Runner:
         self.measures = Measures(self.span, plan.parsed_slo())
         self.own = Own()
         self._num_open: Counter[str] = Counter()
-        self._log = RequestLog(plan.log, start) if plan.log else None
+        self._log = RequestLog(plan.log) if plan.log else None
 
     async def run(self) -> dict[str, Any]:
         """Wait for the start, send everything, and return what was measured, as JSON carries it."""
@@ -78,7 +78,8 @@ class Runner:
             return await drive_closed(
                 arrivals.users,
                 perform,
-                until=span.start + span.total_s,
+                start=span.start,
+                duration_s=span.total_s,
                 clock=time.monotonic,
                 share=self._share,
                 drain_s=drain_s,
@@ -90,7 +91,7 @@ class Runner:
             clock=time.monotonic,
             sleep=asyncio.sleep,
             share=self._share,
-            on_unsent=lambda planned: self.measures.take_unsent(LOAD, planned),
+            on_unsent=lambda planned_s: self.measures.take_unsent(LOAD, planned_s),
             drain_s=drain_s,
         )
 
@@ -105,13 +106,15 @@ class Runner:
             start=self.span.start,
             clock=time.monotonic,
             sleep=asyncio.sleep,
-            on_unsent=lambda planned: self.measures.take_unsent(BYSTANDER, planned),
+            on_unsent=lambda planned_s: self.measures.take_unsent(BYSTANDER, planned_s),
             drain_s=self._plan.timeout_s + _DRAIN_EXTRA_S,
         )
 
     def _perform(self, workload: Workload) -> Perform:
-        async def perform(index: int, planned_at: float) -> None:
-            outcome = Outcome(workload.ask(index), planned_at, time.monotonic())
+        start = self.span.start
+
+        async def perform(index: int, planned_s: float) -> None:
+            outcome = Outcome(workload.ask(index), start, planned_s, time.monotonic())
             self._num_open[outcome.ask.group] += 1
             try:
                 await self._target.perform(outcome)

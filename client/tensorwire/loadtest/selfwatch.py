@@ -27,7 +27,8 @@ class Bounds:
     """What the tool may do to the numbers before they say nothing of the server."""
 
     lag_p99_s: float = 0.010  # a request was sent so late
-    standstill_s: float = 0.250  # the event loop once did nothing for so long
+    loop_p99_s: float = 0.025  # the event loop came so late to what had arrived
+    standstill_s: float = 0.250  # it once did nothing for so long
     cpu: float = 0.90  # of one core, in any second
     waiting: float = 0.20  # of the time the process could run, and another one had its core
 
@@ -74,6 +75,11 @@ def judge(own: list[Own], lag: Histogram, unsent: int, bounds: Bounds = Bounds()
         )
     if unsent:
         reasons.append(f"{unsent} requests that were due were not sent: too many were open")
+    loop_lag_s = max((process.loop_lag.percentile_s(99) or 0.0 for process in own), default=0.0)
+    if loop_lag_s > bounds.loop_p99_s:
+        reasons.append(
+            f"the event loop was late: p99 {_ms(loop_lag_s)}, at most {_ms(bounds.loop_p99_s)}"
+        )
     standstill_s = max((process.loop_lag.max_s for process in own), default=0.0)
     if standstill_s > bounds.standstill_s:
         reasons.append(

@@ -12,7 +12,7 @@ from tensorwire.loadtest.units import parse_number
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_CLOSE = 1.05  # rates that near are not told apart
+CLOSE = 1.05  # rates that near are not told apart
 _STEP = 2.0
 
 
@@ -39,7 +39,7 @@ class RateSearch:
             return self.low_per_s if missed is None else None
         if missed is None:
             return None if best >= self.high_per_s else min(best * _STEP, self.high_per_s)
-        return None if missed / best <= _CLOSE else float((missed * best) ** 0.5)
+        return None if missed / best <= CLOSE else float((missed * best) ** 0.5)
 
     def tell(self, rate_per_s: float, *, is_met: bool) -> None:
         """Note how a rate did."""
@@ -66,6 +66,7 @@ def point(rate_per_s: float, result: Mapping[str, Any]) -> dict[str, Any]:
         "rate_per_s": rate_per_s,
         "met": result["slo"]["met"],
         "valid": result["valid"],
+        "broken": result["slo"]["broken"],
         "goodput_per_s": load["rates"].get("goodput_per_s", 0.0),
         "percentiles_ms": {
             metric: load["metrics"][metric]["percentiles_ms"]

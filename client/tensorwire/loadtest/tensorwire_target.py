@@ -69,7 +69,7 @@ class TensorwireTarget:
         self._sample = Sample()
 
     def _new_client(self, attempts: int) -> AsyncClient:
-        return AsyncClient(self._address, timeout=None, max_attempts=attempts)
+        return AsyncClient(self._address, timeout=None, max_attempts=attempts, max_connections=1)
 
     async def connect(self) -> None:
         """Make the connections, so that the first requests do not pay for them."""
@@ -94,7 +94,7 @@ class TensorwireTarget:
         for said in self._sample.kept:
             if time.monotonic() > end:
                 break
-            reference = Outcome(replace(said.ask, cancel_after=None), time.monotonic())
+            reference = Outcome(replace(said.ask, cancel_after=None), time.monotonic(), 0.0)
             ids = await self._again_alone(reference)
             if reference.status == OK:
                 expected = ids if said.is_whole else ids[: len(said.ids)]

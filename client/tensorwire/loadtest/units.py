@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from tensorwire_protocol.errors import BadParams
@@ -12,7 +13,14 @@ from tensorwire_protocol.errors import BadParams
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "": 1.0}
+# Exact: 700 times 1e-3 is more than 0.7, and one request more would be due before it.
+_SECONDS = {
+    "us": Fraction(1, 10**6),
+    "ms": Fraction(1, 1000),
+    "s": Fraction(1),
+    "m": Fraction(60),
+    "": Fraction(1),
+}
 _DURATION = re.compile(r"([0-9]*\.?[0-9]+)(us|ms|s|m|)")
 
 
@@ -25,7 +33,7 @@ def parse_seconds(text: str) -> float:
     found = _DURATION.fullmatch(text.strip())
     if found is None:
         raise BadParams(f"{text!r} is no duration: write 500ms, 30s or 2m")
-    return float(found[1]) * _SECONDS[found[2]]
+    return float(Fraction(found[1]) * _SECONDS[found[2]])
 
 
 def parse_share(text: str) -> float:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-LOAD, TROUBLE, BYSTANDER = "load", "trouble", "bystander"
+LOAD, TROUBLE, BYSTANDER = GROUPS = "load", "trouble", "bystander"
 STREAMED = ("generate", "chat")
 TASKS = (*STREAMED, "embed", "infer")
 _BLOCK = 1024  # requests drawn together

@@ -16,6 +16,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from tensorwire_protocol.errors import (
+    Busy,
     ConnectionLost,
     PeerSilent,
     RequestCancelled,
@@ -121,12 +122,16 @@ class BlockingTransport:
         """Send the request that `build` makes for a new stream id.
 
         Raises:
+            Busy: the server takes no further stream at present; `build` was not called.
             TensorwireError: the request cannot be sent, or the connection is lost.
         """
         mailbox: Mailbox | None = None
 
         def queue() -> None:
             nonlocal mailbox
+            if self.connection.num_places <= 0:
+                limit = self.connection.peer_limits.streams
+                raise Busy(f"{limit} streams are open on this connection; wait")
             request = build(self.connection.next_stream())
             mailbox = Mailbox(request.stream)
             self.connection.send(request)

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from tensorwire_protocol.allowance import Allowance
+from tensorwire_protocol.transports.sockets import limit_unsent
 
 from tensorwire_server.gateway.door import Door, source_of
 from tensorwire_server.gateway.handshakes import TlsPort
@@ -74,6 +75,7 @@ def bind(config: ListenConfig, *, has_auth: bool = False) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        limit_unsent(sock)  # connections inherit it
         sock.bind((config.host, config.port))
         sock.listen(_BACKLOG)
     except OSError as error:

@@ -437,8 +437,9 @@ class ContinuousScheduler:
             (decoding if sequence.num_to_feed == 1 else reading).append(sequence)
         rows = [self._row(sequence, 1) for sequence in decoding]
         budget = self._step_tokens - len(rows)
-        if decoding and reading:
-            budget = min(budget, self._pace.prompt_tokens(len(decoding)))
+        # A prompt of one token looks like a decode, but is nobody who could be kept waiting.
+        if reading and not all(sequence.is_reading for sequence in decoding):
+            budget = min(budget, self._pace.prompt_tokens(len(decoding), len(reading)))
         chunks = _share(budget, reading)
         rows += [self._row(sequence, num_tokens) for sequence, num_tokens in chunks]
         self._rows = tuple(rows)

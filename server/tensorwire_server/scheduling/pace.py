@@ -4,6 +4,10 @@ A step takes as long for everybody in it, so a long prompt would stop all runnin
 are to notice is a bound on time, not on tokens: how long a step of theirs takes alone, and what a
 prompt's token adds, is learnt from the steps themselves. Where prompts are always being read, one
 step in a while goes without them: else what more streams cost would be taken for the prompts' cost.
+
+The bound is for a few prompts beside many streams. The more prompts there are, the more of a step
+they get: to spare one stream, a burst of them would else be read in crumbs, and each crumb costs a
+whole step of a small batch.
 """
 
 from __future__ import annotations
@@ -12,11 +16,14 @@ from __future__ import annotations
 _DECODE_WEIGHT, _TOKEN_WEIGHT = 0.1, 0.3
 _RARE_WEIGHT = 0.5  # of a step without prompts, where they are rare
 _FIRST_TOKENS = 256  # of a prompt, before anything is known
-_FEWEST_TOKENS = 16
+_FEWEST_TOKENS = 4  # 16 made steps of 8 streams three times as long (M2, a prompt of 4,096)
 _OUTLIER = 2.0  # a step that takes so many times what is usual counts as this much
 # After so many steps with prompts one without is due; sooner if other numbers are continued now.
 _PAUSE_AFTER, _PAUSE_AFTER_CHANGE = 32, 8
 _CHANGE = 1.25
+# Prompts that are more than half as many as the streams get more time, in proportion; at most so
+# many times as much.
+_BURST, _MOST_OF_BURST = 0.5, 6.0
 _MOST_PAUSES = 2  # one after the other: a step that also copies pages measures nothing
 
 
@@ -24,8 +31,8 @@ class Pace:
     """Learns from the time of steps; decides on the prompt tokens of the next one.
 
     Args:
-        slowdown: how many times as long as alone a step may take that continues sequences; with 1
-            prompts are read as slowly as they can be.
+        slowdown: how many times as long as alone a step may take that continues sequences, beside
+            few prompts; with 1 prompts are read as slowly as they can be.
     """
 
     def __init__(self, slowdown: float) -> None:
@@ -64,8 +71,8 @@ class Pace:
         self._num_decodes = num_decodes
         self._num_mixed = self._num_pauses = 0
 
-    def prompt_tokens(self, num_decodes: int) -> int:
-        """Return how many tokens of prompts may join a step that continues so many sequences."""
+    def prompt_tokens(self, num_decodes: int, num_prompts: int) -> int:
+        """Return how many tokens of so many prompts may join a step that continues sequences."""
         if self._is_pause_due(num_decodes):
             self._num_pauses += 1
             if self._num_pauses <= _MOST_PAUSES:
@@ -73,7 +80,8 @@ class Pace:
             self._num_mixed = self._num_pauses = 0
         if not self._decode_s or not self._token_s:
             return _FIRST_TOKENS
-        allowed_s = (self._slowdown - 1) * self._decode_s
+        burst = min(_MOST_OF_BURST, max(1.0, num_prompts / (_BURST * num_decodes)))
+        allowed_s = (self._slowdown - 1) * burst * self._decode_s
         return max(_FEWEST_TOKENS, int(allowed_s / self._token_s))
 
     def _is_pause_due(self, num_decodes: int) -> bool:

@@ -11,7 +11,7 @@ from tensorwire_server.engine.fused.model import FusedModel
 from tensorwire_server.engine.generator import Generator
 from tensorwire_server.engine.loading import load
 
-from ..driving import compare, mixed_requests, references, run
+from ..driving import assert_right, compare, mixed_requests, references, run
 from .test_model import row
 from .variants import variant_folder
 
@@ -47,10 +47,8 @@ def test_requests_on_a_gpu_equal_generate(variant: str) -> None:
     requests = mixed_requests(16, seed=1)
     engine = load(variant_folder(variant), device="cuda", backend="fused")
     assert isinstance(engine, Generator)
-    comparison = compare(
-        run(engine, requests).tokens, references(variant_folder(variant), requests)
-    )
-    assert comparison.wrong == {}
+    expected = references(variant_folder(variant), requests)
+    assert_right(compare(run(engine, requests).tokens, expected))
 
 
 @pytest.mark.gpu

@@ -14,13 +14,12 @@ from tensorwire_server.engine.generator import Generator
 from tensorwire_server.engine.loading import load
 from tensorwire_server.scheduling.work import Row, StepPlan
 
-from ..driving import GREEDY, Request, compare, mixed_requests, references, run
+from ..driving import GREEDY, Request, assert_right, compare, mixed_requests, references, run
 from .variants import VARIANTS, variant_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-ALLOWED_EXCUSES = 0.001
 # float32 on a CPU, another order of additions: errors measured up to 2e-6 of the largest logit.
 FLOAT_ERROR = 3e-5
 
@@ -60,9 +59,7 @@ def test_requests_joining_at_random_steps_equal_generate(variant: str) -> None:
     for tokens, _ in expected:  # a reference that tells right from wrong
         assert len(set(tokens)) >= min(8, len(tokens) - 2)
     made = run(fused(variant), requests)
-    comparison = compare(made.tokens, expected)
-    assert comparison.wrong == {}
-    assert comparison.excused <= ALLOWED_EXCUSES * comparison.compared
+    assert_right(compare(made.tokens, expected), at_least=500)
     assert made.largest_batch >= 12
 
 
@@ -72,7 +69,7 @@ def test_the_size_of_prompt_chunks_changes_nothing(step_tokens: int) -> None:
     requests = mixed_requests(16, seed=2)
     expected = references(variant_folder("qwen3"), requests)
     made = run(fused("qwen3"), requests, max_running=16, step_tokens=step_tokens)
-    assert compare(made.tokens, expected).wrong == {}
+    assert_right(compare(made.tokens, expected))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
