@@ -11,6 +11,7 @@ from tensorwire_server.engine.fused.linear import Int8Linear
 
 if TYPE_CHECKING:
     from tensorwire_server.engine.fused.stored import StoredWeights
+    from tensorwire_server.engine.quantized import QuantizedWeight
 
 log = logging.getLogger(__name__)
 
@@ -20,15 +21,25 @@ _TOLERANCE = 0.5
 
 
 class _Int8Module(torch.nn.Module):
-    """Stands where a `torch.nn.Linear` stood."""
+    """Stands where a `torch.nn.Linear` stood.
 
-    def __init__(self, linear: Int8Linear) -> None:
+    What encoders multiply is lopsided: some numbers far from the others, on one side, or what GELU
+    leaves. So each row is moved until its extremes are equally far from 0, which makes the steps
+    that it is rounded to finer, and what was moved is added again: W x = W (x - m) + m W 1.
+    """
+
+    def __init__(self, weight: QuantizedWeight, bias: torch.Tensor | None) -> None:
         super().__init__()
-        self._linear = linear
+        self._linear = Int8Linear(weight, bias)
+        self._sums_O = weight.dequantize().sum(1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """See `torch.nn.Linear`."""
-        return self._linear(x.flatten(0, -2)).view(*x.shape[:-1], -1)
+        x_TI = x.flatten(0, -2)
+        lowest_T1, highest_T1 = x_TI.aminmax(dim=-1, keepdim=True)
+        middle_T1 = (lowest_T1 + highest_T1) / 2
+        product_TO = self._linear(x_TI - middle_T1).addcmul_(middle_T1, self._sums_O)
+        return product_TO.view(*x.shape[:-1], -1)
 
 
 def multiply_in_int8(model: Any, stored: StoredWeights) -> None:
@@ -49,7 +60,7 @@ def multiply_in_int8(model: Any, stored: StoredWeights) -> None:
         weight = stored.quantized(f"{name_in_files}.weight")
         if weight is not None:
             linear = replaced[name] = model.get_submodule(name)
-            model.set_submodule(name, _Int8Module(Int8Linear(weight, linear.bias)))
+            model.set_submodule(name, _Int8Module(weight, linear.bias))
     try:
         error = (_output(model) - right).abs().max() / right.abs().max().clamp(min=1e-6)
         reason = None if error <= _TOLERANCE else f"they change its output by {error:.1e}"
