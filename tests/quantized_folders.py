@@ -55,7 +55,8 @@ def quantize_folder(
     """
     shutil.copytree(source, folder, dirs_exist_ok=True)
     model = auto_class.from_pretrained(source, dtype=torch.float32)
-    weights, meant = {}, {}
+    weights: dict[str, torch.Tensor] = {}
+    meant: dict[str, torch.Tensor] = {}
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and name not in ignored:
             weight = round_weight(module.weight.data, bits, group_size)

@@ -28,10 +28,10 @@ def load_demo() -> Any:
     return AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32).requires_grad_(False)
 
 
-def write_text(path: Path, units: tuple[str, ...]) -> str:
-    """Write what modules hold as a user's text file: documents between empty lines."""
+def write_text(path: Path, units: tuple[str, ...], num_documents: int = 120) -> str:
+    """Write what modules hold first as a user's text file: documents between empty lines."""
     documents = ("\n".join(line for line in d.text.splitlines() if line.strip())
-                 for d in corpus.documents_of(units))  # fmt: skip
+                 for d in corpus.documents_of(units)[:num_documents])  # fmt: skip
     path.write_text("\n\n".join(documents), encoding="utf-8")
     return str(path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from .demo_text import CALIBRATION_UNITS, DEMO, EVALUATION_UNITS, write_text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.slow
@@ -42,6 +44,15 @@ pytestmark = pytest.mark.slow
 PROMPT = "Return a list of"
 WANDA = Pruning(structure=Structure.UNSTRUCTURED, target=0.5, method=Method.WANDA)
 INT4 = Quantization(bits=4, rounding=Rounding.GPTQ, group_size=32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen() -> Iterator[None]:
+    """A compression collects garbage several times, each time among all that these tests hold."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,8 @@ def windows(seed: int = 0) -> list[torch.Tensor]:
 
 @torch.no_grad()
 def outputs(model: Any) -> torch.Tensor:
-    return model(input_ids=IDS)[0]
+    found: torch.Tensor = model(input_ids=IDS)[0]
+    return found
 
 
 def reloaded(model: Any, folder: Path) -> Any:

@@ -22,7 +22,8 @@ def load(family: str = "llama") -> Any:
 
 @torch.no_grad()
 def logits(model: Any) -> torch.Tensor:
-    return model(input_ids=WINDOWS[0]).logits
+    found: torch.Tensor = model(input_ids=WINDOWS[0]).logits
+    return found
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])
@@ -54,7 +55,8 @@ def test_a_layer_that_changes_nothing_goes_first(idle: int) -> None:
     model = load("gemma2")
     block = blocks_of(model)[idle].module
     for name in ("post_attention_layernorm", "post_feedforward_layernorm"):
-        block.get_submodule(name).weight.data.fill_(-1.0)  # Gemma's norms multiply by 1 + weight
+        norm: Any = block.get_submodule(name)
+        norm.weight.data.fill_(-1.0)  # Gemma's norms multiply by 1 + weight
     before = logits(model)
     pruned = prune_model(model, 1 / 3, structure="layers", calibration=WINDOWS)
     assert torch.equal(logits(model), before)

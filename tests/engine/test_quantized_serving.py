@@ -142,7 +142,7 @@ def test_transformers_with_compressed_tensors_reads_the_same_weights(
     tmp_path: Path, bits: int, group_size: int | None
 ) -> None:
     meant = quantize_folder(variant_folder("qwen3"), tmp_path, bits=bits, group_size=group_size)
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     model(torch.tensor([IDS]))  # decompresses
     for name, weight in meant.items():
         assert torch.equal(model.get_submodule(name).weight.float(), weight), name
@@ -286,7 +286,8 @@ def test_an_encoder_that_looks_into_its_layers_goes_on_with_numbers(
 
     class Curious(transformers.BertModel):
         def forward(self, *args: Any, **options: Any) -> Any:
-            assert self.encoder.layer[0].output.dense.weight.numel()
+            layers: Any = self.encoder.layer
+            assert layers[0].output.dense.weight.numel()
             return super().forward(*args, **options)
 
     mapping = transformers.models.auto.modeling_auto.MODEL_MAPPING

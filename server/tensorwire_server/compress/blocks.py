@@ -36,12 +36,12 @@ class Block:
     module: nn.Module
     family: Family
 
-    def linear(self, part: str) -> tuple[str, nn.Module]:
+    def linear(self, part: str) -> tuple[str, Any]:
         """Return a linear layer's name in the model, and the layer."""
         return f"{self.name}.{part}", self.module.get_submodule(part)
 
     @property
-    def linears(self) -> dict[str, nn.Module]:
+    def linears(self) -> dict[str, Any]:
         """Return all linear layers of attention and feed-forward."""
         return dict(
             self.linear(part) for part in (*self.family.attention, *self.family.feed_forward)
@@ -204,7 +204,7 @@ def _calls(model: Any, modules: Sequence[nn.Module], window: torch.Tensor) -> li
 
 
 def _first_hidden(model: Any, first: nn.Module, window: torch.Tensor) -> torch.Tensor:
-    hidden = []
+    hidden: list[torch.Tensor] = []
 
     def record(_: nn.Module, args: tuple[Any, ...]) -> None:
         hidden.append(args[0])

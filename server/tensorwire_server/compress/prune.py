@@ -103,7 +103,7 @@ def _counted(blocks: Iterable[Block], target: float, errors: tuple[LayerError, .
     num_zeros = num_weights = 0
     for block in blocks:
         for name, linear in block.linears.items():
-            weight: torch.Tensor = linear.weight.data  # type: ignore[assignment]
+            weight: torch.Tensor = linear.weight.data
             zeros = weight.numel() - int(weight.count_nonzero())
             shape = tuple(weight.shape)
             parameters.append(
@@ -157,6 +157,8 @@ def _prune_globally(
     num_left = round(pruning.target * sum(score.numel() for score in scores()))
     threshold = kth_smallest(scores, num_left)
 
+    num_ties = num_left - sum(int((score < threshold).sum()) for score in scores())
+
     def choose(name: str, scores_OI: torch.Tensor) -> torch.Tensor:
         # Equal scores at the threshold: the first ones go, as many as make the total exact.
         nonlocal num_ties
@@ -166,7 +168,6 @@ def _prune_globally(
         num_ties -= ties.numel()
         return chosen
 
-    num_ties = num_left - sum(int((score < threshold).sum()) for score in scores())
     if passage is not None:
         passage.restart()
     errors: list[LayerError] = []

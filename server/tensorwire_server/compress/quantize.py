@@ -84,7 +84,8 @@ def round_to_nearest(weight_OI: torch.Tensor, quantization: Quantization) -> Qua
     bits, group_size = quantization.bits, quantization.group_size
     num_inputs = weight_OI.shape[1]
     size = group_size or num_inputs
-    grouped_OGI = F.pad(weight_OI.float(), (0, -num_inputs % size)).unflatten(1, (-1, size))
+    padded_OI = F.pad(weight_OI.float(), (0, -num_inputs % size))
+    grouped_OGI = padded_OI.view(len(padded_OI), -1, size)
     scales_OG = _scales(grouped_OGI, bits)
     values_OGI = _integers(grouped_OGI, scales_OG.unsqueeze(-1), bits)
     return QuantizedWeight(
@@ -140,8 +141,9 @@ def _inverse_factor(gram_II: torch.Tensor) -> torch.Tensor:
     # An input that the text never uses has no say in others' errors, and is rounded to nearest.
     # (The authors' code makes its weights zero. Another text may use it.)
     damping = _DAMPING * diagonal.mean() + (diagonal == 0) * diagonal.mean().clamp(min=1.0)
-    lower = torch.linalg.cholesky(gram_II + damping.diag())
-    return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float()
+    lower_II = torch.linalg.cholesky(gram_II + damping.diag())
+    factor_II: torch.Tensor = torch.linalg.cholesky(torch.cholesky_inverse(lower_II), upper=True)
+    return factor_II.float()
 
 
 def _scales(weights: torch.Tensor, bits: int) -> torch.Tensor:
@@ -155,4 +157,4 @@ def _integers(weights: torch.Tensor, scales: torch.Tensor, bits: int) -> torch.T
 
 def _most(bits: int) -> int:
     """Return the largest integer; the smallest is its negative, so that signs mean the same."""
-    return 2 ** (bits - 1) - 1
+    return (1 << (bits - 1)) - 1

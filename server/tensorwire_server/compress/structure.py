@@ -242,7 +242,8 @@ def refit(weight_OI: torch.Tensor, gram_II: torch.Tensor, kept_K: torch.Tensor) 
     damping = _DAMPING * kept_KK.diagonal().mean() + torch.finfo(torch.float64).tiny
     kept_KK.diagonal().add_(damping)
     wanted_OK = weight_OI.double() @ gram_II[:, kept_K] + damping * weight_OI[:, kept_K]
-    return torch.linalg.solve(kept_KK, wanted_OK, left=False).to(weight_OI.dtype)
+    refitted_OK: torch.Tensor = torch.linalg.solve(kept_KK, wanted_OK, left=False)
+    return refitted_OK.to(weight_OI.dtype)
 
 
 def _spread(units: torch.Tensor, size: int) -> torch.Tensor:
