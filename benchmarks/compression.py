@@ -1,4 +1,4 @@
-"""What compression does to the speed of a model of real shape: removed parts, 8- and 4-bit integers.
+"""What compression does to the speed of a model of real shape: less of it, or 8 and 4 bits.
 
 python benchmarks/compression.py [--shape m2] [--only int8 layers]
 
