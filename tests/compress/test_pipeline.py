@@ -8,7 +8,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import models_zoo
+import numpy as np
 import pytest
+import sentence_transformers
 import torch
 from safetensors import safe_open
 from tensorwire_server.compress import (
@@ -28,6 +30,7 @@ from tensorwire_server.compress.recipe import parse_recipe
 from tensorwire_server.compress.report import from_json
 from tensorwire_server.compress.saving import OutputError
 from tensorwire_server.compress.scoring import continue_greedily
+from tensorwire_server.compress.text import read_text
 from tensorwire_server.engine.loading import load
 from tensorwire_server.engine.quantized import read_block, unpack
 from tensorwire_server.models.manifest import revision_of
@@ -137,6 +140,47 @@ def plain(folder: Path) -> Any:
     state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
     model.load_state_dict(state)
     return model
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("sentences") / "sentences.txt"
+    lines = read_text(write_text(path, EVALUATION_UNITS, num_documents=300), "test").lines
+    path.write_text("\n".join(lines[:500]))
+    assert len(lines) > 500
+    return str(path)
+
+
+def test_minilm_in_8_bits_keeps_its_vectors(tmp_path: Path, sentences: str) -> None:
+    recipe = Recipe(quantize=Quantization(bits=8), evaluate=sentences, speed=False)
+    report = compress("minilm", recipe, tmp_path / "out")
+    cosine = report.quality.embedding
+    assert cosine is not None
+    assert cosine.num_texts == 500
+    assert cosine.mean.value >= 0.99
+    assert report.size_after.file_bytes < 0.75 * report.size_before.file_bytes
+
+
+def test_an_encoder_with_fewer_neurons_embeds_as_sentence_transformers_does(
+    tmp_path: Path, texts: dict[str, Any], sentences: str
+) -> None:
+    out = tmp_path / "out"
+    recipe = Recipe(
+        prune=(Pruning(structure=Structure.NEURONS, target=0.25),),
+        calibrate=texts["calibrate"],
+        evaluate=sentences,
+        num_windows=8,
+        speed=False,
+    )
+    report = compress("minilm", recipe, out)
+    assert json.loads((out / "config.json").read_text())["intermediate_size"] == 1152
+    assert report.quality.embedding is not None
+    assert report.quality.embedding.mean.value >= 0.9
+    some = read_text(sentences, "test").lines[:16]
+    wanted = sentence_transformers.SentenceTransformer(str(out), device="cpu").encode(some)
+    engine: Any = load(out, device="cpu")
+    found = engine.run([engine.tokenizer.encode(text) for text in some])
+    np.testing.assert_allclose(np.stack(found), wanted, rtol=0, atol=1e-5)
 
 
 def test_structures_are_as_small_as_was_asked(tmp_path: Path, texts: dict[str, Any]) -> None:
