@@ -412,7 +412,8 @@ def _chunk_span(chunk: PromptChunk, window: int | None, terms: Terms, like: torc
         hidden |= positions <= own - window
     mask = _additive(hidden, like)
     num_groups = like.shape[2]
-    repeats = terms.is_plain and num_groups * mask.numel() <= _MAX_REPEATED
+    is_small = num_groups * mask.numel() <= _MAX_REPEATED
+    repeats = terms.is_plain and is_small and like.device.type == "cpu"
     return Span(
         low=low,
         high=chunk.end,
