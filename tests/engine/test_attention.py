@@ -194,10 +194,12 @@ def test_other_number_formats_and_devices_agree(
 
 
 @DEVICES
+@pytest.mark.parametrize("most", [attention._MAX_REPEATED, 0])  # 0: as if prompts were long
 @pytest.mark.parametrize("count", [63, 64, 65, 66, 127, 128, 129, 130])
 def test_chunks_about_as_long_as_a_kernels_tiles_are_read_to_their_last_token(
-    device: str, count: int
+    device: str, count: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(attention, "_MAX_REPEATED", most)
     cache, histories = new_cache(device=device), Histories(8)
     check_step(cache, histories, [row(0, 0, 21), row(1, 0, count)])
     check_step(cache, histories, [row(0, 21, count)])

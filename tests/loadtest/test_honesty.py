@@ -17,6 +17,8 @@ import pytest
 from system.serving import Command, RunningServer, wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from .conftest import Bench
 
 pytestmark = pytest.mark.slow
@@ -42,16 +44,22 @@ def test_a_healthy_run_is_valid_and_a_known_programme_is_measured_as_it_is(bench
         server.ready()
         for _ in range(TRIES):
             result = bench(*words, address=server.address).result
-            if not (reasons := excuses(result)):
-                break
-        else:
-            pytest.skip(f"this machine is too busy to measure on: {'; '.join(reasons)}")
-    metrics = result["groups"]["load"]["metrics"]
+            reasons, wrong = excuses(result), list(misses(result))
+            if not reasons and not wrong:
+                return
+    if reasons:
+        pytest.skip(f"this machine is too busy to measure on: {'; '.join(reasons)}")
+    # A neighbour may delay a gap of one run; three runs in a row that are off are the tool's.
+    pytest.fail("; ".join(wrong))
+
+
+def misses(result: dict[str, Any]) -> Iterator[str]:
+    """Yield which percentiles are further from the programme than they may be."""
     for metric, expected_ms in (("itl", STEP_S * 1000), ("e2e", 8 * STEP_S * 1000)):
-        found = metrics[metric]["percentiles_ms"]
-        assert found["p50"] == pytest.approx(expected_ms, rel=0.05), metric
-        assert found["p90"] == pytest.approx(expected_ms, rel=0.05), metric
-        assert found["p99"] == pytest.approx(expected_ms, rel=0.10), metric
+        found = result["groups"]["load"]["metrics"][metric]["percentiles_ms"]
+        for percentile, allowed in (("p50", 0.05), ("p90", 0.05), ("p99", 0.10)):
+            if found[percentile] != pytest.approx(expected_ms, rel=allowed):
+                yield f"{metric} {percentile} is {found[percentile]} ms, not {expected_ms} ms"
 
 
 def test_a_stall_of_the_server_shows_fully_in_an_open_loop_and_hides_in_a_closed_one(

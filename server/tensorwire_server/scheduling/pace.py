@@ -16,7 +16,7 @@ from __future__ import annotations
 _DECODE_WEIGHT, _TOKEN_WEIGHT = 0.1, 0.3
 _RARE_WEIGHT = 0.5  # of a step without prompts, where they are rare
 _FIRST_TOKENS = 256  # of a prompt, before anything is known
-_FEWEST_TOKENS = 4  # 16 made steps of 8 streams three times as long (M2, a prompt of 4,096)
+_FEWEST_TOKENS = 8  # fewer, and reading takes so long that the streams themselves grow slow
 _OUTLIER = 2.0  # a step that takes so many times what is usual counts as this much
 # After so many steps with prompts one without is due; sooner if other numbers are continued now.
 _PAUSE_AFTER, _PAUSE_AFTER_CHANGE = 32, 8
