@@ -45,9 +45,13 @@ def read_texts(recipe: Recipe) -> Texts:
     """
     calibration = read_text(recipe.calibrate, "calibration") if recipe.calibrate else None
     evaluation = read_text(recipe.evaluate, "evaluation") if recipe.evaluate else None
-    if calibration and evaluation:
-        refuse_shared(calibration, evaluation)
     labelled = tuple(read_labels(recipe.labels)) if recipe.labels else ()
+    if calibration and evaluation:
+        what = f"the evaluation text {evaluation.path!r}"
+        refuse_shared(calibration, evaluation.documents, what)
+    if calibration and labelled:
+        texts = [example.text for example in labelled]
+        refuse_shared(calibration, texts, f"the file of labels {recipe.labels!r}")
     return Texts(calibration=calibration, evaluation=evaluation, labelled=labelled)
 
 
