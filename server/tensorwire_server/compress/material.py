@@ -105,8 +105,9 @@ def evaluation_of(parent: Parent, texts: Texts, recipe: Recipe) -> Material:
             f"the evaluation text {texts.evaluation.path!r} has less than two tokens; give more"
         )
     windows = choose_some(windows, 2 * recipe.num_windows, recipe.seed)
+    # A context that ends within the answer leaves no room for a prompt.
     most = parent.window_tokens(_PROMPT_TOKENS + CONTINUED_TOKENS) - CONTINUED_TOKENS
-    prompts = [window[: max(most, 1)] for window in windows]
+    prompts = [window[:most] for window in windows] if most > len(parent.start_ids) else []
     return Material(
         windows=windows,
         prompts=choose_some(prompts, _NUM_PROMPTS, recipe.seed),
@@ -117,4 +118,6 @@ def evaluation_of(parent: Parent, texts: Texts, recipe: Recipe) -> Material:
 def _windows(parent: Parent, text: Text, length: int) -> list[list[int]]:
     if parent.is_encoder:
         return [ids for ids in parent.ids_of_lines(text.lines, length) if len(ids) > 1]
-    return cut_windows(parent.ids_of(text.documents), length)
+    start = parent.start_ids
+    pieces = cut_windows(parent.ids_of(text.documents), length - len(start))
+    return [[*start, *piece] for piece in pieces]
