@@ -10,6 +10,7 @@ from safetensors import safe_open
 from transformers import AutoModel, AutoModelForCausalLM
 
 from tensorwire_server.engine.folder import checked_config, find_folder, read_sentence_folder
+from tensorwire_server.engine.fused.stored import weight_files
 from tensorwire_server.engine.loading import (
     ModelLoadError,
     encoder_context,
@@ -119,7 +120,7 @@ def _stored(folder: Path) -> tuple[torch.dtype, frozenset[str]]:
     """Return the number format of the largest tensor, and the names of all."""
     names: set[str] = set()
     largest, dtype = 0, torch.float32
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - a safetensors handle is no mapping
                 names.add(name)
