@@ -35,7 +35,7 @@ def text_quality(**changes: Any) -> TextQuality:
         "num_tokens": 32704,
         "perplexity_before": Estimate(value=12.3456, low=11.5, high=13.25),
         "perplexity_after": Estimate(value=13.4567, low=12.5, high=14.5),
-        "perplexity_ratio": Estimate(value=1.09, low=1.0812, high=1.1015),
+        "perplexity_ratio": Estimate(value=1.09, low=1.0812, high=1.0985),
         "kl": Estimate(value=0.04321, low=0.0401, high=0.0466),
         "agreement": Estimate(value=0.9112, low=0.9051, high=0.9171),
     }

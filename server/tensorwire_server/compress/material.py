@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _NUM_PROMPTS = 32
 _PROMPT_TOKENS = 32
 _NUM_SENTENCES = 1000
+_NUM_LABELLED = 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +93,8 @@ def evaluation_of(parent: Parent, texts: Texts, recipe: Recipe) -> Material:
     Raises:
         RecipeError: the text is too short for a single window.
     """
-    labelled = [(example.text, example.label) for example in texts.labelled]
+    examples = choose_some(texts.labelled, _NUM_LABELLED, recipe.seed)
+    labelled = [(example.text, example.label) for example in examples]
     if texts.evaluation is None:
         return Material(labelled=labelled)
     if parent.is_encoder:
