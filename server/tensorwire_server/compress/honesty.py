@@ -70,7 +70,8 @@ def _unmeasured(report: Report) -> Iterator[str]:
     if quality.text is None and quality.embedding is None:
         yield "Quality was not measured on a text, because none was given (--eval FILE)."
     if report.speed is None:
-        yield "Speed and memory were not measured, because they were not asked for."
+        why = "they were not asked for" if report.meets_floors else "a floor was missed before"
+        yield f"Speed and memory were not measured, because {why}."
     if not report.errors and report.recipe.calibrate is None:
         yield (
             "The error of single layers was not measured, because no calibration text was given"
