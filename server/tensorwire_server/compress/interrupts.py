@@ -34,5 +34,5 @@ def held_interrupts() -> Iterator[None]:
     finally:
         for number, call in held.items():
             signal.signal(number, call)
-        for number in arrived:
-            signal.raise_signal(number)
+        for late in arrived:
+            signal.raise_signal(late)
