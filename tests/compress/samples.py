@@ -18,7 +18,7 @@ from tensorwire_server.compress.recipe import (
     Structure,
     parse_floors,
 )
-from tensorwire_server.compress.report import NamedModel, Report
+from tensorwire_server.compress.report import NamedModel, NamedText, Report
 from tensorwire_server.compress.results import LayerError, Pruned, PrunedParameter
 from tensorwire_server.compress.sizes import FolderSize, StoredMatrix
 from tensorwire_server.compress.speed import Rate, Speed
@@ -98,6 +98,10 @@ def text_report(**changes: Any) -> Report:
         "parent": NamedModel(name="demo", revision="a1b2c3d4" * 8),
         "child": NamedModel(name="demo-small", revision="0f1e2d3c" * 8),
         "recipe": recipe,
+        "texts": (
+            NamedText(use="calibration", name="calibration.txt", sha256="c0ffee" * 10 + "cafe"),
+            NamedText(use="evaluation", name="evaluation.txt", sha256="decade" * 10 + "beef"),
+        ),
         "pruned": (
             Pruned(
                 structure="neurons", target=0.25, achieved=0.2501, met=True,

@@ -28,6 +28,7 @@ TEXTS = Texts(
     calibration=Text(path="a", documents=("\n".join(LINES),), sha256="0"),
     evaluation=Text(path="b", documents=(TEXT.upper(),), sha256="1"),
     labelled=(),
+    named=(),
 )
 RECIPE = Recipe(quantize=Quantization(bits=8), num_windows=4, window_tokens=64, speed=False)
 

@@ -132,7 +132,7 @@ def _read(file: Path | None) -> dict[str, Any]:
 
 def _run(model: str, recipe: Recipe, out: Path, *, as_json: bool) -> None:
     # Torch and transformers: only now, not for --help or a wrong flag.
-    from tensorwire_server.compress.errors import MeasurementError
+    from tensorwire_server.compress.errors import MeasurementError, is_out_of_memory
     from tensorwire_server.compress.pipeline import FloorMissed
     from tensorwire_server.compress.pipeline import compress as run
     from tensorwire_server.compress.saving import OutputError
@@ -150,7 +150,9 @@ def _run(model: str, recipe: Recipe, out: Path, *, as_json: bool) -> None:
         _exit(str(error), FLOOR_MISSED)
     except (MeasurementError, ModelLoadError, OutputError) as error:
         _exit(str(error), FAILED)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         _exit(f"there is not enough memory to compress {model!r}", FAILED)
     show(report, as_json=as_json)
     if not as_json:
@@ -195,12 +197,13 @@ def _progress() -> Iterator[Any]:
     stages: dict[str, Any] = {}
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
 
-        def on_progress(stage: str, done: int, total: int) -> None:
+        def on_progress(stage: str, done: int, total: int, what: str) -> None:
             if stage not in stages:
                 stages[stage] = progress.add_task(stage, total=total)
                 if not console.is_terminal:
-                    print(f"{stage} ({total})", file=sys.stderr, flush=True)
-            progress.update(stages[stage], completed=done, total=total)
+                    print(stage, file=sys.stderr, flush=True)
+            description = f"{stage}: {what}" if what else stage
+            progress.update(stages[stage], completed=done, total=total, description=description)
 
         yield on_progress
 

@@ -102,7 +102,8 @@ def _unmeasured(report: Report) -> Iterator[str]:
     if quality.text is not None and quality.continuations is None:
         yield "Greedy answers were not compared, because the context leaves no room for them."
     if report.speed is None:
-        yield "Speed and memory were not measured, because they were not asked for."
+        why = "they were not asked for" if report.meets_floors else "a floor was missed before"
+        yield f"Speed and memory were not measured, because {why}."
     if not report.errors and report.recipe.calibrate is None:
         yield (
             "The error of single layers was not measured, because no calibration text was given"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from tensorwire_server.compress.quality import Material
 from tensorwire_server.compress.recipe import Metric, RecipeError
+from tensorwire_server.compress.report import NamedText
 from tensorwire_server.compress.text import (
     choose_some,
     cut_windows,
@@ -17,6 +19,7 @@ from tensorwire_server.compress.text import (
     refuse_shared,
 )
 from tensorwire_server.compress.text_quality import CONTINUED_TOKENS
+from tensorwire_server.models.manifest import sha256_of
 
 if TYPE_CHECKING:
     from tensorwire_server.compress.parent import Parent
@@ -36,6 +39,7 @@ class Texts:
     calibration: Text | None
     evaluation: Text | None
     labelled: tuple[LabelledText, ...]
+    named: tuple[NamedText, ...]  # the files
 
 
 def read_texts(recipe: Recipe) -> Texts:
@@ -53,7 +57,31 @@ def read_texts(recipe: Recipe) -> Texts:
     if calibration and labelled:
         texts = [example.text for example in labelled]
         refuse_shared(calibration, texts, f"the file of labels {recipe.labels!r}")
-    return Texts(calibration=calibration, evaluation=evaluation, labelled=labelled)
+    named = [
+        NamedText(use=use, name=Path(text.path).name, sha256=text.sha256)
+        for use, text in (("calibration", calibration), ("evaluation", evaluation))
+        if text is not None
+    ]
+    if recipe.labels:
+        file = Path(recipe.labels).expanduser()
+        named.append(NamedText(use="labels", name=file.name, sha256=sha256_of(file)))
+    return Texts(
+        calibration=calibration, evaluation=evaluation, labelled=labelled, named=tuple(named)
+    )
+
+
+def without_folders(recipe: Recipe) -> Recipe:
+    """Return a recipe that tells only the names of its files: where they lay is private."""
+    return replace(
+        recipe,
+        calibrate=_name_of(recipe.calibrate),
+        evaluate=_name_of(recipe.evaluate),
+        labels=_name_of(recipe.labels),
+    )
+
+
+def _name_of(path: str | None) -> str | None:
+    return None if path is None else Path(path).name
 
 
 def refuse_unmeasurable(recipe: Recipe, *, is_encoder: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,13 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModel, AutoModelForCausalLM
 
-from tensorwire_server.engine.folder import checked_config, find_folder, read_sentence_folder
+from tensorwire_server.compress.errors import is_out_of_memory
+from tensorwire_server.engine.folder import (
+    checked_config,
+    find_folder,
+    first_line,
+    read_sentence_folder,
+)
 from tensorwire_server.engine.fused.stored import weight_files
 from tensorwire_server.engine.loading import (
     ModelLoadError,
@@ -19,13 +26,20 @@ from tensorwire_server.engine.loading import (
     silence_transformers,
 )
 from tensorwire_server.engine.tokenizing import TextTokenizer, load_wrapper
+from tensorwire_server.models.manifest import REPORT_FOLDER, SUFFIXES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tensorwire_server.engine.folder import SentenceFolder
 
 _CPU = torch.device("cpu")
+_WEIGHTS = ".safetensors"
+_INDEX = ".index.json"
+_LICENCES = ("LICENSE", "LICENCE", "NOTICE")
+# As safetensors writes them; what a file stores otherwise is written as float32.
+_DTYPES = {"F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +54,7 @@ class Parent:
     context_tokens: int  # how many it reads at most when it is served
     dtype: torch.dtype  # in which most of its weights are stored
     stored_names: frozenset[str]
+    companions: tuple[Path, ...]  # files in `folder` that its child has as well: tokenizer, licence
 
     @property
     def is_encoder(self) -> bool:
@@ -89,6 +104,10 @@ def load_parent(name: str, revision: str | None = None) -> Parent:
         return _load(find_folder(name, revision))
     except ModelLoadError as error:
         raise ModelLoadError(f"cannot compress {name!r}: {error}") from error.__cause__
+    except Exception as error:  # whatever transformers and safetensors make of a bad folder
+        if is_out_of_memory(error):
+            raise
+        raise ModelLoadError(f"cannot compress {name!r}: {first_line(error)}") from error
 
 
 def _load(folder: Path) -> Parent:
@@ -98,7 +117,9 @@ def _load(folder: Path) -> Parent:
     if "quantization_config" in checked_config(weights):
         raise ModelLoadError("it is quantized already; compress the model that it was made from")
     tokenizer = load_wrapper(weights)
+    companions = tuple(_companions(folder))
     model = load_weights(AutoModel if is_encoder else AutoModelForCausalLM, weights, _CPU, None)
+    _refuse_not_finite(model)
     if sentence is None:
         context = served_context(model.config.get_text_config(), tokenizer)
     else:
@@ -113,7 +134,43 @@ def _load(folder: Path) -> Parent:
         context_tokens=context,
         dtype=dtype,
         stored_names=names,
+        companions=companions,
     )
+
+
+def _companions(folder: Path) -> Iterator[Path]:
+    """Find what is neither weights nor their index, by names in the folder.
+
+    Raises:
+        ModelLoadError: one is a link to elsewhere; a model that somebody else made must not have
+            files of this machine copied into what is handed on.
+    """
+    homes = [folder.resolve()]
+    if homes[0].parent.name == "snapshots":  # the hub's cache: links to the files' contents
+        homes.append(homes[0].parent.parent / "blobs")
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if any(part.startswith(".") for part in name.parts) or name.parts[0] == REPORT_FOLDER:
+            continue
+        if not path.is_file() or not _is_companion(path):
+            continue
+        if not any(path.resolve().is_relative_to(home) for home in homes):
+            raise ModelLoadError(
+                f"its {name} is a link that leads out of the folder; copy the file"
+            )
+        yield name
+
+
+def _is_companion(path: Path) -> bool:
+    if path.suffix == _WEIGHTS or path.name.endswith(_INDEX):
+        return False
+    return path.suffix in SUFFIXES or path.stem.upper() in _LICENCES
+
+
+def _refuse_not_finite(model: Any) -> None:
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise ModelLoadError(f"its weight {name} holds what is no finite number")
 
 
 def _stored(folder: Path) -> tuple[torch.dtype, frozenset[str]]:
@@ -124,8 +181,8 @@ def _stored(folder: Path) -> tuple[torch.dtype, frozenset[str]]:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - a safetensors handle is no mapping
                 names.add(name)
-                shape = file.get_slice(name).get_shape()
-                size = torch.Size(shape).numel()
+                stored = file.get_slice(name)
+                size = math.prod(stored.get_shape())
                 if size > largest:
-                    largest, dtype = size, file.get_tensor(name).dtype
+                    largest, dtype = size, _DTYPES.get(stored.get_dtype(), torch.float32)
     return dtype, frozenset(names)
