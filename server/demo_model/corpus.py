@@ -58,7 +58,7 @@ class Corpus:
 
 def collect_corpus() -> Corpus:
     """Read this interpreter's standard library, drop near duplicates, and split by module."""
-    documents = [*_source_documents(), *_extension_documents(), *_topic_documents()]
+    documents = [*_source_documents(), *documents_without_source()]
     documents = [document for document in documents if _is_prose(document.text)]
     # Training text goes first: a paragraph that both sides have then leaves the held-out side.
     seen = NearDuplicates()
@@ -71,6 +71,21 @@ def collect_corpus() -> Corpus:
 def documents_of(units: Collection[str]) -> list[Document]:
     """Read a few modules with their tests, and no others; near duplicates are not dropped."""
     return [document for document in _source_documents(units) if _is_prose(document.text)]
+
+
+def documents_without_source() -> list[Document]:
+    """Read what stands in no module's own source: modules written in C, and the topics."""
+    with warnings.catch_warnings(action="ignore"):  # of modules that a later Python will not have
+        return [*_extension_documents(), *_topic_documents()]
+
+
+def source_files() -> Iterator[tuple[Path, str]]:
+    """Yield the files that documents are read from, each with its module's dotted name."""
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(stdlib.rglob("*.py")):
+        relative = path.relative_to(stdlib).with_suffix("")
+        if SKIPPED_FOLDERS.isdisjoint(relative.parts) and relative.parts[0] != TOPICS_UNIT:
+            yield path, ".".join(relative.parts).removesuffix(".__init__")
 
 
 def is_held_out(unit: str) -> bool:
@@ -90,13 +105,9 @@ def _drop_duplicates(documents: Iterable[Document], seen: NearDuplicates) -> lis
 
 
 def _source_documents(units: Collection[str] | None = None) -> Iterator[Document]:
-    stdlib = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(stdlib.rglob("*.py")):
-        relative = path.relative_to(stdlib).with_suffix("")
-        if SKIPPED_FOLDERS.isdisjoint(relative.parts) and relative.parts[0] != TOPICS_UNIT:
-            module = ".".join(relative.parts).removesuffix(".__init__")
-            if units is None or _unit_of(module) in units:
-                yield from _file_documents(path, module)
+    for path, module in source_files():
+        if units is None or unit_of(module) in units:
+            yield from _file_documents(path, module)
 
 
 def _file_documents(path: Path, module: str) -> list[Document]:
@@ -106,12 +117,12 @@ def _file_documents(path: Path, module: str) -> list[Document]:
             found = [*_docstrings(ast.parse(source), module), *_comments(source)]
     except (SyntaxError, ValueError, tokenize.TokenError):
         return []  # the test package holds files that are broken on purpose
-    unit = _unit_of(module)
+    unit = unit_of(module)
     found.sort(key=lambda item: item[0])
     return [Document(unit=unit, name=name, text=_tidy(text)) for _, name, text in found]
 
 
-def _unit_of(module: str) -> str:
+def unit_of(module: str) -> str:
     """Name the held-out unit: `test.test_io`, `_pyio` and `_io` all go with `io`."""
     parts = module.split(".")
     name = parts[1] if parts[0] == "test" and len(parts) > 1 else parts[0]
@@ -148,7 +159,7 @@ def _extension_documents() -> Iterator[Document]:
         spec = find_spec(module_name) if not module_name.startswith("_test") else None
         if spec and (spec.origin == "built-in" or isinstance(spec.loader, ExtensionFileLoader)):
             module = importlib.import_module(module_name)
-            yield from _member_documents(module, module_name, _unit_of(module_name))
+            yield from _member_documents(module, module_name, unit_of(module_name))
 
 
 def _member_documents(owner: Any, scope: str, unit: str) -> Iterator[Document]:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import corpus
 import tensorwire_server.models
 import torch
 from tensorwire_server.compress.text import choose_some, cut_windows
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 DEMO = Path(tensorwire_server.models.__file__).parent / "builtin" / "demo"
 # All of them are held out; `test_demo_quality.py` makes sure.
@@ -28,10 +31,38 @@ def load_demo() -> Any:
     return AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32).requires_grad_(False)
 
 
+@cache
+def unlearnt_texts(units: tuple[str, ...]) -> list[str]:
+    """Return what modules say, without the documents of which a line stands in training text.
+
+    The standard library repeats itself: a module that was held out may quote one that was not.
+    """
+    texts = [document.text for document in corpus.documents_of(units)]
+    lines = {line for text in texts for line in telling_lines(text)}
+    learnt = {line for text in training_texts() for line in lines.intersection(telling_lines(text))}
+    return [text for text in texts if learnt.isdisjoint(telling_lines(text))]
+
+
+def training_texts() -> Iterator[str]:
+    """Yield everything that the demo model may have learnt from: whole files, and what has none."""
+    for path, module in corpus.source_files():
+        if not corpus.is_held_out(corpus.unit_of(module)):
+            yield path.read_text(encoding="utf-8", errors="replace")
+    for document in corpus.documents_without_source():
+        if not corpus.is_held_out(document.unit):
+            yield document.text
+
+
+def telling_lines(text: str) -> set[str]:
+    """Return the lines that say something, without what marks comments and docstrings."""
+    lines = (line.strip(" \t#\"'") for line in text.splitlines())
+    return {line for line in lines if len(line) >= 32}
+
+
 def write_text(path: Path, units: tuple[str, ...], num_documents: int = 120) -> str:
     """Write what modules hold first as a user's text file: documents between empty lines."""
-    documents = ("\n".join(line for line in d.text.splitlines() if line.strip())
-                 for d in corpus.documents_of(units)[:num_documents])  # fmt: skip
+    documents = ("\n".join(line for line in text.splitlines() if line.strip())
+                 for text in unlearnt_texts(units)[:num_documents])  # fmt: skip
     path.write_text("\n\n".join(documents), encoding="utf-8")
     return str(path)
 
@@ -55,7 +86,7 @@ def perplexity(model: Any, count: int = 48) -> float:
 @cache
 def _windows(units: tuple[str, ...]) -> list[list[int]]:
     tokenizer = AutoTokenizer.from_pretrained(DEMO)
-    texts = [document.text for document in corpus.documents_of(units)]
+    texts = unlearnt_texts(units)
     end = tokenizer.eos_token_id
     ids = [one for encoded in tokenizer(texts)["input_ids"] for one in [*encoded, end]]
     return [window for window in cut_windows(ids, 256) if len(window) == 256]

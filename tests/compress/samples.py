@@ -18,7 +18,7 @@ from tensorwire_server.compress.recipe import (
     Structure,
     parse_floors,
 )
-from tensorwire_server.compress.report import NamedModel, Report
+from tensorwire_server.compress.report import NamedModel, NamedText, Report
 from tensorwire_server.compress.results import LayerError, Pruned, PrunedParameter
 from tensorwire_server.compress.sizes import FolderSize, StoredMatrix
 from tensorwire_server.compress.speed import Rate, Speed
@@ -35,7 +35,7 @@ def text_quality(**changes: Any) -> TextQuality:
         "num_tokens": 32704,
         "perplexity_before": Estimate(value=12.3456, low=11.5, high=13.25),
         "perplexity_after": Estimate(value=13.4567, low=12.5, high=14.5),
-        "perplexity_ratio": Estimate(value=1.09, low=1.0812, high=1.1015),
+        "perplexity_ratio": Estimate(value=1.09, low=1.0812, high=1.0985),
         "kl": Estimate(value=0.04321, low=0.0401, high=0.0466),
         "agreement": Estimate(value=0.9112, low=0.9051, high=0.9171),
     }
@@ -98,6 +98,10 @@ def text_report(**changes: Any) -> Report:
         "parent": NamedModel(name="demo", revision="a1b2c3d4" * 8),
         "child": NamedModel(name="demo-small", revision="0f1e2d3c" * 8),
         "recipe": recipe,
+        "texts": (
+            NamedText(use="calibration", name="calibration.txt", sha256="c0ffee" * 10 + "cafe"),
+            NamedText(use="evaluation", name="evaluation.txt", sha256="decade" * 10 + "beef"),
+        ),
         "pruned": (
             Pruned(
                 structure="neurons", target=0.25, achieved=0.2501, met=True,

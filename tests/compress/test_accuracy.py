@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +45,31 @@ def test_the_label_that_transformers_finds_likeliest_is_the_one_found(
     best = {text: max(LABELS, key=lambda label: score(text, label)) for text, _ in LABELLED}
     assert hits == [best[text] == label for text, label in LABELLED]
     assert len(set(best.values())) > 1  # else any order would do
+
+
+def test_a_label_that_begins_another_is_told_from_it_by_the_end(
+    demo: Generator, plain_demo: Any
+) -> None:
+    def score(text: str, label: str) -> float:
+        start, whole = (demo.tokenizer.encode(words) for words in (text, f"{text} {label}"))
+        whole = [*whole, *demo.card.eos_ids]
+        with torch.inference_mode():
+            logs = plain_demo(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
+        return sum(float(logs[at - 1, whole[at]]) for at in range(len(start), len(whole)))
+
+    labels = ("the", "the file")
+    texts = ("Return the name of", "Close")
+    best = {text: max(labels, key=lambda label: score(text, label)) for text in texts}
+    labelled = [(text, label) for text in texts for label in labels]
+    assert find_by_likelihood(demo, labelled) == [best[text] == label for text, label in labelled]
+    assert "the file" in best.values()  # which never won against its own beginning
+
+
+def test_without_an_end_such_labels_are_refused(demo: Generator) -> None:
+    card = replace(demo.card, eos_ids=frozenset())
+    endless: Any = SimpleNamespace(tokenizer=demo.tokenizer, card=card)
+    with pytest.raises(MeasurementError, match="beginning of another"):
+        find_by_likelihood(endless, [("Take", "1"), ("Take", "1 of")])
 
 
 def test_each_text_is_told_when_it_is_done(demo: Generator) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import models_zoo
 import pytest
+import torch
+from tensorwire_server.compress.errors import is_out_of_memory
 
 from .demo_text import CALIBRATION_UNITS, EVALUATION_UNITS, write_text
 
@@ -34,6 +37,7 @@ def run(
         text=True,
         timeout=110,
         check=False,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},  # a typo is not looked up
         preexec_fn=preexec_fn,
     )
 
@@ -98,6 +102,7 @@ def test_a_missed_floor_is_exit_code_4_with_the_report(
         (("demo", "--quantize", "int8", "--recipe", "GONE"), 2, "cannot read the recipe"),
         (("./dmeo", "--quantize", "int8"), 2, "there is no folder"),
         (("dmeo", "--quantize", "int8"), 1, "cannot compress 'dmeo': there is no such folder"),
+        (("oracle:", "--quantize", "int8"), 2, "'oracle:' has no weights; name a model's folder"),
         (("minilm", "--prune", "heads:0.5", "--calibrate", "TEXT"), 2, "heads"),
     ],
 )
@@ -145,3 +150,13 @@ def test_an_interrupted_command_leaves_nothing(
     assert process.wait(60) == 130
     assert "Traceback" not in rest
     assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_memory_is_known_whoever_says_it() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 50, dtype=torch.int8)
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shapes do not fit"))
+    assert not is_out_of_memory(ValueError("cannot allocate memory"))

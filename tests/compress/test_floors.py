@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tensorwire_server.compress.floors import judge
+from tensorwire_server.compress.floors import is_close, judge
 from tensorwire_server.compress.quality import Quality
 from tensorwire_server.compress.recipe import parse_floors
 
@@ -46,3 +46,26 @@ def test_what_was_not_measured_is_not_good_enough(floor: str) -> None:
 def test_each_floor_is_judged() -> None:
     floors = parse_floors(["kl=0.05", "ppl=1.0x"])
     assert [judgement.is_met for judgement in judge(floors, TEXT)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("quality", "floor", "is_unsure"),
+    [
+        (TEXT, "ppl=1.09x", True),  # by the ratio, whose interval is far narrower
+        (TEXT, "ppl=1.10x", False),
+        (TEXT, "ppl=13.0", True),
+        (TEXT, "ppl=15", False),
+        (TEXT, "kl=0.045", True),
+        (TEXT, "agreement=0.9", False),
+        (EMBEDDING, "cosine=0.995", True),
+        (EMBEDDING, "accuracy=0.95x", True),
+        (EMBEDDING, "accuracy=0.9x", False),
+        (EMBEDDING, "accuracy=0.8", True),
+        (Quality(), "ppl=1.1x", False),
+    ],
+)
+def test_a_limit_within_the_interval_is_close(
+    quality: Quality, floor: str, is_unsure: bool
+) -> None:
+    (judgement,) = judge(parse_floors([floor]), quality)
+    assert is_close(judgement, quality) is is_unsure

@@ -21,12 +21,13 @@ GOOD = text_report()
 ENCODER = encoder_report()
 MISSED = judge(parse_floors(["ppl=1.05x"]), GOOD.quality)
 (PRUNED,) = GOOD.pruned
+INT4 = Recipe(quantize=Quantization(bits=4))
 SLOW = rate("decode, 8 streams", (100.0, 100.0), (80.0, 99.0))
 SAME = rate("decode, 8 streams", (100.0, 100.0), (95.0, 101.0))
 
 
 def with_text(**changes: object) -> Report:
-    return replace(GOOD, quality=Quality(text=text_quality(**changes)))
+    return replace(GOOD, quality=replace(GOOD.quality, text=text_quality(**changes)))
 
 
 def with_accuracy(**changes: object) -> Report:
@@ -59,10 +60,19 @@ def test_good_numbers_have_nothing_said_against_them(report: Report) -> None:
             "neurons reached 20.00% instead of the 25.00%",
         ),
         (replace(GOOD, pruned=(replace(PRUNED, notes=("Its own words.",)),)), "Its own words."),
-        (replace(GOOD, recipe=unstructured()), "neither the files nor the memory smaller"),
+        (replace(GOOD, recipe=unstructured()), "what was measured to be faster does not owe it"),
         (
-            replace(GOOD, recipe=Recipe(quantize=Quantization(bits=4, group_size=32))),
-            "They are computed from 16 bits",
+            replace(GOOD, recipe=unstructured(quantize=Quantization(bits=8))),
+            "neither the files nor the memory smaller, and what was measured to be faster owes it",
+        ),
+        (replace(GOOD, recipe=INT4), "0.81x of its parent's memory, at 1.48x of its speed (decode"),
+        (
+            replace(GOOD, quality=replace(GOOD.quality, continuations=None)),
+            "Greedy answers were not compared",
+        ),
+        (
+            replace(GOOD, floors=judge(parse_floors(["ppl=1.095x"]), GOOD.quality)),
+            "floor ppl=1.095x was met by less than the interval of what was measured",
         ),
         (replace(GOOD, quality=Quality()), "Quality was not measured on a text"),
         (replace(GOOD, speed=None), "Speed and memory were not measured"),
@@ -92,6 +102,19 @@ def test_good_numbers_have_nothing_said_against_them(report: Report) -> None:
 def test_what_is_wrong_is_said_and_nothing_else(report: Report, said: str) -> None:
     (note,) = find_notes(report)
     assert said in note
+
+
+def test_notes_on_speed_say_only_what_was_measured() -> None:
+    nothing = replace(GOOD, speed=speed(rates=(SAME,)))
+    zeros, _ = find_notes(replace(nothing, recipe=unstructured()))
+    assert "and nothing was measured to be faster" in zeros
+    int4, _ = find_notes(replace(nothing, recipe=INT4))
+    assert "at no difference in speed (decode, 8 streams)" in int4
+    unmeasured = replace(GOOD, speed=None)
+    zeros, _ = find_notes(replace(unmeasured, recipe=unstructured()))
+    assert "speed was not measured, but is not expected to change" in zeros
+    int4, _ = find_notes(replace(unmeasured, recipe=INT4))
+    assert "Memory and speed of the running model were not measured" in int4
 
 
 def test_at_the_bounds_nothing_is_said() -> None:

@@ -14,9 +14,10 @@ from tensorwire_server.compress.page import render
 from tensorwire_server.compress.quality import Quality
 from tensorwire_server.compress.recipe import parse_floors
 from tensorwire_server.compress.report import NamedModel
+from tensorwire_server.compress.speed import Rate
 from tensorwire_server.compress.tables import fact_table, layer_table, main_tables
 
-from .samples import encoder_report, text_report
+from .samples import encoder_report, speed, text_report
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +34,7 @@ def plots(page: str) -> list[str]:
 
 @pytest.mark.parametrize("report", [text_report(), encoder_report()], ids=["text", "encoder"])
 def test_every_number_of_the_tables_is_on_the_page(report: object) -> None:
-    page = re.sub("</?small>", "", render(report))  # type: ignore[arg-type]
+    page = re.sub("</?(small|b)>", "", render(report))  # type: ignore[arg-type]
     tables = [*main_tables(report), layer_table(report), fact_table(report)]  # type: ignore[arg-type]
     for table in tables:
         assert escape(table.title) in page
@@ -49,6 +50,19 @@ def test_it_begins_with_the_numbers_that_matter() -> None:
         ("0.293x", "weight files, now 3.46 MB"),
         ("1.48x", "speed (decode, 8 streams)"),
     ]
+
+
+def test_rounds_that_disagree_are_no_gain() -> None:
+    same = Rate(name="decode, 8 streams", unit="tokens/s", before=(1.0, 9.0), after=(6.0, 2.0))
+    page = render(text_report(speed=speed(rates=(same,))))
+    assert "<b>no difference</b><span>speed (decode, 8 streams)</span>" in page
+
+
+def test_kinds_of_matrices_look_the_same_in_every_figure() -> None:
+    report = text_report()
+    mixed = render(replace(report, errors=report.errors[::-1]))
+    assert plots(mixed) == plots(render(report))
+    assert mixed == render(report)
 
 
 def test_there_is_a_plot_for_all_that_was_measured() -> None:

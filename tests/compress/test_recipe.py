@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from tensorwire_server.compress.recipe import (
     Floor,
@@ -14,10 +16,13 @@ from tensorwire_server.compress.recipe import (
     Rounding,
     Scope,
     Structure,
+    make_recipe,
     parse_floors,
     parse_pruning,
     parse_quantization,
     parse_recipe,
+    parse_tables,
+    refine,
     write_recipe,
 )
 
@@ -63,22 +68,94 @@ def test_a_recipe_survives_being_written_and_read() -> None:
     assert parse_recipe(write_recipe(small)) == small
 
 
-def test_flags_mean_what_they_say() -> None:
-    assert parse_pruning("neurons:0.25", method="magnitude", scope="global") == Pruning(
-        structure=Structure.NEURONS, target=0.25, scope=Scope.GLOBAL
+def test_flags_are_tables_of_the_same_recipe() -> None:
+    tables: dict[str, Any] = {
+        "prune": [parse_pruning("unstructured:0.5"), parse_pruning("heads:0.25")],
+        "quantize": parse_quantization("int4"),
+        "calibrate": "a.txt",
+    }
+    refine(tables, method="wanda", scope="global", rounding="nearest", group_size=64)
+    assert make_recipe(tables) == Recipe(
+        prune=(
+            Pruning(
+                structure=Structure.UNSTRUCTURED,
+                target=0.5,
+                method=Method.WANDA,
+                scope=Scope.GLOBAL,
+            ),
+            Pruning(structure=Structure.HEADS, target=0.25),
+        ),
+        quantize=Quantization(bits=4, rounding=Rounding.NEAREST, group_size=64),
+        calibrate="a.txt",
     )
     assert parse_floors(["cosine=0.99"]) == (Floor(metric=Metric.COSINE, limit=0.99),)
 
 
-def test_int4_is_calibrated_where_there_is_a_text_and_grouped_always() -> None:
-    def made(text: str, *, calibrated: bool) -> Quantization:
-        return parse_quantization(text, rounding=None, group_size=None, is_calibrated=calibrated)
+def test_flags_change_the_steps_of_a_file() -> None:
+    tables = parse_tables(FULL)
+    refine(tables, method="magnitude", group_size=128)
+    found = make_recipe(tables)
+    assert found.prune[0].method is Method.MAGNITUDE
+    assert found.quantize == Quantization(bits=4, rounding=Rounding.GPTQ, group_size=128)
 
-    assert made("int4", calibrated=True) == Quantization(
-        bits=4, rounding=Rounding.GPTQ, group_size=32
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({"method": "wanda"}, "method wanda is of prune unstructured, which this recipe does not"),
+        ({"scope": "global"}, "scope global is of prune unstructured"),
+        ({"rounding": "gptq"}, "rounding gptq is of quantize, which this recipe does not ask for"),
+        ({"group_size": 64}, "group_size 64 is of quantize"),
+        ({"rounding": "gibberish"}, "rounding 'gibberish' is not known; known are nearest, gptq"),
+    ],
+)
+def test_flags_of_a_step_that_there_is_not_are_refused(
+    flags: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(RecipeError, match=sentence):
+        refine({"prune": [parse_pruning("heads:0.5")]}, **flags)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("text", "rounding"), [(None, Rounding.NEAREST), ("a.txt", Rounding.GPTQ)])
+def test_rounding_is_calibrated_where_there_is_a_text_however_it_was_written(
+    bits: int, text: str | None, rounding: Rounding
+) -> None:
+    wanted = Quantization(bits=bits, rounding=rounding, group_size=32 if bits == 4 else None)
+    given: dict[str, Any] = {} if text is None else {"calibrate": text}
+    assert Recipe(quantize=Quantization(bits=bits), **given).quantize == wanted
+    tables = {"quantize": parse_quantization(f"int{bits}"), **given}
+    assert make_recipe(tables).quantize == wanted
+
+
+def test_a_calibration_text_may_come_after_the_rest_of_a_recipe() -> None:
+    tables = parse_tables("[[prune]]\nstructure = 'heads'\ntarget = 0.5")
+    assert make_recipe({**tables, "calibrate": "a.txt"}).calibrate == "a.txt"
+
+
+def test_a_floor_keeps_its_digits() -> None:
+    recipe = Recipe(
+        quantize=Quantization(bits=8), evaluate="b.txt", floors=parse_floors(["ppl=1.0123456789x"])
     )
-    assert made("int4", calibrated=False).rounding is Rounding.NEAREST
-    assert made("int8", calibrated=False) == Quantization(bits=8)
+    assert parse_recipe(write_recipe(recipe)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("floor", "sentence"),
+    [
+        ("kl=1.1x", "cannot be relative"),
+        ("accuracy=95", "can never be met: accuracy is at most 1"),
+        ("cosine=99", "can never be met"),
+        ("agreement=1.01x", "can never be met"),
+    ],
+)
+def test_a_floor_that_nothing_can_meet_is_refused(floor: str, sentence: str) -> None:
+    with pytest.raises(RecipeError, match=sentence):
+        parse_floors([floor])
+
+
+def test_the_accuracy_may_have_to_grow() -> None:
+    assert parse_floors(["accuracy=1.05x"])[0].limit == 1.05
 
 
 @pytest.mark.parametrize(
@@ -94,6 +171,13 @@ def test_int4_is_calibrated_where_there_is_a_text_and_grouped_always() -> None:
         ("[[prune]]\nstructure = 'heads'\ntarget = 0.5", "give one with --calibrate FILE"),
         ("[[prune]]\nstructure = 'tails'\ntarget = 0.5", "tails"),
         ("seed = 'x'", "Expected `int`"),
+        ("seed = -1\n[quantize]\nbits = 8", "seed must be 0 or more, got -1"),
+        ("floors = 3\n[quantize]\nbits = 8", "floors must be a table of limits"),
+        ("floors = [1]\n[quantize]\nbits = 8", "floors must be a table of limits"),
+        (
+            "[[prune]]\nstructure = 'heads'\ntarget = 0.5\nmethod = 'wanda'",
+            "method and scope are of prune unstructured; prune heads has neither",
+        ),
         ("[quantize]\nbits = 8\n[floors]\nppl = '1.1x'", "give one with --eval FILE"),
         ("[quantize]\nbits = 8\n[floors]\naccuracy = 0.9", "give one with --labels FILE"),
         ("[quantize]\nbits = 8\n[floors]\nfluency = 0.9", "floor 'fluency' is not known"),
@@ -110,7 +194,7 @@ def test_a_wrong_recipe_is_one_sentence(toml: str, sentence: str) -> None:
 @pytest.mark.parametrize("text", ["unstructured", "unstructured:half", "unstructured:1.2", "x:0.5"])
 def test_a_wrong_share_is_refused(text: str) -> None:
     with pytest.raises(RecipeError):
-        parse_pruning(text, method="magnitude", scope="layer")
+        make_recipe({"prune": [parse_pruning(text)]})
 
 
 def test_what_stands_twice_is_refused() -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 from tensorwire_server.compress.machine import describe_machine, versions
+from tensorwire_server.compress.material import read_texts, without_folders
+from tensorwire_server.compress.recipe import Quantization, Recipe
 from tensorwire_server.compress.report import FORMAT, ReportError, from_json, to_json
 
 from .samples import encoder_report, text_report, unstructured
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tensorwire_server.compress.report import Report
 
 REPORTS = {
@@ -71,3 +76,26 @@ def test_the_machine_is_described() -> None:
     assert {"processor", "cores", "memory", "system"} <= describe_machine().keys()
     assert {"python", "torch", "tensorwire"} <= versions().keys()
     assert all(isinstance(value, str) for value in describe_machine().values())
+
+
+def test_texts_are_told_by_name_and_content_and_not_by_place(tmp_path: Path) -> None:
+    contents = {
+        "calibration": "To calibrate with.\n",
+        "evaluation": "To evaluate on.\n",
+        "labels": '{"text": "a", "label": "x"}\n{"text": "b", "label": "y"}\n',
+    }
+    for use, content in contents.items():
+        (tmp_path / f"my-{use}").write_text(content)
+    paths = {use: str(tmp_path / f"my-{use}") for use in contents}
+    recipe = unstructured(
+        calibrate=paths["calibration"], evaluate=paths["evaluation"], labels=paths["labels"]
+    )
+    assert [(text.use, text.name, text.sha256) for text in read_texts(recipe).named] == [
+        (use, f"my-{use}", hashlib.sha256(content.encode()).hexdigest())
+        for use, content in contents.items()
+    ]
+    told = without_folders(recipe)
+    assert (told.calibrate, told.evaluate, told.labels) == (
+        "my-calibration", "my-evaluation", "my-labels",
+    )  # fmt: skip
+    assert read_texts(Recipe(quantize=Quantization(bits=8))).named == ()

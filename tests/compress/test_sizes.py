@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import shutil
+from typing import TYPE_CHECKING, Any
 
+import models_zoo
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tensorwire_server.compress.sizes import block_of, kind_of, read_size
 from tensorwire_server.engine.errors import ModelLoadError
@@ -17,6 +20,33 @@ from .pairs import MINILM
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+def write_config(folder: Path, quantization: dict[str, Any]) -> None:
+    config = transformers.LlamaConfig(num_hidden_layers=4, architectures=["LlamaForCausalLM"])
+    said = config.to_dict() | {"quantization_config": quantization}
+    (folder / "config.json").write_text(json.dumps(said))
+
+
+def test_what_lies_beside_the_weights_does_not_count(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(DEMO, folder)
+    shutil.copy(folder / "model.safetensors", folder / "consolidated.safetensors")
+    assert read_size(folder) == read_size(DEMO)
+
+
+def test_masks_of_old_files_are_no_parameters(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    models_zoo.write_model(folder, "gpt2")
+    before = read_size(folder)
+    tensors = load_file(folder / "model.safetensors")
+    # Files of the first transformers lack the outer model's beginning, and hold masks.
+    old = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    masks = {f"h.{block}.attn.bias": torch.ones(1, 1, 8, 8) for block in range(3)}
+    save_file(old | masks, folder / "model.safetensors", metadata={"format": "pt"})
+    size = read_size(folder)
+    assert (size.parameters, size.zeros) == (before.parameters, before.zeros)
+    assert len(size.matrices) == len(before.matrices)
 
 
 def test_a_folder_is_counted_as_its_files_are(pruned_demo: Path) -> None:
@@ -58,13 +88,12 @@ def test_integers_are_counted_not_their_words(
     weight = QuantizedWeight(
         bits=bits, values_OI=values, scales_OG=torch.ones(2, groups), group_size=group_size
     )
-    tensors = pack("layers.3.mlp.up", weight) | {"norm.weight": torch.zeros(5)}
+    tensors = pack("model.layers.3.mlp.up_proj", weight) | {"model.norm.weight": torch.zeros(5)}
     save_file(tensors, tmp_path / "model.safetensors")
-    config = {"quantization_config": config_block(bits, group_size, ["lm_head"])}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    write_config(tmp_path, config_block(bits, group_size, ["lm_head"]))
     size = read_size(tmp_path)
     (matrix,) = size.matrices
-    assert (matrix.name, matrix.shape, matrix.bits) == ("layers.3.mlp.up", (2, 12), bits)
+    assert (matrix.name, matrix.shape, matrix.bits) == ("model.layers.3.mlp.up_proj", (2, 12), bits)
     assert matrix.zeros == 5
     assert (size.parameters, size.zeros) == (24 + 5, 5 + 5)
 
@@ -74,12 +103,11 @@ def test_files_that_lack_a_part_are_refused(tmp_path: Path) -> None:
         bits=4, values_OI=torch.ones(2, 8, dtype=torch.int8), scales_OG=torch.ones(2, 1),
         group_size=8,
     )  # fmt: skip
-    tensors = pack("layers.0.up", weight)
-    del tensors["layers.0.up.weight_scale"]
+    tensors = pack("model.layers.0.mlp.up_proj", weight)
+    del tensors["model.layers.0.mlp.up_proj.weight_scale"]
     save_file(tensors, tmp_path / "model.safetensors")
-    config = {"quantization_config": config_block(4, 8, [])}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelLoadError, match=r"lack layers\.0.up.weight_scale"):
+    write_config(tmp_path, config_block(4, 8, []))
+    with pytest.raises(ModelLoadError, match=r"lack model\.layers\.0.mlp.up_proj.weight_scale"):
         read_size(tmp_path)
 
 

@@ -70,6 +70,14 @@ def test_both_do_the_same_in_each_round_and_take_turns_at_who_begins() -> None:
     assert len({str(what) for what in work}) == 4
 
 
+def test_both_have_done_as_much_before_the_first_round() -> None:
+    machine = FakeMachine()
+    compared(machine, Decode(streams=2, **SMALL), plan=Plan(rounds=1, run_s=0.3))
+    warm, measured = machine.asked[-4:-2], machine.asked[-2:]
+    assert {name for name, _ in warm} == {"parent", "child"}
+    assert {num_tokens for _, (_, _, num_tokens) in [*warm, *measured]} == {30}
+
+
 def test_the_amount_is_what_takes_the_parent_about_the_time_asked_for() -> None:
     machine = FakeMachine(parent_s=0.01)
     compared(machine, Decode(streams=3, **SMALL), plan=Plan(rounds=1, run_s=0.3))

@@ -56,17 +56,39 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_a_document_in_both_texts_is_found_whatever_its_white_space(write: Write) -> None:
     mine = read_text(write(f"something\n\n{LONG}", "a"), "calibration")
-    other = read_text(write(f"something\n\n{LONG}!", "b"), "evaluation")
-    refuse_shared(mine, other)
-    same = read_text(write("else\n\n" + LONG.replace(" ", "\n  "), "c"), "evaluation")
-    with pytest.raises(RecipeError, match=r"1 documents of the evaluation text .*A document that"):
-        refuse_shared(mine, same)
+    refuse_shared(mine, ["something", f"{LONG}!"], "the other")
+    with pytest.raises(RecipeError, match=r"1 of 1 documents of the other stand .*A document that"):
+        refuse_shared(mine, ["else", LONG.replace(" ", "\n  ")], "the other")
+
+
+def test_a_document_that_is_a_line_of_the_other_text_is_found(write: Write) -> None:
+    mine = read_text(write(f"first\n{LONG}\nlast"), "calibration")
+    with pytest.raises(RecipeError, match="1 of 1 documents"):
+        refuse_shared(mine, [LONG], "the file of labels")
+
+
+def test_files_of_one_sentence_a_line_are_compared_by_line(write: Write) -> None:
+    sentences = [f"The sentence with number {number} says nothing else." for number in range(200)]
+    mine = read_text(write("\n".join(sentences)), "calibration")
+    other = [sentence.upper() for sentence in sentences]
+    # Two of 200 are chance.
+    refuse_shared(mine, ["\n".join(sentences[:2] + other[2:])], "the other")
+    with pytest.raises(RecipeError, match="3 of 200 lines of the other stand in the calibration"):
+        refuse_shared(mine, ["\n".join(sentences[:3] + other[3:])], "the other")
+    with pytest.raises(RecipeError, match="199 of 200 lines"):
+        refuse_shared(mine, ["\n".join(sentences[1:] + other[:1])], "the other")
+
+
+def test_a_lone_line_is_chance_in_a_short_text(write: Write) -> None:
+    line = "Return the current position in the file."
+    mine = read_text(write(f"one\n{line}\ntwo"), "calibration")
+    refuse_shared(mine, [f"three\n{line}\nfour"], "the other")
 
 
 def test_one_file_for_both_is_refused_however_short(write: Write) -> None:
-    path = write("short")
+    text = read_text(write("short"), "calibration")
     with pytest.raises(RecipeError, match="take them from different texts"):
-        refuse_shared(read_text(path, "calibration"), read_text(path, "evaluation"))
+        refuse_shared(text, text.documents, "the evaluation text")
 
 
 def test_labels_are_read_and_checked(write: Write) -> None:

@@ -9,6 +9,7 @@ Letters: N texts, D embedding size, L labels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -75,7 +76,9 @@ def find_by_likelihood(
 
 def _score_labels(generator: Generator, text: str, labels: Sequence[str]) -> list[float]:
     joint = text if text[-1:].isspace() else f"{text} "
-    wholes = [generator.tokenizer.encode(f"{joint}{label}") for label in labels]
+    wholes = _told_apart(
+        generator, [generator.tokenizer.encode(f"{joint}{label}") for label in labels]
+    )
     # A tokenizer may draw the border between text and label elsewhere than we do, and for each
     # label elsewhere: what is compared is all that comes behind what they share.
     num_shared = max(num_equal(*wholes), 1)
@@ -85,6 +88,23 @@ def _score_labels(generator: Generator, text: str, labels: Sequence[str]) -> lis
         raise MeasurementError("a label is longer than the model's context")
     shared = wholes[0][:num_shared][-room:]  # of a text that is too long the end
     return [tail_log_probability(generator, [*shared, *tail], len(tail)) for tail in tails]
+
+
+def _told_apart(generator: Generator, wholes: list[list[int]]) -> list[list[int]]:
+    """Return texts none of which is the beginning of another.
+
+    A beginning is never less likely than the whole: "1" would always win over "10". Where there is
+    one, each text is asked for with the model's end behind it.
+    """
+    if not any(one == other[: len(one)] for one, other in pairwise(sorted(wholes))):
+        return wholes
+    if not generator.card.eos_ids:
+        raise MeasurementError(
+            "a label is the beginning of another one, and the model has no end token that could"
+            " tell them apart; use other labels"
+        )
+    end = min(generator.card.eos_ids)
+    return [[*whole, end] for whole in wholes]
 
 
 def find_by_centroid(vectors_ND: Vectors, labels: Sequence[str]) -> list[bool]:

@@ -164,8 +164,8 @@ def _speed(report: Report) -> Iterator[Chart]:
     yield Chart(
         title=title,
         caption=(
-            "Dot: median; ticks: each round, in which both did the same. A range over 1 means that"
-            " no difference was seen."
+            "Dot: median; ticks: each round, in which both did the same. A range with 1 in it means"
+            " that no difference was seen."
         ),
         svg=_svg(figure, title),
     )
@@ -180,7 +180,12 @@ def _sparsity(report: Report) -> Iterator[Chart]:
     figure = _by_block(values, "zeros", PercentFormatter(1.0, decimals=0))
     yield Chart(
         title=title,
-        caption="Counted in the files of the result, by block and matrix.",
+        caption=(
+            "Counted in the files of the result, by block and matrix. Rounding to integers makes"
+            " zeros too."
+            if report.recipe.quantize is not None
+            else "Counted in the files of the result, by block and matrix."
+        ),
         svg=_svg(figure, title),
     )
 
@@ -207,7 +212,8 @@ def _by_block(values: Mapping[str, float], label: str, formatter: Any) -> Figure
         lines.setdefault(kind_of(name), []).append((block_of(name) or 0, value))
     figure = Figure(figsize=(_WIDTH_IN, 3.2), layout="constrained")
     ax = figure.subplots()
-    for number, (kind, points) in enumerate(lines.items()):
+    # By name, so that a kind looks the same in every figure.
+    for number, (kind, points) in enumerate(sorted(lines.items())):
         ax.plot(
             *zip(*sorted(points), strict=True), label=kind, linewidth=1, markersize=5.5, alpha=0.9,
             color=_COLOURS[number % len(_COLOURS)], marker=_SHAPES[number % len(_SHAPES)],

@@ -6,23 +6,25 @@ import os
 import signal
 import sys
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from tensorwire_server.compress.recipe import (
-    Recipe,
     RecipeError,
+    make_recipe,
     parse_floors,
     parse_pruning,
     parse_quantization,
-    parse_recipe,
+    parse_tables,
+    refine,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tensorwire_server.compress.recipe import Recipe
 
 FAILED, WRONG_USAGE, FLOOR_MISSED = 1, 2, 4
 
@@ -40,9 +42,9 @@ _Prune = Annotated[
     ),
 ]
 _Method = Annotated[
-    str, typer.Option(help="Of unstructured: magnitude, or wanda (wants --calibrate).")
+    str | None, typer.Option(help="Of unstructured: magnitude, or wanda (wants --calibrate).")
 ]
-_Scope = Annotated[str, typer.Option(help="Of unstructured: layer or global.")]
+_Scope = Annotated[str | None, typer.Option(help="Of unstructured: layer or global.")]
 _Quantize = Annotated[str | None, typer.Option(metavar="NUMBERS", help="int8 or int4.")]
 _Rounding = Annotated[
     str | None, typer.Option(help="nearest or gptq (the default with --calibrate).")
@@ -78,8 +80,8 @@ def compress(
     out: _Out,
     recipe: _RecipeFile = None,
     prune: _Prune = None,
-    method: _Method = "magnitude",
-    scope: _Scope = "layer",
+    method: _Method = None,
+    scope: _Scope = None,
     quantize: _Quantize = None,
     rounding: _Rounding = None,
     group_size: _GroupSize = None,
@@ -103,30 +105,25 @@ def compress(
         "speed": speed,
     }
     try:
-        written = _read(recipe)
         if prune:
-            flags["prune"] = tuple(
-                parse_pruning(text, method=method, scope=scope) for text in prune
-            )
+            flags["prune"] = [parse_pruning(text) for text in prune]
         if quantize:
-            calibrated = (calibrate or (written and written.calibrate)) is not None
-            flags["quantize"] = parse_quantization(
-                quantize, rounding=rounding, group_size=group_size, is_calibrated=calibrated
-            )
+            flags["quantize"] = parse_quantization(quantize)
         if floor:
-            flags["floors"] = parse_floors(floor)
-        given = {key: value for key, value in flags.items() if value is not None}
-        final = replace(written, **given) if written else Recipe(**given)
+            flags["floors"] = {item.metric: item.bound for item in parse_floors(floor)}
+        tables = _read(recipe) | {key: value for key, value in flags.items() if value is not None}
+        refine(tables, method=method, scope=scope, rounding=rounding, group_size=group_size)
+        final = make_recipe(tables)
     except RecipeError as error:
         _exit(str(error), WRONG_USAGE)
     _run(model, final, out, as_json=as_json)
 
 
-def _read(file: Path | None) -> Recipe | None:
+def _read(file: Path | None) -> dict[str, Any]:
     if file is None:
-        return None
+        return {}
     try:
-        return parse_recipe(file.read_text(encoding="utf-8"))
+        return parse_tables(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"cannot read the recipe {str(file)!r}: {error.strerror}") from error
     except ValueError as error:
@@ -135,7 +132,7 @@ def _read(file: Path | None) -> Recipe | None:
 
 def _run(model: str, recipe: Recipe, out: Path, *, as_json: bool) -> None:
     # Torch and transformers: only now, not for --help or a wrong flag.
-    from tensorwire_server.compress.errors import MeasurementError
+    from tensorwire_server.compress.errors import MeasurementError, is_out_of_memory
     from tensorwire_server.compress.pipeline import FloorMissed
     from tensorwire_server.compress.pipeline import compress as run
     from tensorwire_server.compress.saving import OutputError
@@ -153,7 +150,9 @@ def _run(model: str, recipe: Recipe, out: Path, *, as_json: bool) -> None:
         _exit(str(error), FLOOR_MISSED)
     except (MeasurementError, ModelLoadError, OutputError) as error:
         _exit(str(error), FAILED)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         _exit(f"there is not enough memory to compress {model!r}", FAILED)
     show(report, as_json=as_json)
     if not as_json:
@@ -198,12 +197,13 @@ def _progress() -> Iterator[Any]:
     stages: dict[str, Any] = {}
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
 
-        def on_progress(stage: str, done: int, total: int) -> None:
+        def on_progress(stage: str, done: int, total: int, what: str) -> None:
             if stage not in stages:
                 stages[stage] = progress.add_task(stage, total=total)
                 if not console.is_terminal:
-                    print(f"{stage} ({total})", file=sys.stderr, flush=True)
-            progress.update(stages[stage], completed=done, total=total)
+                    print(stage, file=sys.stderr, flush=True)
+            description = f"{stage}: {what}" if what else stage
+            progress.update(stages[stage], completed=done, total=total, description=description)
 
         yield on_progress
 

@@ -10,6 +10,7 @@ from tensorwire_server.compress.recipe import Floor, Metric
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from tensorwire_server.compress.intervals import Estimate
     from tensorwire_server.compress.quality import Quality
 
 
@@ -34,6 +35,28 @@ def judge(floors: Iterable[Floor], quality: Quality) -> tuple[Judgement, ...]:
         )
         judgements.append(Judgement(floor=floor, limit=limit, found=found, is_met=is_met))
     return tuple(judgements)
+
+
+def is_close(judgement: Judgement, quality: Quality) -> bool:
+    """Say if other texts might have judged otherwise: the interval holds the limit."""
+    metric, floor = judgement.floor.metric, judgement.floor
+    text, embedding, accuracy = quality.text, quality.embedding, quality.accuracy
+    found: Estimate | None = None
+    limit = judgement.limit
+    if metric is Metric.PERPLEXITY and text is not None:
+        # Relative floors are of pairs: what is hard for both says nothing against the child.
+        found = text.perplexity_ratio if floor.relative else text.perplexity_after
+        limit = floor.limit
+    elif metric is Metric.KL and text is not None:
+        found = text.kl
+    elif metric is Metric.AGREEMENT and text is not None:
+        found = text.agreement
+    elif metric is Metric.COSINE and embedding is not None:
+        found = embedding.mean
+    elif metric is Metric.ACCURACY and accuracy is not None:
+        found = accuracy.difference if floor.relative else accuracy.after
+        limit -= accuracy.before.value if floor.relative else 0.0
+    return found is not None and found.is_bounded and found.may_be(limit)
 
 
 def _values(metric: Metric, quality: Quality) -> tuple[float, float | None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from tensorwire_server.compress.floors import is_close
 from tensorwire_server.compress.intervals import MIN_UNITS
 from tensorwire_server.compress.recipe import Structure
 
@@ -26,7 +27,7 @@ MIN_LABELLED = 100
 
 def find_notes(report: Report) -> tuple[str, ...]:
     """Return everything that has to be said about a report's numbers."""
-    finders = (_missed, _zeros, _int4, _unmeasured, _little_text, _no_difference, _speed)
+    finders = (_missed, _close, _zeros, _int4, _unmeasured, _little_text, _no_difference, _speed)
     return tuple(chain.from_iterable(find(report) for find in finders))
 
 
@@ -47,30 +48,62 @@ def _missed(report: Report) -> Iterator[str]:
         yield from pruned.notes
 
 
+def _close(report: Report) -> Iterator[str]:
+    for judgement in report.floors:
+        if is_close(judgement, report.quality):
+            verdict = "met" if judgement.is_met else "missed"
+            yield (
+                f"The floor {judgement.floor} was {verdict} by less than the interval of what was"
+                " measured: another text might have judged otherwise."
+            )
+
+
 def _zeros(report: Report) -> Iterator[str]:
-    if any(p.structure is Structure.UNSTRUCTURED for p in report.recipe.prune):
-        yield (
-            "The weights that were pruned are zeros in matrices that are as large as before: they"
-            " are stored and multiplied like any other number, so this sparsity makes neither the"
-            " files nor the memory smaller, and nothing faster."
-        )
+    recipe = report.recipe
+    if not any(pruning.structure is Structure.UNSTRUCTURED for pruning in recipe.prune):
+        return
+    rates = report.speed.rates if report.speed is not None else ()
+    if report.speed is None:
+        speed = "speed was not measured, but is not expected to change"
+    elif not any(min(rate.ratios) > 1 for rate in rates):
+        speed = "nothing was measured to be faster"
+    elif recipe.quantize is not None or len(recipe.prune) > 1:
+        speed = "what was measured to be faster owes it to the other steps"
+    else:
+        speed = "what was measured to be faster does not owe it to them"
+    yield (
+        "The weights that were pruned are zeros in matrices that are as large as before, stored and"
+        " multiplied like any other number: they make neither the files nor the memory smaller, and"
+        f" {speed}."
+    )
 
 
 def _int4(report: Report) -> Iterator[str]:
     quantize = report.recipe.quantize
-    if quantize is not None and quantize.bits == 4:
-        yield (
-            "int4 weights take 4 bits in the files. They are computed from 16 bits: the memory and"
-            " the speed of the running model are not those of 4 bits."
-        )
+    if quantize is None or quantize.bits != 4:
+        return
+    files = "int4 weights take 4 bits in the files only; they are computed from 16 bits or more."
+    if report.speed is None:
+        yield f"{files} Memory and speed of the running model were not measured."
+        return
+    memory = report.speed.resident_bytes_after / report.speed.resident_bytes_before
+    rate = report.speed.typical
+    speed = "no difference in speed" if rate.is_same else f"{rate.ratio:.2f}x of its speed"
+    yield (
+        f"{files} The running model was measured to take {memory:.2f}x of its parent's memory, at"
+        f" {speed} ({rate.name})."
+    )
 
 
 def _unmeasured(report: Report) -> Iterator[str]:
     quality = report.quality
     if quality.text is None and quality.embedding is None:
         yield "Quality was not measured on a text, because none was given (--eval FILE)."
+    if quality.text is not None and quality.continuations is None:
+        yield "Greedy answers were not compared, because the context leaves no room for them."
     if report.speed is None:
-        yield "Speed and memory were not measured, because they were not asked for."
+        why = "they were not asked for" if report.meets_floors else "a floor was missed before"
+        yield f"Speed and memory were not measured, because {why}."
     if not report.errors and report.recipe.calibrate is None:
         yield (
             "The error of single layers was not measured, because no calibration text was given"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from tensorwire_server.compress.quality import Material
 from tensorwire_server.compress.recipe import Metric, RecipeError
+from tensorwire_server.compress.report import NamedText
 from tensorwire_server.compress.text import (
     choose_some,
     cut_windows,
@@ -17,6 +19,7 @@ from tensorwire_server.compress.text import (
     refuse_shared,
 )
 from tensorwire_server.compress.text_quality import CONTINUED_TOKENS
+from tensorwire_server.models.manifest import sha256_of
 
 if TYPE_CHECKING:
     from tensorwire_server.compress.parent import Parent
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 _NUM_PROMPTS = 32
 _PROMPT_TOKENS = 32
 _NUM_SENTENCES = 1000
+_NUM_LABELLED = 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +39,7 @@ class Texts:
     calibration: Text | None
     evaluation: Text | None
     labelled: tuple[LabelledText, ...]
+    named: tuple[NamedText, ...]  # the files
 
 
 def read_texts(recipe: Recipe) -> Texts:
@@ -45,10 +50,38 @@ def read_texts(recipe: Recipe) -> Texts:
     """
     calibration = read_text(recipe.calibrate, "calibration") if recipe.calibrate else None
     evaluation = read_text(recipe.evaluate, "evaluation") if recipe.evaluate else None
-    if calibration and evaluation:
-        refuse_shared(calibration, evaluation)
     labelled = tuple(read_labels(recipe.labels)) if recipe.labels else ()
-    return Texts(calibration=calibration, evaluation=evaluation, labelled=labelled)
+    if calibration and evaluation:
+        what = f"the evaluation text {evaluation.path!r}"
+        refuse_shared(calibration, evaluation.documents, what)
+    if calibration and labelled:
+        texts = [example.text for example in labelled]
+        refuse_shared(calibration, texts, f"the file of labels {recipe.labels!r}")
+    named = [
+        NamedText(use=use, name=Path(text.path).name, sha256=text.sha256)
+        for use, text in (("calibration", calibration), ("evaluation", evaluation))
+        if text is not None
+    ]
+    if recipe.labels:
+        file = Path(recipe.labels).expanduser()
+        named.append(NamedText(use="labels", name=file.name, sha256=sha256_of(file)))
+    return Texts(
+        calibration=calibration, evaluation=evaluation, labelled=labelled, named=tuple(named)
+    )
+
+
+def without_folders(recipe: Recipe) -> Recipe:
+    """Return a recipe that tells only the names of its files: where they lay is private."""
+    return replace(
+        recipe,
+        calibrate=_name_of(recipe.calibrate),
+        evaluate=_name_of(recipe.evaluate),
+        labels=_name_of(recipe.labels),
+    )
+
+
+def _name_of(path: str | None) -> str | None:
+    return None if path is None else Path(path).name
 
 
 def refuse_unmeasurable(recipe: Recipe, *, is_encoder: bool) -> None:
@@ -88,7 +121,8 @@ def evaluation_of(parent: Parent, texts: Texts, recipe: Recipe) -> Material:
     Raises:
         RecipeError: the text is too short for a single window.
     """
-    labelled = [(example.text, example.label) for example in texts.labelled]
+    examples = choose_some(texts.labelled, _NUM_LABELLED, recipe.seed)
+    labelled = [(example.text, example.label) for example in examples]
     if texts.evaluation is None:
         return Material(labelled=labelled)
     if parent.is_encoder:
@@ -101,8 +135,9 @@ def evaluation_of(parent: Parent, texts: Texts, recipe: Recipe) -> Material:
             f"the evaluation text {texts.evaluation.path!r} has less than two tokens; give more"
         )
     windows = choose_some(windows, 2 * recipe.num_windows, recipe.seed)
+    # A context that ends within the answer leaves no room for a prompt.
     most = parent.window_tokens(_PROMPT_TOKENS + CONTINUED_TOKENS) - CONTINUED_TOKENS
-    prompts = [window[: max(most, 1)] for window in windows]
+    prompts = [window[:most] for window in windows] if most > len(parent.start_ids) else []
     return Material(
         windows=windows,
         prompts=choose_some(prompts, _NUM_PROMPTS, recipe.seed),
@@ -113,4 +148,6 @@ def evaluation_of(parent: Parent, texts: Texts, recipe: Recipe) -> Material:
 def _windows(parent: Parent, text: Text, length: int) -> list[list[int]]:
     if parent.is_encoder:
         return [ids for ids in parent.ids_of_lines(text.lines, length) if len(ids) > 1]
-    return cut_windows(parent.ids_of(text.documents), length)
+    start = parent.start_ids
+    pieces = cut_windows(parent.ids_of(text.documents), length - len(start))
+    return [[*start, *piece] for piece in pieces]

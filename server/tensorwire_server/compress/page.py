@@ -13,6 +13,7 @@ from tensorwire_server.compress.tables import (
     layer_table,
     main_tables,
     short_bytes,
+    told_date,
 )
 
 if TYPE_CHECKING:
@@ -29,13 +30,14 @@ h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { text-align: right; padding: .2rem .7rem; border-bottom: 1px solid #ddd;
-  white-space: nowrap; }
+  vertical-align: top; }
 td:last-child { padding-right: 0; } th:last-child { padding-right: 0; }
-td small { color: #555; }
+/* On a narrow screen an interval goes below its number, and neither is broken. */
+td small, td b { white-space: nowrap; } td small { color: #555; } td b { font-weight: normal; }
 th { color: #555; font-weight: 600; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
-table.facts { width: auto; } table.facts td { text-align: left; }
-table.facts td:first-child { color: #555; }
+table.facts { width: auto; } table.facts td { text-align: left; overflow-wrap: anywhere; }
+table.facts td:first-child { color: #555; white-space: nowrap; }
 figure { margin: 0; } figcaption { color: #555; font-size: .9rem; }
 svg.plot { width: 100%; height: auto; }
 .tiles { display: flex; flex-wrap: wrap; gap: .8rem; padding: 0; margin: 1.2rem 0; }
@@ -82,7 +84,7 @@ def _summary(report: Report) -> str:
     parts = [f"prune {describe_pruning(pruning)}" for pruning in recipe.prune]
     if recipe.quantize is not None:
         parts.append(f"quantize {describe_quantization(recipe.quantize)}")
-    return f"{'; '.join(parts)}. {report.date}"
+    return f"{'; '.join(parts)}. {told_date(report)}"
 
 
 def _missed(report: Report) -> Iterator[str]:
@@ -113,7 +115,9 @@ def _headlines(report: Report) -> Iterator[tuple[str, str]]:
     yield f"{after / before:.3f}x", f"weight files, now {short_bytes(after)}"
     if report.speed is not None:
         rate = report.speed.typical
-        yield f"{rate.ratio:.2f}x", f"speed ({rate.name})"
+        # A median that a reader would take for a gain must not stand for rounds that disagree.
+        told = "no difference" if rate.is_same else f"{rate.ratio:.2f}x"
+        yield told, f"speed ({rate.name})"
 
 
 def _notes(report: Report) -> Iterator[str]:
@@ -143,4 +147,6 @@ def _table(table: Table, kind: str = "") -> str:
 def _cell(text: str) -> str:
     """Return a cell, with an interval behind its number in smaller letters."""
     value, gap, interval = text.partition(" (")
-    return f"<td>{escape(value)}{f' <small>({escape(interval)}</small>' if gap else ''}</td>"
+    if not gap:
+        return f"<td>{escape(value)}</td>"
+    return f"<td><b>{escape(value)}</b> <small>({escape(interval)}</small></td>"

@@ -18,6 +18,7 @@ from tensorwire_server.compress.material import (
     evaluation_of,
     read_texts,
     refuse_unmeasurable,
+    without_folders,
 )
 from tensorwire_server.compress.page import render
 from tensorwire_server.compress.parent import load_parent
@@ -27,15 +28,16 @@ from tensorwire_server.compress.quantize import quantize_model
 from tensorwire_server.compress.recipe import Structure, write_recipe
 from tensorwire_server.compress.report import NamedModel, Report, to_json
 from tensorwire_server.compress.saving import (
-    REPORT_FOLDER,
+    check_place,
     output_folder,
-    refuse_existing,
+    refuse_inside,
     write_model,
+    writing,
 )
 from tensorwire_server.compress.sizes import read_size
 from tensorwire_server.compress.speed import measure_speed
-from tensorwire_server.models.manifest import revision_of
-from tensorwire_server.models.spec import parse_spec
+from tensorwire_server.models.manifest import REPORT_FOLDER, revision_of
+from tensorwire_server.models.spec import SpecError, parse_spec
 
 if TYPE_CHECKING:
     import os
@@ -43,12 +45,13 @@ if TYPE_CHECKING:
 
     import torch
 
+    from tensorwire_server.compress.blocks import OnProgress
     from tensorwire_server.compress.parent import Parent
     from tensorwire_server.compress.recipe import Recipe
     from tensorwire_server.compress.results import LayerError, Pruned
     from tensorwire_server.engine.quantized import QuantizedWeight
 
-    OnProgress = Callable[[str, int, int], None]
+    OnStage = Callable[[str, int, int, str], None]  # the stage, done, total, of what
 
 # What goes makes everything after it smaller; what single weights are worth is asked last.
 _ORDER = (Structure.LAYERS, Structure.HEADS, Structure.NEURONS, Structure.UNSTRUCTURED)
@@ -68,7 +71,7 @@ def compress(
     recipe: Recipe,
     out: str | os.PathLike[str],
     *,
-    on_progress: OnProgress = lambda *_: None,
+    on_progress: OnStage = lambda *_: None,
 ) -> Report:
     """Compress a model into a folder, and say what that did to it.
 
@@ -76,8 +79,8 @@ def compress(
         model: a folder, a name on the hub, `demo` or `minilm`. Its files are only read.
         recipe: what is to be done.
         out: the folder to make. It is there when this returns, and not before.
-        on_progress: called with the stage, how much of it is done, and of how much; what it raises
-            ends the work, and leaves nothing behind.
+        on_progress: called with the stage, how much of it is done, of how much, and what that is;
+            what it raises ends the work, and leaves nothing behind.
 
     Raises:
         SpecError, RecipeError: what was asked for has no meaning, or not for this model.
@@ -87,40 +90,47 @@ def compress(
         FloorMissed: the result is worse than the recipe allows; nothing is written.
     """
     out = Path(out)
-    refuse_existing(out)
+    check_place(out)
     texts = read_texts(recipe)
     spec = parse_spec(str(model))
+    if not spec.has_weights:
+        raise SpecError(f"{spec.source!r} has no weights; name a model's folder, or 'demo'")
     stages = _Stages(on_progress)
     with stages.timed("load"):
         parent = load_parent(spec.source)
+    source = parent.folder
+    refuse_inside(out, source)
     refuse_unmeasurable(recipe, is_encoder=parent.is_encoder)
     calibration = calibration_of(parent, texts, recipe)
     material = evaluation_of(parent, texts, recipe)
     with output_folder(out) as folder:
         changes = _change(parent, recipe, calibration, stages)
-        with stages.timed("write"):
+        with stages.timed("write"), writing(out):
             write_model(parent, changes.quantized, recipe.quantize, folder)
-        source, name = parent.folder, spec.name
-        del parent  # the measurements load both models themselves
+        # The measurements load both models themselves.
+        del parent
+        changes.quantized.clear()
         gc.collect()
         with stages.timed("quality") as step:
             quality = measure_quality(source, folder, material, seed=recipe.seed, on_progress=step)
+        floors = judge(recipe.floors, quality)
         speed = None
-        if recipe.speed:
+        if recipe.speed and all(judgement.is_met for judgement in floors):  # what goes has no speed
             with stages.timed("speed") as step:
                 speed = measure_speed(source, folder, seed=recipe.seed, on_progress=step)
         report = Report(
             date=datetime.now(UTC).isoformat(timespec="seconds"),
-            parent=NamedModel(name=name, revision=revision_of(source)),
+            parent=NamedModel(name=spec.name, revision=revision_of(source)),
             child=NamedModel(name=out.name, revision=revision_of(folder)),
-            recipe=recipe,
+            recipe=without_folders(recipe),
+            texts=texts.named,
             pruned=tuple(changes.pruned),
             errors=changes.errors,
             size_before=read_size(source),
             size_after=read_size(folder),
             quality=quality,
             speed=speed,
-            floors=judge(recipe.floors, quality),
+            floors=floors,
             seconds=stages.seconds,
             versions=versions(),
             machine=describe_machine(),
@@ -128,7 +138,8 @@ def compress(
         report = replace(report, notes=find_notes(report))
         if not report.meets_floors:
             raise FloorMissed(report)
-        _write_report(report, folder / REPORT_FOLDER)
+        with writing(out):
+            _write_report(report, folder / REPORT_FOLDER)
     return report
 
 
@@ -177,12 +188,12 @@ def _write_report(report: Report, folder: Path) -> None:
 class _Stages:
     """Tells how far the work is, and keeps how long each part of it took."""
 
-    def __init__(self, on_progress: OnProgress) -> None:
+    def __init__(self, on_progress: OnStage) -> None:
         self._on_progress = on_progress
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def timed(self, stage: str) -> Iterator[Callable[[int, int, str], None]]:
+    def timed(self, stage: str) -> Iterator[OnProgress]:
         """Give what a stage reports its progress to."""
 
         whole = 1
@@ -190,10 +201,10 @@ class _Stages:
         def step(done: int, total: int, what: str) -> None:
             nonlocal whole
             whole = total
-            self._on_progress(stage, done, total)
+            self._on_progress(stage, done, total, what)
 
         began = time.monotonic()
-        self._on_progress(stage, 0, whole)
+        self._on_progress(stage, 0, whole, "")
         yield step
         self.seconds[stage] = time.monotonic() - began
-        self._on_progress(stage, whole, whole)
+        self._on_progress(stage, whole, whole, "")

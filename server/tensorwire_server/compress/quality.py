@@ -24,9 +24,10 @@ from tensorwire_server.engine.encoder import Encoder
 from tensorwire_server.engine.loading import load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from tensorwire_server.compress.blocks import OnProgress
     from tensorwire_server.engine.generator import Generator
 
 
@@ -57,7 +58,7 @@ def measure_quality(
     *,
     seed: int = 0,
     device: str = "auto",
-    on_progress: Callable[[int, int, str], None] = lambda *_: None,
+    on_progress: OnProgress = lambda *_: None,
 ) -> Quality:
     """Load two folders and compare what they compute; both are in memory at once.
 
@@ -87,7 +88,7 @@ def measure_quality(
 class _Progress:
     """Counts what is done of a whole."""
 
-    def __init__(self, report: Callable[[int, int, str], None], total: int) -> None:
+    def __init__(self, report: OnProgress, total: int) -> None:
         self._report = report
         self._done, self._total = 0, total
 
@@ -101,7 +102,7 @@ def _of_generators(
     after: Generator,
     material: Material,
     seed: int,
-    report: Callable[[int, int, str], None],
+    report: OnProgress,
 ) -> Quality:
     windows, prompts, labelled = material.windows, material.prompts, material.labelled
     progress = _Progress(report, len(windows) + bool(prompts) + 2 * len(labelled))
@@ -127,7 +128,7 @@ def _of_encoders(
     after: Encoder,
     material: Material,
     seed: int,
-    report: Callable[[int, int, str], None],
+    report: OnProgress,
 ) -> Quality:
     sentences, labelled = material.sentences, material.labelled
     progress = _Progress(report, 2 * (len(sentences) + len(labelled)))

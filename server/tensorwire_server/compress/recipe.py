@@ -16,7 +16,7 @@ import msgspec
 import tomli_w
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 DEFAULT_GROUP_SIZE = 32
 
@@ -70,6 +70,11 @@ class Pruning:
                 f"the target of prune {self.structure} must lie between 0 and 1 (the share that"
                 f" goes), got {self.target:g}"
             )
+        whole = self.structure is not Structure.UNSTRUCTURED
+        if whole and (self.method, self.scope) != (Method.MAGNITUDE, Scope.LAYER):
+            raise RecipeError(
+                f"method and scope are of prune unstructured; prune {self.structure} has neither"
+            )
 
     @property
     def needs_text(self) -> bool:
@@ -82,12 +87,14 @@ class Quantization:
     """Weights as integers, scaled by groups of one output's weights."""
 
     bits: int
-    rounding: Rounding = Rounding.NEAREST
-    group_size: int | None = None  # inputs that share a scale; None: all of an output
+    rounding: Rounding | None = None  # None: a recipe takes GPTQ if it has a calibration text
+    group_size: int | None = None  # inputs that share a scale: 32 of int4, of int8 all (None)
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8):
             raise RecipeError(f"quantize must be int8 or int4, got int{self.bits}")
+        if self.bits == 4 and self.group_size is None:
+            object.__setattr__(self, "group_size", DEFAULT_GROUP_SIZE)
         if self.group_size is not None and (self.group_size < 8 or self.group_size % 8):
             raise RecipeError(
                 f"group_size must be a multiple of 8 from 8 on, got {self.group_size}"
@@ -121,10 +128,24 @@ class Floor:
     limit: float
     relative: bool = False  # to the parent's
 
+    def __post_init__(self) -> None:
+        if self.relative and self.metric is Metric.KL:
+            raise RecipeError(
+                "the floor kl is no number of the parent's, and so cannot be relative to it; write"
+                " for example kl=0.1"
+            )
+        # A parent agrees with itself wholly; only its accuracy leaves room above.
+        may_pass = self.relative and self.metric is Metric.ACCURACY
+        if self.metric.more_is_better and self.limit > 1 and not may_pass:
+            raise RecipeError(
+                f"the floor {self} can never be met: {self.metric} is at most 1; write for example"
+                f" {self.metric}=0.95"
+            )
+
     @property
     def bound(self) -> str:
         """Return the limit as it is written: `1.1x` where it is relative."""
-        return f"{self.limit:g}{'x' if self.relative else ''}"
+        return f"{self.limit:.12g}{'x' if self.relative else ''}"
 
     def __str__(self) -> str:
         return f"{self.metric}={self.bound}"
@@ -153,6 +174,12 @@ class Recipe:
             raise RecipeError("nothing to do; give prune (unstructured:0.5) or quantize (int8)")
         if self.num_windows < 1 or self.window_tokens < 8:
             raise RecipeError("num_windows must be at least 1 and window_tokens at least 8")
+        if self.seed < 0:
+            raise RecipeError(f"seed must be 0 or more, got {self.seed}")
+        if self.quantize is not None and self.quantize.rounding is None:
+            rounding = Rounding.NEAREST if self.calibrate is None else Rounding.GPTQ
+            quantize = replace(self.quantize, rounding=rounding)
+            object.__setattr__(self, "quantize", quantize)
         _refuse_twice([pruning.structure for pruning in self.prune], "prune")
         if self.calibrate is None and self.needs_text:
             raise RecipeError(
@@ -173,45 +200,67 @@ class Recipe:
         return gptq or any(pruning.needs_text for pruning in self.prune)
 
 
-def parse_pruning(text: str, *, method: str, scope: str) -> Pruning:
-    """Return what `unstructured:0.5` means.
+def parse_pruning(text: str) -> dict[str, Any]:
+    """Return the table that `unstructured:0.5` stands for.
 
     Raises:
-        RecipeError: no such structure, method or scope, or no share.
+        RecipeError: no such structure, or no share.
     """
     name, _, share = text.partition(":")
-    structure = Structure(_known(name, Structure, "prune"))
+    structure = _known(name, Structure, "prune")
     try:
-        target = float(share)
+        return {"structure": structure, "target": float(share)}
     except ValueError:
         raise RecipeError(
             f"prune {text!r} names no share; write for example {structure}:0.5"
         ) from None
-    return Pruning(
-        structure=structure,
-        target=target,
-        method=Method(_known(method, Method, "method")),
-        scope=Scope(_known(scope, Scope, "scope")),
-    )
 
 
-def parse_quantization(
-    text: str, *, rounding: str | None, group_size: int | None, is_calibrated: bool
-) -> Quantization:
-    """Return what `int4` means; unset rounding is GPTQ where there is a text to calibrate with.
+def parse_quantization(text: str) -> dict[str, Any]:
+    """Return the table that `int4` stands for.
 
     Raises:
-        RecipeError: no such numbers or rounding.
+        RecipeError: no such numbers.
     """
     bits = {"int8": 8, "int4": 4}.get(text)
     if bits is None:
         raise RecipeError(f"quantize must be int8 or int4, got {text!r}")
-    if rounding is None:
-        rounding = Rounding.GPTQ if is_calibrated else Rounding.NEAREST
-    if bits == 4 and group_size is None:
-        group_size = DEFAULT_GROUP_SIZE
-    rounding = Rounding(_known(rounding, Rounding, "rounding"))
-    return Quantization(bits=bits, rounding=rounding, group_size=group_size)
+    return {"bits": bits}
+
+
+def refine(
+    tables: dict[str, Any],
+    *,
+    method: str | None = None,
+    scope: str | None = None,
+    rounding: str | None = None,
+    group_size: int | None = None,
+) -> None:
+    """Write flags of a step into the tables of a recipe that have such steps.
+
+    Raises:
+        RecipeError: there is no such choice, or no step that it could be of.
+    """
+    of_weights = [
+        table for table in _tables(tables.get("prune"))
+        if table.get("structure") == Structure.UNSTRUCTURED
+    ]  # fmt: skip
+    quantize = [tables["quantize"]] if isinstance(tables.get("quantize"), dict) else []
+    if method is not None:
+        _set(of_weights, "method", _known(method, Method, "method"), "prune unstructured")
+    if scope is not None:
+        _set(of_weights, "scope", _known(scope, Scope, "scope"), "prune unstructured")
+    if rounding is not None:
+        _set(quantize, "rounding", _known(rounding, Rounding, "rounding"), "quantize")
+    if group_size is not None:
+        _set(quantize, "group_size", group_size, "quantize")
+
+
+def _set(steps: Sequence[dict[str, Any]], key: str, value: str | int, owner: str) -> None:
+    if not steps:
+        raise RecipeError(f"{key} {value} is of {owner}, which this recipe does not ask for")
+    for step in steps:
+        step[key] = value
 
 
 def parse_floors(texts: Iterable[str]) -> tuple[Floor, ...]:
@@ -247,15 +296,40 @@ def parse_recipe(toml: str) -> Recipe:
     Raises:
         RecipeError: it is no TOML, or a key or value is not allowed.
     """
+    return make_recipe(parse_tables(toml))
+
+
+def parse_tables(toml: str) -> dict[str, Any]:
+    """Return what a TOML text says, before it has to be a whole recipe.
+
+    Raises:
+        RecipeError: it is no TOML, or a key is not known.
+    """
     try:
         content = tomllib.loads(toml)
-        floors = content.pop("floors", {})
-        _refuse_unknown_keys(content)
-        recipe = msgspec.convert(content, Recipe)
-        limits = parse_floors(f"{metric}={limit}" for metric, limit in dict(floors).items())
-        return replace(recipe, floors=limits)
-    except (ValueError, TypeError) as error:  # of tomllib and msgspec too
+    except tomllib.TOMLDecodeError as error:
         raise RecipeError(str(error)) from error
+    _refuse_unknown_keys(content)
+    return content
+
+
+def make_recipe(tables: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that a text and flags have come to.
+
+    Raises:
+        RecipeError: a value is not allowed.
+    """
+    content = dict(tables)
+    floors = content.pop("floors", {})
+    if not isinstance(floors, dict):
+        raise RecipeError("floors must be a table of limits: [floors], and below it ppl = '1.1x'")
+    limits = parse_floors(f"{metric}={limit}" for metric, limit in floors.items())
+    try:
+        return msgspec.convert({**content, "floors": limits}, Recipe)
+    except msgspec.ValidationError as error:
+        # What a dataclass refuses says already where it stands.
+        own = error.__cause__
+        raise RecipeError(str(own if isinstance(own, RecipeError) else error)) from error
 
 
 def write_recipe(recipe: Recipe) -> str:

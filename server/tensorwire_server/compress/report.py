@@ -32,6 +32,15 @@ class NamedModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NamedText:
+    """A file that the recipe names, without where it lay."""
+
+    use: str  # "calibration", "evaluation" or "labels"
+    name: str
+    sha256: str  # of the file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """What was asked for, what came out, and how that was measured."""
 
@@ -39,7 +48,8 @@ class Report:
     date: str  # ISO 8601, UTC
     parent: NamedModel
     child: NamedModel
-    recipe: Recipe
+    recipe: Recipe  # its files by their names alone
+    texts: tuple[NamedText, ...]  # those that the recipe names
     pruned: tuple[Pruned, ...]  # one for each removal of the recipe
     errors: tuple[LayerError, ...]  # empty without a calibration text
     size_before: FolderSize

@@ -5,40 +5,28 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-
+from tensorwire_server.compress.interrupts import held_interrupts
+from tensorwire_server.engine.fused.stored import linear_layers
 from tensorwire_server.engine.quantized import config_block, pack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    import torch
+
     from tensorwire_server.compress.parent import Parent
     from tensorwire_server.compress.recipe import Quantization
     from tensorwire_server.engine.quantized import QuantizedWeight
 
-# What the report and its recipe lie in; no part of what a model answers (`models/manifest.py`).
-REPORT_FOLDER = "compression"
 _PARTIAL = ".partial"
-# Weights in any form, which the new ones replace, and the card, which is the parent's.
-_LEFT_OUT = (
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".pkl",
-    ".h5",
-    ".msgpack",
-    ".onnx",
-    ".md",
-)
 
 
 class OutputError(Exception):
@@ -50,39 +38,88 @@ def output_folder(out: Path) -> Iterator[Path]:
     """Give an empty folder to fill; it becomes `out` if the block ends well, else it goes.
 
     Raises:
-        OutputError: `out` is there already, or the disk does not take what is written.
+        OutputError: `out` cannot be made.
     """
     out = Path(os.path.abspath(out))
-    refuse_existing(out)
+    check_place(out)
+    lock = None
+    partial = _new_name(out)  # known before it is there: no interrupt finds a folder without a name
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_left_behind(out)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=_PARTIAL, dir=out.parent))
-        lock = _locked(partial)
-    except OSError as error:
-        raise _explained(error, out) from error
-    assert lock is not None  # the name is new
-    try:
+        with writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            _remove_left_behind(out)
+            while (lock := _claim(partial)) is None:
+                partial = _new_name(out)
         yield partial
-        _write_through(partial)
-        partial.chmod(0o755)
-        refuse_existing(out)
-        partial.rename(out)
-    except OSError as error:
-        raise _explained(error, out) from error
+        with writing(out):
+            _write_through(partial)
+            partial.chmod(0o755)
+            check_place(out)
+            partial.rename(out)
     finally:
-        os.close(lock)
-        shutil.rmtree(partial, ignore_errors=True)
+        with (
+            held_interrupts()
+        ):  # a second Ctrl-C would leave what the first one had begun to remove
+            shutil.rmtree(partial, ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
 
 
-def refuse_existing(out: Path) -> None:
-    """Make sure that nothing would be replaced.
+def check_place(out: Path) -> None:
+    """Make sure that a folder can be made here, and that nothing would be replaced.
 
     Raises:
-        OutputError: there is something.
+        OutputError: something stands in the way.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise OutputError(f"{str(out)!r} is there already; name a folder that is not")
+    with writing(out):
+        # A link, too: the folder would take its place, and not that of what it points to.
+        if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
+            raise OutputError(f"{str(out)!r} is there already; name a folder that is not")
+        above = next(folder for folder in out.absolute().parents if os.path.lexists(folder))
+        if not above.is_dir():
+            raise OutputError(f"cannot write {str(out)!r}: {str(above)!r} is no folder")
+
+
+def refuse_inside(out: Path, parent: Path) -> None:
+    """Make sure that the parent's folder stays as it is.
+
+    Raises:
+        OutputError: `out` lies in it.
+    """
+    if out.resolve().is_relative_to(parent.resolve()):
+        raise OutputError(
+            f"{str(out)!r} lies in the folder of the model itself, which is only read;"
+            " name a folder outside of it"
+        )
+
+
+@contextlib.contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Translate what the disk says in the block.
+
+    Raises:
+        OutputError: it does not take what is written for `out`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _explained(error, out) from error
+
+
+def _new_name(out: Path) -> Path:
+    return out.with_name(f".{out.name}.{secrets.token_hex(4)}{_PARTIAL}")
+
+
+def _claim(folder: Path) -> int | None:
+    """Make a folder and lock it; None: another process took it for left behind before that."""
+    folder.mkdir(0o700)
+    with contextlib.suppress(FileNotFoundError):
+        lock = _locked(folder)
+        if lock is not None and folder.is_dir():
+            return lock
+        if lock is not None:
+            os.close(lock)
+    return None
 
 
 def _locked(folder: Path) -> int | None:
@@ -98,7 +135,7 @@ def _locked(folder: Path) -> int | None:
 
 def _remove_left_behind(out: Path) -> None:
     """Remove what an earlier run could not, because it was killed."""
-    for folder in out.parent.glob(f".{out.name}.*{_PARTIAL}"):
+    for folder in out.parent.glob(f".{glob.escape(out.name)}.*{_PARTIAL}"):
         with contextlib.suppress(FileNotFoundError):
             lock = _locked(folder)
             if lock is not None:
@@ -148,25 +185,19 @@ def write_model(
         raise
     if quantization is not None:
         config = json.loads((place / "config.json").read_bytes())
+        unquantized = sorted(linear_layers(parent.model) - quantized.keys())
         config["quantization_config"] = config_block(
-            quantization.bits, quantization.group_size, ignored=_unquantized(parent, quantized)
+            quantization.bits, quantization.group_size, ignored=unquantized
         )
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         (place / "config.json").write_text(text, encoding="utf-8")
 
 
 def _copy_companions(parent: Parent, folder: Path) -> None:
-    """Copy tokenizer, generation config, templates, pooling: what is neither weights nor config."""
-    for source in sorted(parent.folder.rglob("*")):
-        name = source.relative_to(parent.folder)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if not source.is_file() or hidden or name.parts[0] == REPORT_FOLDER:
-            continue
-        if source.suffix in _LEFT_OUT or source.name.endswith(".index.json"):
-            continue
+    for name in parent.companions:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        shutil.copyfile(parent.folder / name, target)
 
 
 def _stored_form(
@@ -175,17 +206,16 @@ def _stored_form(
     """Return what the file holds: the parent's number format, and integers."""
     has_pooler = any("pooler." in name for name in parent.stored_names)
     tensors: dict[str, torch.Tensor] = {}
+    # Tied weights have to stay one: those that share memory are stored once.
+    converted: dict[tuple[int, torch.Size], torch.Tensor] = {}
     for name, tensor in parent.model.state_dict().items():
         module = name.removesuffix(".weight")
         if module in quantized and name.endswith(".weight"):
             tensors |= pack(module, quantized[module])
         elif "pooler." not in name or has_pooler:  # else transformers has drawn it at random
-            tensors[name] = tensor.to(parent.dtype) if tensor.is_floating_point() else tensor
+            key = tensor.data_ptr(), tensor.shape
+            if key not in converted:
+                is_number = tensor.is_floating_point()
+                converted[key] = tensor.to(parent.dtype) if is_number else tensor
+            tensors[name] = converted[key]
     return tensors
-
-
-def _unquantized(parent: Parent, quantized: Mapping[str, QuantizedWeight]) -> list[str]:
-    """Return the linear modules that stay as they are."""
-    modules: Any = parent.model.named_modules()
-    linears = [name for name, module in modules if isinstance(module, torch.nn.Linear)]
-    return [name for name in linears if name not in quantized]

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from tensorwire_protocol.codec.typed import TYPED
@@ -22,6 +23,7 @@ from tensorwire_protocol.roles import Role
 from tensorwire_protocol.transports.blocking import BlockingTransport
 
 from tensorwire_server.compress.errors import MeasurementError
+from tensorwire_server.compress.interrupts import held_interrupts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,10 +38,13 @@ _END_S = 30.0  # for a server to end by itself
 
 
 class ServedModel:
-    """`tensorwire serve` with one model and nothing of the user's own settings."""
+    """`tensorwire serve` with one model and nothing of the user's own settings.
+
+    The server runs from `with` on; it ends with the block, and at the latest with this object.
+    """
 
     def __init__(self, source: str, *, device: str = "auto") -> None:
-        """Start the server; `connect` waits for it.
+        """Say what is served.
 
         Args:
             source: a folder, or what else `tensorwire serve` takes.
@@ -47,17 +52,30 @@ class ServedModel:
         """
         self._source = source
         self._transport: BlockingTransport | None = None
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115, it lives as long as the process
         words = ["serve", f"--model={_NAME}={source}", "--port=0", f"--device={device}"]
         words.append("--set=listen.drain_s=0")  # what runs when we leave, nobody waits for
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tensorwire", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            env={k: v for k, v in os.environ.items() if not k.startswith("TENSORWIRE_")},
-            text=True,
-        )
+        self._words = [sys.executable, "-m", "tensorwire", *words]
+
+    def __enter__(self) -> Self:
+        """Start the server; `connect` waits for it."""
+        self._stderr = tempfile.TemporaryFile()
+        with held_interrupts():  # between the start and who ends it
+            self._process = subprocess.Popen(
+                self._words,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                env={k: v for k, v in os.environ.items() if not k.startswith("TENSORWIRE_")},
+                text=True,
+            )
+            self._end = weakref.finalize(self, _end, self._process)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._transport is not None:
+            self._transport.close()
+        self._end()
+        self._stderr.close()
 
     def connect(self) -> Self:
         """Wait until the model is loaded, however long that takes, and connect.
@@ -70,7 +88,10 @@ class ServedModel:
         if ready is None:
             raise MeasurementError(f"cannot measure the speed of {self._source}: {self._reason()}")
         host, _, port = ready.split()[1].rpartition(":")
-        sock = socket.create_connection((host, int(port)))
+        try:
+            sock = socket.create_connection((host, int(port)))
+        except OSError as error:
+            raise MeasurementError(f"cannot reach the server of {self._source}: {error}") from error
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = Connection(
             Role.CLIENT, software=_SOFTWARE, features=(FEATURE_PASSIVE,), codec=TYPED
@@ -144,18 +165,13 @@ class ServedModel:
             raise MeasurementError(f"the server of {self._source} failed: {message.message}")
         return message
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._transport is not None:
-            self._transport.close()
-        self._process.terminate()
-        try:
-            self._process.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-        self._stderr.close()
+def _end(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(_END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    assert process.stdout is not None
+    process.stdout.close()

@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+import torch
+import transformers
 from safetensors import safe_open
 
-from tensorwire_server.engine.folder import read_json, read_sentence_folder
+from tensorwire_server.engine.folder import architecture_of, read_json, read_sentence_folder
+from tensorwire_server.engine.fused.stored import weight_files
 from tensorwire_server.engine.quantized import PACKED, SCALE, SHAPE, read_block, unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Container, Iterator, Mapping
     from pathlib import Path
-
-    import torch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,7 @@ def read_size(folder: Path) -> FolderSize:
         ModelLoadError: what config.json says of quantized weights is not what the files hold.
     """
     inner = read_sentence_folder(folder).encoder if (folder / "modules.json").is_file() else folder
-    paths = sorted(inner.glob("*.safetensors"))
+    paths = weight_files(inner)
     with ExitStack() as stack:
         file_of: dict[str, Any] = {}
         for path in paths:
@@ -67,7 +68,8 @@ def read_size(folder: Path) -> FolderSize:
             file_of |= dict.fromkeys(file.keys(), file)
         matrices: list[StoredMatrix] = []
         others: list[StoredMatrix] = []
-        for matrix in _read(file_of, read_json(inner / "config.json")):
+        known = _names_of_model(inner)
+        for matrix in _read(file_of, read_json(inner / "config.json"), known):
             in_block = len(matrix.shape) > 1 and block_of(matrix.name) is not None
             (matrices if in_block else others).append(matrix)
     return FolderSize(
@@ -78,7 +80,27 @@ def read_size(folder: Path) -> FolderSize:
     )
 
 
-def _read(file_of: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[StoredMatrix]:
+def _names_of_model(folder: Path) -> frozenset[str]:
+    """Return what the weights of the model may be called in its files.
+
+    Old files hold buffers too (masks, positions), which no model of today reads.
+    """
+    config = transformers.AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
+    with torch.device("meta"):
+        model = getattr(transformers, architecture_of(read_json(folder / "config.json")))(config)
+    names = set(model.state_dict())
+    # The inner model's files lack the beginning that the outer one's have.
+    beginning = f"{model.base_model_prefix}."
+    return frozenset(
+        names | {name.removeprefix(beginning) for name in names} | {beginning + n for n in names}
+    )
+
+
+def _read(
+    file_of: Mapping[str, Any], config: Mapping[str, Any], known: Container[str]
+) -> Iterator[StoredMatrix]:
     form = read_block(config)
 
     def get_tensor(name: str) -> torch.Tensor:
@@ -89,7 +111,10 @@ def _read(file_of: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[Sto
         module, _, part = name.rpartition(".")
         if form is not None and part in (SCALE, SHAPE):
             continue
-        if form is not None and part == PACKED:
+        is_packed = form is not None and part == PACKED
+        if (f"{module}.weight" if is_packed else name) not in known:
+            continue
+        if form is not None and is_packed:
             values, bits = unpack(form, get_tensor, module).values_OI, form.bits
         else:
             values = get_tensor(name)

@@ -177,15 +177,19 @@ def compare(
 def _warm_up(
     parent: Server, child: Server, load: Load, run_s: float, now: Callable[[], float]
 ) -> int:
-    """Have both do a little; return which amount takes the parent about `run_s`."""
+    """Return which amount takes the parent about `run_s`, after both have done so much."""
     chance = random.Random(load.name)
     amount, took_s = 1, 0.0
-    load.run(child, amount, chance)
     while True:
         began = now()
         load.run(parent, amount, chance)
         took_s = now() - began
         # A tenth is enough to go by, and the smallest amounts are mostly overhead.
         if amount == load.most or took_s >= run_s / 10:
-            return min(max(round(amount * run_s / took_s), 1), load.most)
+            break
         amount = min(2 * amount, load.most)
+    amount = min(max(round(amount * run_s / took_s), 1), load.most)
+    # What a server does for the first time (buffers, threads) must not fall on a measured round.
+    for server in (parent, child):
+        load.run(server, amount, chance)
+    return amount

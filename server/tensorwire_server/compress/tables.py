@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def main_tables(report: Report) -> list[Table]:
         ),
         Table(
             title="Pruning",
-            heads=("", "target", "achieved", "parameters"),
+            heads=("", "target", "achieved", "tensors"),
             rows=tuple(
                 (
                     pruned.structure,
@@ -92,11 +93,9 @@ def fact_table(report: Report) -> Table:
         "result": f"{report.child.name}@{report.child.revision[:12]}",
         "prune": ", ".join(map(describe_pruning, recipe.prune)) or "-",
         "quantize": describe_quantization(recipe.quantize) if recipe.quantize else "-",
-        "calibration text": recipe.calibrate or "-",
-        "evaluation text": recipe.evaluate or "-",
-        "labels": recipe.labels or "-",
+        **{text.use: f"{text.name} (SHA-256 {text.sha256[:12]}…)" for text in report.texts},
         "seed": str(recipe.seed),
-        "date": report.date,
+        "date": told_date(report),
         **{f"{stage} took": f"{seconds:.1f} s" for stage, seconds in report.seconds.items()},
         **report.machine,
         **report.versions,
@@ -117,6 +116,11 @@ def describe_quantization(quantization: Quantization) -> str:
     size = quantization.group_size
     groups = "one scale an output" if size is None else f"groups of {size}"
     return f"int{quantization.bits}, {quantization.rounding}, {groups}"
+
+
+def told_date(report: Report) -> str:
+    """Return when it was made, for people."""
+    return f"{datetime.fromisoformat(report.date).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def short_bytes(count: float) -> str:

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tensorwire_server.compress.recipe import RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 _GAP = re.compile(r"\n(?:[ \t]*\n)+")
-# Shorter ones ("Example:") stand in many texts by chance.
-_TELLING_CHARS = 64
+# Shorter ones ("Example:") stand in many texts by chance; lines more often than documents.
+_DOCUMENT_CHARS, _LINE_CHARS = 64, 32
+_CHANCE_LINES, _CHANCE_SHARE = 1, 0.01  # so much of the lines may be shared
 _MAX_FILE_BYTES = 1 << 30
 
 _Item = TypeVar("_Item")
@@ -37,8 +38,7 @@ class Text:
     @property
     def lines(self) -> list[str]:
         """Return all lines that are not empty."""
-        stripped = (line.strip() for document in self.documents for line in document.splitlines())
-        return [line for line in stripped if line]
+        return [line.strip() for line in _lines_of(self.documents)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,28 +108,46 @@ def _read(path: str, purpose: str) -> bytes:
         raise RecipeError(f"cannot read the {purpose} file {path!r}: {error.strerror}") from error
 
 
-def refuse_shared(calibration: Text, evaluation: Text) -> None:
+def refuse_shared(calibration: Text, judged: Sequence[str], what: str) -> None:
     """Make sure that nothing is judged on what it was fitted to.
 
+    Args:
+        judged: the documents of the other text.
+        what: what that is, for the sentence of a refusal.
+
     Raises:
-        RecipeError: a document stands in both texts, whatever its white space.
+        RecipeError: a document stands in the calibration text, or more than a few lines do,
+            whatever their white space.
     """
-    known = {_digest(document) for document in _telling(calibration)}
-    shared = [document for document in _telling(evaluation) if _digest(document) in known]
-    if calibration.sha256 == evaluation.sha256 or shared:
-        begin = " ".join((shared or evaluation.documents)[0].split())[:60]
-        raise RecipeError(
-            f"{max(len(shared), 1)} documents of the evaluation text {evaluation.path!r} stand in"
-            f" the calibration text too, for example {begin!r}; take them from different texts"
-        )
+    known = _digests(calibration.lines, _LINE_CHARS)
+    documents = _digests(judged, _DOCUMENT_CHARS)
+    lines = _digests(_lines_of(judged), _LINE_CHARS)
+    in_documents = documents.keys() & (_digests(calibration.documents, 0).keys() | known.keys())
+    in_lines = lines.keys() & known.keys()
+    if calibration.documents == tuple(judged):
+        raise RecipeError(f"{what} is the calibration text; take them from different texts")
+    if in_documents:
+        shared, unit, of = [documents[digest] for digest in in_documents], "documents", documents
+    elif len(in_lines) > max(_CHANCE_LINES, _CHANCE_SHARE * len(lines)):
+        shared, unit, of = [lines[digest] for digest in in_lines], "lines", lines
+    else:
+        return
+    raise RecipeError(
+        f"{len(shared)} of {len(of)} {unit} of {what} stand in the calibration text too, for"
+        f" example {min(shared)[:60]!r}; take them from different texts"
+    )
 
 
-def _telling(text: Text) -> Iterator[str]:
-    return (document for document in text.documents if len(document) >= _TELLING_CHARS)
+def _digests(texts: Iterable[str], least_chars: int) -> dict[bytes, str]:
+    """Return the texts that are long enough to tell something, by the digest of their words."""
+    plain = (" ".join(text.split()) for text in texts)
+    return {
+        hashlib.sha256(text.encode()).digest(): text for text in plain if len(text) >= least_chars
+    }
 
 
-def _digest(document: str) -> bytes:
-    return hashlib.sha256(" ".join(document.split()).encode()).digest()
+def _lines_of(documents: Iterable[str]) -> Iterator[str]:
+    return (line for document in documents for line in document.splitlines() if line.strip())
 
 
 def cut_windows(ids: Sequence[int], window_tokens: int) -> list[list[int]]:

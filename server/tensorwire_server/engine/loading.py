@@ -117,7 +117,7 @@ def _load_generator(
     tokenizer = TextTokenizer(wrapper)
     config = _read_config(folder)
     text_config = config.get_text_config()
-    context = _context(text_config, wrapper, context_tokens)
+    context = served_context(text_config, wrapper, context_tokens)
     _refuse_batch_dependent_rope(text_config, context)
     steps, choice = _load_steps(folder, config, device, context, choice, architecture, quantization)
     generation = _generation_config(folder, config)
@@ -227,8 +227,7 @@ def _load_encoder(
     )
     wrapper = load_wrapper(said.encoder)
     model = load_weights(AutoModel, said.encoder, device, quantization)
-    positions = _stated_context(model.config) - _first_position(model)
-    context = _context(model.config, wrapper, positions, said.max_tokens, context_tokens)
+    context = encoder_context(model, wrapper, said.max_tokens, context_tokens)
     tokenizer = TextTokenizer(
         wrapper, max_tokens=context, prefix=said.prefix, lower_case=said.lower_case
     )
@@ -372,12 +371,25 @@ def _stated_context(config: Any) -> int:
     return stated if isinstance(stated, int) and stated > 0 else _DEFAULT_CONTEXT_TOKENS
 
 
-def _context(config: Any, wrapper: Any, *limits: int | None) -> int:
+def served_context(config: Any, wrapper: Any, *limits: int | None) -> int:
+    """Return how many tokens a model reads at most: the least of all that limits it.
+
+    Args:
+        config: of the text model.
+        wrapper: its tokenizer, as transformers loaded it.
+        limits: what else there is; None is no limit.
+    """
     known = [limit for limit in (_stated_context(config), *limits) if limit is not None]
     # Without a limit of its own, transformers' tokenizer says 1e30.
     if wrapper.model_max_length < 1 << 30:
         known.append(int(wrapper.model_max_length))
     return int(min(known))
+
+
+def encoder_context(model: Any, wrapper: Any, *limits: int | None) -> int:
+    """Return how many tokens an encoder reads at most; of its positions some may be reserved."""
+    positions = _stated_context(model.config) - _first_position(model)
+    return served_context(model.config, wrapper, positions, *limits)
 
 
 def _first_position(model: Any) -> int:

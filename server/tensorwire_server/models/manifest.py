@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 # What a model is loaded from; cards, pictures and licences do not change what it answers.
 SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
 # Where `compress` says what it did (dates, speeds): nothing that a model is loaded from.
-_REPORT_FOLDER = "compression"
+REPORT_FOLDER = "compression"
 MIN_DIGITS = 8  # fewer could name another model's files by chance
 
 
@@ -22,14 +22,14 @@ def manifest_of(folder: Path) -> str:
         for path in folder.rglob("*")
         if path.suffix in SUFFIXES
         and path.is_file()
-        and path.relative_to(folder).parts[0] != _REPORT_FOLDER
+        and path.relative_to(folder).parts[0] != REPORT_FOLDER
     )
     return "".join(_line(folder, name) for name in files)
 
 
 def _line(folder: Path, name: str) -> str:
     file = folder / name
-    return f"{name} {file.stat().st_size} {_sha256(file)}\n"
+    return f"{name} {file.stat().st_size} {sha256_of(file)}\n"
 
 
 def revision_of(folder: Path) -> str:
@@ -37,6 +37,7 @@ def revision_of(folder: Path) -> str:
     return hashlib.sha256(manifest_of(folder).encode()).hexdigest()
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

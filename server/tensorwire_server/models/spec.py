@@ -31,6 +31,11 @@ class ModelSpec:
     name: str
     source: str  # a folder, a hub name, or an engine like "oracle:step_ms=5"
 
+    @property
+    def has_weights(self) -> bool:
+        """Say if the source is a model, and not an engine that computes nothing of one."""
+        return not self.source.startswith(_TORCH_FREE)
+
 
 def parse_model_id(model_id: str) -> tuple[str, str | None]:
     """Split `name` or `name@revision`."""

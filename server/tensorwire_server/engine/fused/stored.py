@@ -38,18 +38,27 @@ def linear_layers(model: torch.nn.Module) -> set[str]:
     return {name for name, module in modules if isinstance(module, torch.nn.Linear)}
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that a folder's weights are read from; others may lie beside them.
+
+    Raises:
+        ModelLoadError: one is missing.
+    """
+    index = read_json(folder / _INDEX, missing={}).get("weight_map", {})
+    names = sorted({*index.values()}) or [_SINGLE]
+    for name in names:
+        if not isinstance(name, str) or "/" in name or not (folder / name).is_file():
+            raise ModelLoadError(f"it has no {name}")
+    return [folder / name for name in names]
+
+
 class StoredWeights:
     """What lies in a folder; a tensor takes memory only while somebody holds it."""
 
     def __init__(self, folder: Path, quantization: QuantizationFormat | None = None) -> None:
-        index = read_json(folder / _INDEX, missing={}).get("weight_map", {})
-        names = sorted({*index.values()}) or [_SINGLE]
-        for name in names:
-            if not isinstance(name, str) or "/" in name or not (folder / name).is_file():
-                raise ModelLoadError(f"it has no {name}")
         self._file_of: dict[str, Any] = {}
-        for name in names:
-            file: Any = safe_open(folder / name, framework="pt")
+        for path in weight_files(folder):
+            file: Any = safe_open(path, framework="pt")
             self._file_of |= dict.fromkeys(file.keys(), file)
         self._quantization = quantization
         self._layers: frozenset[str] = frozenset()  # whose weights are stored as integers
