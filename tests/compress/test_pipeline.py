@@ -43,6 +43,7 @@ from tensorwire_server.models.spec import SpecError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .demo_text import CALIBRATION_UNITS, DEMO, EVALUATION_UNITS, write_text
+from .interrupting import children
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -293,12 +294,6 @@ def test_an_interrupt_while_speed_is_measured_leaves_no_server(tmp_path: Path) -
         compress(models_zoo.tiny_model("llama"), recipe, tmp_path / "out", on_progress=interrupt)
     assert children() == before
     assert list(tmp_path.iterdir()) == []
-
-
-def children() -> set[str]:
-    """Return the ids of the processes that this one has started."""
-    tasks = Path("/proc/self/task").glob("*/children")
-    return {number for task in tasks for number in task.read_text().split()}
 
 
 @pytest.mark.parametrize("too_large", ["tokenizer.json", "report.html"])

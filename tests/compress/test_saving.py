@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import models_zoo
 import pytest
@@ -29,9 +28,7 @@ from tensorwire_server.engine.errors import ModelLoadError
 from tensorwire_server.engine.quantized import PARTS
 
 from .demo_text import DEMO
-
-if TYPE_CHECKING:
-    from types import FrameType
+from .interrupting import InterruptAt
 
 
 def names_in(folder: Path) -> set[str]:
@@ -60,23 +57,6 @@ def fill(out: Path) -> None:
     with output_folder(out) as folder, writing(out):
         (folder / "a").mkdir()
         (folder / "a" / "b").write_text("b")
-
-
-class InterruptAt:
-    """Sends a Ctrl-C before a line of some files, counted as they run."""
-
-    def __init__(self, line: int, *files: str) -> None:
-        self.left = line
-        self._files = files
-
-    def __call__(self, frame: FrameType, event: str, _: object) -> InterruptAt | None:
-        if not frame.f_code.co_filename.endswith(self._files):
-            return None
-        if event == "line":
-            self.left -= 1
-            if self.left == 0:
-                signal.raise_signal(signal.SIGINT)
-        return self
 
 
 class Undone(Exception):
