@@ -94,6 +94,7 @@ def test_a_missed_floor_is_exit_code_4_with_the_report(
         (("demo", "--prune", "unstructured:1.2"), 2, "must lie between 0 and 1"),
         (("demo", "--prune", "tails:0.5"), 2, "prune 'tails' is not known; known are unstructured"),
         (("demo",), 2, "nothing to do; give prune"),
+        (("demo", "--quantize", "int8", "--method", "wanda"), 2, "method wanda is of prune"),
         (("demo", "--quantize", "int5"), 2, "quantize must be int8 or int4, got 'int5'"),
         (("demo", "--prune", "heads:0.5"), 2, "give one with --calibrate FILE"),
         (("demo", "--quantize", "int8", "--floor", "ppl=1.1x"), 2, "give one with --eval FILE"),
