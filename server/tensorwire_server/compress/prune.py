@@ -13,7 +13,8 @@ Dimensions: O outputs, I inputs.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from tensorwire_server.compress.blocks import Block, OnProgress
+
+_Choice = TypeVar("_Choice", bound=StrEnum)
 
 # A share of a matrix is met to within a weight; this is what a share of all of them may be off.
 _TOLERANCE = 0.001
@@ -66,17 +69,12 @@ def prune_model(
         RecipeError: an argument is not allowed, or the model's family cannot do it. The model is
             as it was.
     """
-    try:
-        pruning = Pruning(
-            structure=Structure(structure),
-            target=target_sparsity,
-            method=Method(method),
-            scope=Scope(scope),
-        )
-    except RecipeError:
-        raise
-    except ValueError as error:  # of the enumerations: "'x' is not a valid Structure"
-        raise RecipeError(str(error)) from None
+    pruning = Pruning(
+        structure=_one_of(Structure, structure),
+        target=target_sparsity,
+        method=_one_of(Method, method),
+        scope=_one_of(Scope, scope),
+    )
     blocks = blocks_of(model)
     if calibration is None and pruning.needs_text:
         raise RecipeError(
@@ -92,6 +90,14 @@ def prune_model(
     else:
         errors = _prune_globally(blocks, pruning, passage, progress)
     return _counted(blocks, pruning.target, errors)
+
+
+def _one_of(choices: type[_Choice], name: str) -> _Choice:
+    try:
+        return choices(name)
+    except ValueError:
+        known = ", ".join(choices)
+        raise RecipeError(f"{choices.__name__.lower()} {name!r} is none of {known}") from None
 
 
 def _say_nothing(done: int, total: int, what: str) -> None:
