@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from tensorwire_server.compress.blocks import Passage, blocks_of, weight_of
+from tensorwire_server.compress.blocks import Passage, checked_blocks, weight_of
 from tensorwire_server.compress.recipe import Method, Pruning, RecipeError, Scope, Structure
 from tensorwire_server.compress.results import LayerError, Pruned, PrunedParameter
 from tensorwire_server.compress.structure import remove_heads, remove_layers, remove_neurons
@@ -75,7 +75,7 @@ def prune_model(
         method=_one_of(Method, method),
         scope=_one_of(Scope, scope),
     )
-    blocks = blocks_of(model)
+    blocks = checked_blocks(model)
     if calibration is None and pruning.needs_text:
         raise RecipeError(
             f"prune {structure} measures what is important on a text; give calibration"
@@ -204,12 +204,10 @@ def _zero(
     passage: Passage | None,
 ) -> tuple[LayerError, ...]:
     """Zero a block's chosen weights, and pass the text on through what is left."""
-    before = {}
+    original = block.copied()
     for name, linear in block.linears.items():
-        weight_OI = weight_of(linear)
-        before[name] = weight_OI.clone()
-        weight_OI[choose(name, _scores(name, linear, norms))] = 0
-    return () if passage is None else passage.advance_measured(block, before)
+        weight_of(linear)[choose(name, _scores(name, linear, norms))] = 0
+    return () if passage is None else passage.advance_compared(block, original)
 
 
 def least(scores: torch.Tensor, count: int) -> torch.Tensor:
