@@ -90,7 +90,7 @@ def test_what_the_engine_serves_of_it_keeps_it_as_well(
     )
     text = compress("demo", recipe, tmp_path / "out").quality.text
     assert text is not None
-    assert text.num_windows == 32
+    assert text.num_windows >= 16
     assert text.perplexity_ratio.value < most
 
 

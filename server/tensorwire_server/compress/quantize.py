@@ -97,7 +97,7 @@ def _rounded(
         if gram_II is None:
             return round_to_nearest(weight_OI, quantization)
         return round_by_gptq(weight_OI, gram_II, quantization)
-    except (ValueError, torch.linalg.LinAlgError) as error:
+    except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
         raise RecipeError(f"{name} cannot be quantized: {error}") from error
 
 

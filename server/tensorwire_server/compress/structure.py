@@ -267,7 +267,7 @@ def _remove_units(
     kept_inputs = _spread(kept, weight_OI.shape[1] // num_units)
     try:
         fitted = refit(weight_OI, gram_II, kept_inputs)
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise RecipeError(f"{name} cannot be fitted again: {error}") from error
     _keep(linear, inputs=kept_inputs)
     weight_of(linear).copy_(fitted)
