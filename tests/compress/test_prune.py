@@ -140,8 +140,8 @@ def test_progress_is_told_block_by_block(scope: str, total: int) -> None:
     [
         (1.2, {}, r"between 0 and 1 .*, got 1\.2"),
         (0.0, {}, "between 0 and 1"),
-        (0.5, {"structure": "channels"}, "'channels' is not a valid Structure"),
-        (0.5, {"method": "random"}, "'random' is not a valid Method"),
+        (0.5, {"structure": "channels"}, "'channels' is none of unstructured, heads"),
+        (0.5, {"method": "random"}, "method 'random' is none of magnitude, wanda"),
         (0.5, {"method": "wanda"}, "give calibration"),
         (0.5, {"structure": "neurons"}, "give calibration"),
         (0.2, {"structure": "layers", "calibration": WINDOWS}, r"shares are 0\.3333, 0\.6667"),

@@ -116,7 +116,7 @@ def test_zeros_survive(bits: int, rounding: Rounding) -> None:
     assert set(quantized.weights) == set(gone)
     for name, weight in quantized.weights.items():
         assert bool((weight.values_OI[gone[name]] == 0).all())
-        assert bool((weight.values_OI[~gone[name]] != 0).any())
+        assert float((weight.values_OI[~gone[name]] != 0).float().mean()) > 0.9
 
 
 def test_a_models_weights_become_what_is_stored_and_nothing_else_changes() -> None:
@@ -141,10 +141,46 @@ def test_errors_are_measured_where_there_is_a_text() -> None:
         assert 0 < smooth.error < 0.02 < rough.error < 0.3
 
 
+def test_a_model_that_the_format_does_not_hold_is_refused_and_stays_as_it_was() -> None:
+    model, before = load("gpt2"), load("gpt2").state_dict()
+    with pytest.raises(RecipeError, match=r"type 'gpt2' cannot be quantized: .* prune only"):
+        quantize_model(model, INT8)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_weight_that_is_no_number_is_refused_by_its_name() -> None:
+    model = load()
+    model.model.norm.weight.data[3] = torch.nan
+    with pytest.raises(RecipeError, match=r"weight model\.norm\.weight holds a number that is inf"):
+        quantize_model(model, INT8)
+
+
+@pytest.mark.parametrize(
+    ("form", "weight", "said"),
+    [
+        (INT4, 1e6, r"layers\.1\.mlp\.up_proj cannot be quantized: scales of int4 must"),
+        (
+            # Its outputs, squared, are beyond float32.
+            Quantization(bits=8, rounding=Rounding.GPTQ),
+            1e28,
+            r"layers\.1\.mlp\.down_proj cannot be quantized: linalg",
+        ),
+    ],
+    ids=["scale", "gram"],
+)
+def test_a_matrix_that_cannot_be_quantized_is_named(
+    form: Quantization, weight: float, said: str
+) -> None:
+    model = load()
+    model.get_submodule("model.layers.1.mlp.up_proj").weight.data[0] = weight
+    with pytest.raises(RecipeError, match=said):
+        quantize_model(model, form, calibration=WINDOWS)
+
+
 def test_gptq_without_a_text_is_refused() -> None:
     with pytest.raises(RecipeError, match="give calibration, or round to nearest"):
         quantize_model(load(), Quantization(bits=8, rounding=Rounding.GPTQ))
 
 
-def load() -> Any:
-    return AutoModelForCausalLM.from_pretrained(models_zoo.tiny_model("llama"))
+def load(family: str = "llama") -> Any:
+    return AutoModelForCausalLM.from_pretrained(models_zoo.tiny_model(family))

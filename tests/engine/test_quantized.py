@@ -68,6 +68,14 @@ def test_what_is_packed_is_unpacked(
     assert torch.equal(found.dequantize().double(), right)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_group_larger_than_any_memory_takes_none(bits: int) -> None:
+    """The size of groups is a number in a stranger's config.json; nothing bounds it."""
+    weight = some_weight(bits, 3, 16, 10**15)
+    found = read_back(weight, pack("a.b", weight)).dequantize()
+    assert torch.equal(found, weight.values_OI * weight.scales_OG)
+
+
 def test_the_bytes_are_those_of_the_page() -> None:
     nibbles = torch.tensor([[-8, -7, 0, 7, 1, -1, 2, -2, 3]], dtype=torch.int8)
     weight = QuantizedWeight(

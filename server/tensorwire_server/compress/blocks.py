@@ -9,8 +9,9 @@ Dimensions: T tokens, I inputs, O outputs.
 
 from __future__ import annotations
 
+import copy
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,6 +48,10 @@ class Block:
             self.linear(part) for part in (*self.family.attention, *self.family.feed_forward)
         )
 
+    def copied(self) -> Block:
+        """Return the block as it is now, whatever becomes of this one."""
+        return replace(self, module=copy.deepcopy(self.module))
+
 
 def blocks_of(model: Any) -> list[Block]:
     """Return a model's blocks in their order.
@@ -61,6 +66,19 @@ def blocks_of(model: Any) -> list[Block]:
         Block(index=index, name=f"{prefix}.{index}", module=module, family=family)
         for index, module in enumerate(holder)
     ]
+
+
+def checked_blocks(model: Any) -> list[Block]:
+    """Return a model's blocks, as `blocks_of` does, of a model whose weights are all numbers.
+
+    Raises:
+        RecipeError: the family is not known, or a weight is infinite or NaN.
+    """
+    blocks = blocks_of(model)
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise RecipeError(f"its weight {name} holds a number that is infinite or NaN")
+    return blocks
 
 
 def weight_of(linear: Any) -> torch.Tensor:
@@ -102,9 +120,7 @@ class Passage:
     def compute(self, block: Block) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield what a block gets and gives, window by window; both are (1, T, hidden)."""
         for hidden in self._hidden:
-            call = self._surroundings[hidden.shape[1]][block.index]
-            result = block.module(hidden, *call.args, **call.kwargs)
-            yield hidden, result[0] if isinstance(result, tuple) else result
+            yield hidden, self._result(block, hidden)
 
     def advance(
         self, block: Block, see: Callable[[torch.Tensor, torch.Tensor], None] | None = None
@@ -138,32 +154,49 @@ class Passage:
         self._watch(block, linears, see)
         return sums
 
-    def advance_measured(
-        self, block: Block, before: Mapping[str, torch.Tensor]
-    ) -> tuple[LayerError, ...]:
-        """Go on, and measure what other weights would have given on the way.
+    def advance_compared(self, block: Block, original: Block) -> tuple[LayerError, ...]:
+        """Go on, and compare linear layers with those of the block that this one was made of.
 
-        Args:
-            before: (O, I) by the names of linear layers; another number of inputs is left out.
+        Both get the same inputs. A layer that lost inputs is compared with what the original would
+        give for all that its own block would hand to it; one that lost outputs is left out.
         """
-        linears = {
+        linears, before = block.linears, original.linears
+        compared = {
             name: linear
-            for name, linear in block.linears.items()
-            if name in before and before[name].shape == weight_of(linear).shape
+            for name, linear in linears.items()
+            if len(weight_of(linear)) == len(weight_of(before[name]))
         }
-        sums = {name: torch.zeros(2, dtype=torch.float64) for name in linears}
+        narrowed = {
+            name: before[name]
+            for name, linear in compared.items()
+            if weight_of(linear).shape != weight_of(before[name]).shape
+        }
+        sums = {name: torch.zeros(2, dtype=torch.float64) for name in compared}
+        inputs_before: dict[str, torch.Tensor] = {}
 
         def see(name: str, inputs_TI: torch.Tensor) -> None:
-            old = inputs_TI @ before[name].T
-            lost = inputs_TI @ (before[name] - weight_of(linears[name])).T
+            old = inputs_before.get(name, inputs_TI) @ weight_of(before[name]).T
+            lost = old - inputs_TI @ weight_of(linears[name]).T
             sums[name] += torch.stack([lost.square().sum(), old.square().sum()])
 
-        with _watched(linears, see):
-            self.advance(block)
+        results = []
+        for hidden in self._hidden:
+            if narrowed:
+                with _watched(narrowed, inputs_before.__setitem__):
+                    self._result(original, hidden)
+            with _watched(compared, see):
+                results.append(self._result(block, hidden))
+        self._hidden = results
         return tuple(
             LayerError(name=name, error=float((lost / old).sqrt()) if old > 0 else 0.0)
             for name, (lost, old) in sums.items()
         )
+
+    def _result(self, block: Block, hidden: torch.Tensor) -> torch.Tensor:
+        call = self._surroundings[hidden.shape[1]][block.index]
+        result = block.module(hidden, *call.args, **call.kwargs)
+        given: torch.Tensor = result[0] if isinstance(result, tuple) else result
+        return given
 
     def _watch(
         self,

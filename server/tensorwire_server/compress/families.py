@@ -7,7 +7,7 @@ Mixtures of experts are not here: their experts are three-dimensional parameters
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tensorwire_server.compress.recipe import RecipeError
@@ -33,14 +33,8 @@ _LLAMA = Family(
     feed_forward=("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
     heads_can_go=True,
 )
-_LLAMA_NORMED_HEADS = Family(
-    blocks="layers",
-    attention=_LLAMA.attention,
-    feed_forward=_LLAMA.feed_forward,
-    heads_can_go=True,
-    head_norms=("self_attn.q_norm", "self_attn.k_norm"),
-)
-_STABLELM = Family(blocks="layers", attention=_LLAMA.attention, feed_forward=_LLAMA.feed_forward)
+_LLAMA_NORMED_HEADS = replace(_LLAMA, head_norms=("self_attn.q_norm", "self_attn.k_norm"))
+_STABLELM = replace(_LLAMA, heads_can_go=False)
 _PHI = Family(
     blocks="layers",
     attention=(*_SPLIT, "self_attn.dense"),

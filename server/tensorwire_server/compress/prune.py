@@ -13,11 +13,12 @@ Dimensions: O outputs, I inputs.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from tensorwire_server.compress.blocks import Passage, blocks_of, weight_of
+from tensorwire_server.compress.blocks import Passage, checked_blocks, weight_of
 from tensorwire_server.compress.recipe import Method, Pruning, RecipeError, Scope, Structure
 from tensorwire_server.compress.results import LayerError, Pruned, PrunedParameter
 from tensorwire_server.compress.structure import remove_heads, remove_layers, remove_neurons
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from tensorwire_server.compress.blocks import Block, OnProgress
+
+_Choice = TypeVar("_Choice", bound=StrEnum)
 
 # A share of a matrix is met to within a weight; this is what a share of all of them may be off.
 _TOLERANCE = 0.001
@@ -66,18 +69,13 @@ def prune_model(
         RecipeError: an argument is not allowed, or the model's family cannot do it. The model is
             as it was.
     """
-    try:
-        pruning = Pruning(
-            structure=Structure(structure),
-            target=target_sparsity,
-            method=Method(method),
-            scope=Scope(scope),
-        )
-    except RecipeError:
-        raise
-    except ValueError as error:  # of the enumerations: "'x' is not a valid Structure"
-        raise RecipeError(str(error)) from None
-    blocks = blocks_of(model)
+    pruning = Pruning(
+        structure=_one_of(Structure, structure),
+        target=target_sparsity,
+        method=_one_of(Method, method),
+        scope=_one_of(Scope, scope),
+    )
+    blocks = checked_blocks(model)
     if calibration is None and pruning.needs_text:
         raise RecipeError(
             f"prune {structure} measures what is important on a text; give calibration"
@@ -92,6 +90,14 @@ def prune_model(
     else:
         errors = _prune_globally(blocks, pruning, passage, progress)
     return _counted(blocks, pruning.target, errors)
+
+
+def _one_of(choices: type[_Choice], name: str) -> _Choice:
+    try:
+        return choices(name)
+    except ValueError:
+        known = ", ".join(choices)
+        raise RecipeError(f"{choices.__name__.lower()} {name!r} is none of {known}") from None
 
 
 def _say_nothing(done: int, total: int, what: str) -> None:
@@ -198,12 +204,10 @@ def _zero(
     passage: Passage | None,
 ) -> tuple[LayerError, ...]:
     """Zero a block's chosen weights, and pass the text on through what is left."""
-    before = {}
+    original = block.copied()
     for name, linear in block.linears.items():
-        weight_OI = weight_of(linear)
-        before[name] = weight_OI.clone()
-        weight_OI[choose(name, _scores(name, linear, norms))] = 0
-    return () if passage is None else passage.advance_measured(block, before)
+        weight_of(linear)[choose(name, _scores(name, linear, norms))] = 0
+    return () if passage is None else passage.advance_compared(block, original)
 
 
 def least(scores: torch.Tensor, count: int) -> torch.Tensor:

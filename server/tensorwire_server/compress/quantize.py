@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from transformers.pytorch_utils import Conv1D
 
-from tensorwire_server.compress.blocks import Passage, blocks_of, weight_of
+from tensorwire_server.compress.blocks import Passage, blocks_of, checked_blocks, weight_of
 from tensorwire_server.compress.recipe import Quantization, RecipeError, Rounding
 from tensorwire_server.compress.results import LayerError, Quantized
 from tensorwire_server.engine.quantized import QuantizedWeight, round_scales
@@ -51,9 +52,10 @@ def quantize_model(
         on_progress: is told what is done of how much.
 
     Raises:
-        RecipeError: there is no text for GPTQ, or the model's family is not known.
+        RecipeError: there is no text for GPTQ, or the model is not one that can be quantized.
     """
-    blocks = blocks_of(model)
+    refuse_unquantizable(model)
+    blocks = checked_blocks(model)
     is_gptq = quantization.rounding == Rounding.GPTQ
     if is_gptq and calibration is None:
         raise RecipeError("gptq rounds by what a text shows; give calibration, or round to nearest")
@@ -63,20 +65,40 @@ def quantize_model(
     for block in blocks:
         parts = (*block.family.attention, *block.family.feed_forward)
         grams = passage.input_grams(block, parts) if passage is not None and is_gptq else {}
-        before = {}
+        original = block.copied()
         for name, linear in block.linears.items():
-            weight_OI = weight_of(linear)
-            before[name] = weight_OI.clone()
-            if is_gptq:
-                weights[name] = round_by_gptq(weight_OI, grams[name], quantization)
-            else:
-                weights[name] = round_to_nearest(weight_OI, quantization)
-            weight_OI.copy_(weights[name].dequantize())
+            weights[name] = _rounded(name, weight_of(linear), grams.get(name), quantization)
+            weight_of(linear).copy_(weights[name].dequantize())
         if passage is not None:
-            errors += passage.advance_measured(block, before)
+            errors += passage.advance_compared(block, original)
         if on_progress is not None:
             on_progress(block.index + 1, len(blocks), "quantizing")
     return Quantized(weights=weights, errors=tuple(errors))
+
+
+def refuse_unquantizable(model: Any) -> None:
+    """Make sure that the format holds a model's linear layers.
+
+    Raises:
+        RecipeError: it does not, or the model's family is not known.
+    """
+    linears = [linear for block in blocks_of(model) for linear in block.linears.values()]
+    if any(isinstance(linear, Conv1D) for linear in linears):
+        raise RecipeError(
+            f"models of the type {model.config.model_type!r} cannot be quantized: they keep their"
+            " matrices the other way round, which no reader of the format expects; prune only"
+        )
+
+
+def _rounded(
+    name: str, weight_OI: torch.Tensor, gram_II: torch.Tensor | None, quantization: Quantization
+) -> QuantizedWeight:
+    try:
+        if gram_II is None:
+            return round_to_nearest(weight_OI, quantization)
+        return round_by_gptq(weight_OI, gram_II, quantization)
+    except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+        raise RecipeError(f"{name} cannot be quantized: {error}") from error
 
 
 def round_to_nearest(weight_OI: torch.Tensor, quantization: Quantization) -> QuantizedWeight:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class PrunedParameter:
     """One parameter that pruning looked at."""
 
-    name: str  # of the parent's parameter
+    name: str  # in the model that this pruning got: after layers went, by their new numbers
     before: tuple[int, ...]  # its shape
     after: tuple[int, ...]  # its first dimension is 0 where all of it went
     zeros: int  # in what is left
@@ -21,7 +21,7 @@ class PrunedParameter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerError:
-    """How far a linear layer's outputs are from what its weights before would give.
+    """How far a linear layer's outputs are from what it gave before it was changed.
 
     Both see the calibration text as the compressed model before them passes it on.
     """
@@ -39,7 +39,7 @@ class Pruned:
     achieved: float  # zeros of all weights, or removed of all heads, neurons or layers
     met: bool
     parameters: tuple[PrunedParameter, ...]
-    errors: tuple[LayerError, ...] = ()  # none without a text, or where outputs went
+    errors: tuple[LayerError, ...] = ()  # none without a text, or where layers went
     notes: tuple[str, ...] = ()
 
 

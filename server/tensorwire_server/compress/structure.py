@@ -15,6 +15,8 @@ Dimensions: I inputs of a linear layer, O outputs, U units (head groups or neuro
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,13 +29,28 @@ from tensorwire_server.compress.recipe import RecipeError, Structure
 from tensorwire_server.compress.results import Pruned, PrunedParameter
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from tensorwire_server.compress.blocks import Block, OnProgress
+    from tensorwire_server.compress.families import Family
+    from tensorwire_server.compress.results import LayerError
 
 # How far beyond the target a removal may go, as whole units do.
 _MAX_OVERSHOOT = 0.02
 _DAMPING = 0.01  # of the mean square of inputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Heads:
+    """How a model's attention is divided."""
+
+    num_heads: int
+    num_groups: int  # of heads that share keys and values
+    size: int
+
+    @property
+    def per_group(self) -> int:
+        return self.num_heads // self.num_groups
 
 
 def remove_heads(
@@ -49,7 +66,30 @@ def remove_heads(
         RecipeError: the family's heads cannot go, or no number of them is near the target.
     """
     config = model.config
-    family = blocks[0].family
+    heads = _heads_of(model, blocks[0].family)
+    what = "head groups" if heads.per_group > 1 else "heads"
+    count = _count(target, heads.num_groups, what)
+    num_left = heads.num_groups - count
+    shapes = _shapes(model)
+    passage = Passage(model, windows)
+    errors: list[LayerError] = []
+    for block in blocks:
+        original = block.copied()
+        output = block.family.attention[-1]
+        groups = _remove_units(block, output, passage, num_units=heads.num_groups, count=count)
+        _keep_heads(block, heads, groups)
+        # Phi-3 computes by the configuration; the blocks to come are still as they were.
+        with _configured(config, num_attention_heads=num_left * heads.per_group):
+            errors += passage.advance_compared(block, original)
+        progress(block.index + 1, len(blocks), "removing heads")
+    _renumber(config, num_attention_heads=num_left * heads.per_group, num_key_value_heads=num_left)
+    config.head_dim = heads.size
+    achieved = count / heads.num_groups
+    return _result(model, Structure.HEADS, target, achieved, shapes, errors)
+
+
+def _heads_of(model: Any, family: Family) -> _Heads:
+    config = model.config
     # Phi normalises heads to a size that it takes from their number.
     if not family.heads_can_go or getattr(config, "qk_layernorm", False):
         raise RecipeError(
@@ -57,39 +97,43 @@ def remove_heads(
             " head from their number; prune neurons or layers instead"
         )
     num_heads = config.num_attention_heads
-    num_groups = getattr(config, "num_key_value_heads", None) or num_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // num_heads
-    per_group = num_heads // num_groups
-    count = _count(target, num_groups, "head groups" if per_group > 1 else "heads")
-    shapes = _shapes(model)
-    passage = Passage(model, windows)
-    for block in blocks:
-        groups = _remove_units(
-            block, family.attention[-1], passage, num_units=num_groups, count=count
-        )
-        heads = _spread(groups, per_group)
-        rows = {"q": _spread(heads, head_size), "kv": _spread(groups, head_size)}
-        inputs = family.attention[:-1]
-        if len(inputs) == 1:  # queries, keys, values one below the other
-            keys = rows["kv"] + num_heads * head_size
-            values = keys + num_groups * head_size
-            _keep(block.linear(inputs[0])[1], outputs=torch.cat([rows["q"], keys, values]))
-        else:
-            for part, kept in zip(inputs, (rows["q"], rows["kv"], rows["kv"]), strict=True):
-                _keep(block.linear(part)[1], outputs=kept)
-        for part, kept in zip(family.head_norms, (heads, groups), strict=False):
-            _keep_norm(block.module, part, kept, num_heads if kept is heads else num_groups)
-        attention = block.module.get_submodule(family.attention[-1].rpartition(".")[0])
-        _renumber(attention, num_heads=heads.numel(), num_key_value_heads=groups.numel())
-        # Phi-3 computes by the configuration; the blocks to come are still as they were.
-        _renumber(config, num_attention_heads=heads.numel())
-        passage.advance(block)
-        _renumber(config, num_attention_heads=num_heads)
-        progress(block.index + 1, len(blocks), "removing heads")
-    num_left = num_groups - count
-    _renumber(config, num_attention_heads=num_left * per_group, num_key_value_heads=num_left)
-    config.head_dim = head_size
-    return _result(model, Structure.HEADS, target, count / num_groups, shapes)
+    return _Heads(
+        num_heads=num_heads,
+        num_groups=getattr(config, "num_key_value_heads", None) or num_heads,
+        size=getattr(config, "head_dim", None) or config.hidden_size // num_heads,
+    )
+
+
+def _keep_heads(block: Block, heads: _Heads, groups: torch.Tensor) -> None:
+    """Keep what computes the queries, keys and values of the groups that stay."""
+    *inputs, output = block.family.attention
+    kept_heads = _spread(groups, heads.per_group)
+    queries, keys = _spread(kept_heads, heads.size), _spread(groups, heads.size)
+    if len(inputs) == 1:  # queries, keys, values one below the other
+        first_key = heads.num_heads * heads.size
+        first_value = first_key + heads.num_groups * heads.size
+        rows = torch.cat([queries, keys + first_key, keys + first_value])
+        _keep(block.linear(inputs[0])[1], outputs=rows)
+    else:
+        for part, kept in zip(inputs, (queries, keys, keys), strict=True):
+            _keep(block.linear(part)[1], outputs=kept)
+    if block.family.head_norms:
+        of_queries, of_keys = block.family.head_norms
+        _keep_norm(block.module, of_queries, kept_heads, heads.num_heads)
+        _keep_norm(block.module, of_keys, groups, heads.num_groups)
+    attention = block.module.get_submodule(output.rpartition(".")[0])
+    _renumber(attention, num_heads=kept_heads.numel(), num_key_value_heads=groups.numel())
+
+
+@contextmanager
+def _configured(config: Any, **numbers: int) -> Iterator[None]:
+    """Have a configuration say something else as long as the context lasts."""
+    before = {name: getattr(config, name) for name in numbers}
+    _renumber(config, **numbers)
+    try:
+        yield
+    finally:
+        _renumber(config, **before)
 
 
 def remove_neurons(
@@ -110,15 +154,17 @@ def remove_neurons(
     count = _count(target, num_neurons, "neurons")
     shapes = _shapes(model)
     passage = Passage(model, windows)
+    errors: list[LayerError] = []
     for block in blocks:
+        original = block.copied()
         kept = _remove_units(block, output, passage, num_units=num_neurons, count=count)
         halves = [kept + half * num_neurons for half in range(family.neurons_per_row)]
         for part in inputs:
             _keep(block.linear(part)[1], outputs=torch.cat(halves))
-        passage.advance(block)
+        errors += passage.advance_compared(block, original)
         progress(block.index + 1, len(blocks), "removing neurons")
     setattr(model.config, family.num_neurons_key, num_neurons - count)
-    return _result(model, Structure.NEURONS, target, count / num_neurons, shapes)
+    return _result(model, Structure.NEURONS, target, count / num_neurons, shapes, errors)
 
 
 def remove_layers(
@@ -219,7 +265,10 @@ def _remove_units(
     importance_U = contributions(weight_OI, gram_II, num_units)
     kept = importance_U.argsort(stable=True)[count:].sort().values
     kept_inputs = _spread(kept, weight_OI.shape[1] // num_units)
-    fitted = refit(weight_OI, gram_II, kept_inputs)
+    try:
+        fitted = refit(weight_OI, gram_II, kept_inputs)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise RecipeError(f"{name} cannot be fitted again: {error}") from error
     _keep(linear, inputs=kept_inputs)
     weight_of(linear).copy_(fitted)
     return kept
@@ -300,6 +349,7 @@ def _result(
     target: float,
     achieved: float,
     before: dict[str, tuple[int, ...]],
+    errors: Sequence[LayerError],
 ) -> Pruned:
     parameters = tuple(
         PrunedParameter(
@@ -317,4 +367,5 @@ def _result(
         achieved=achieved,
         met=achieved >= target - 1e-9,
         parameters=parameters,
+        errors=tuple(errors),
     )

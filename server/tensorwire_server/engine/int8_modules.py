@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 # Rounded activations change what comes out, relative to the largest number, by 0.01 to 0.05. What
 # is above this has lost its meaning.
-_TOLERANCE = 0.5
+_TOLERANCE = 0.15
 
 
 class _Int8Module(torch.nn.Module):

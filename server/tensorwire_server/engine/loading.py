@@ -337,9 +337,9 @@ def load_weights(
     if missing:
         raise ModelLoadError(f"its files lack {len(missing)} weights, for example {missing[0]}")
     if info["mismatched_keys"]:
-        key, stored, wanted = min(info["mismatched_keys"])
+        key, found, wanted = min(info["mismatched_keys"])
         raise ModelLoadError(
-            f"its weight {key} has shape {[*stored]}, its config.json says {[*wanted]}"
+            f"its weight {key} has shape {[*found]}, its config.json says {[*wanted]}"
         )
     if stored is not None:
         stored.check_layers(stored.layers_of(model).values())

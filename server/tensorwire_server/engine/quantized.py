@@ -62,7 +62,9 @@ class QuantizedWeight:
         if self.group_size is None:
             return self.values_OI * self.scales_OG
         num_inputs = self.values_OI.shape[1]
-        scales_OI = self.scales_OG.repeat_interleave(self.group_size, dim=1)[:, :num_inputs]
+        # Whoever wrote config.json chose the size; it may be larger than any memory.
+        size = min(self.group_size, num_inputs)
+        scales_OI = self.scales_OG.repeat_interleave(size, dim=1)[:, :num_inputs]
         return self.values_OI * scales_OI
 
     def take(self, outputs: torch.Tensor) -> QuantizedWeight:
