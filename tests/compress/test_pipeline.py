@@ -191,6 +191,16 @@ def test_an_encoder_with_fewer_neurons_embeds_as_sentence_transformers_does(
     np.testing.assert_allclose(np.stack(found), wanted, rtol=0, atol=1e-5)
 
 
+def test_errors_of_layers_are_those_of_all_steps_together(
+    tmp_path: Path, texts: dict[str, Any]
+) -> None:
+    nine_tenths = Pruning(structure=Structure.UNSTRUCTURED, target=0.9)
+    recipe = small(texts, prune=(nine_tenths,), quantize=Quantization(bits=8))
+    report = compress("demo", recipe, tmp_path / "out")
+    assert len(report.errors) == 4 * 7
+    assert min(error.error for error in report.errors) > 0.1  # int8 alone would make some 0.005
+
+
 def test_structures_are_as_small_as_was_asked(tmp_path: Path, texts: dict[str, Any]) -> None:
     prune = (
         Pruning(structure=Structure.NEURONS, target=0.25),

@@ -20,6 +20,7 @@ from tensorwire_server.compress.material import (
     refuse_unmeasurable,
     without_folders,
 )
+from tensorwire_server.compress.originals import Originals
 from tensorwire_server.compress.page import render
 from tensorwire_server.compress.parent import load_parent
 from tensorwire_server.compress.prune import prune_model
@@ -149,32 +150,36 @@ class _Changes:
 
     pruned: list[Pruned] = field(default_factory=list)
     quantized: dict[str, QuantizedWeight] = field(default_factory=dict)
-    errors: tuple[LayerError, ...] = ()  # of the last step
+    errors: tuple[LayerError, ...] = ()  # of all steps together; none without a text
 
 
 def _change(
     parent: Parent, recipe: Recipe, calibration: list[torch.Tensor] | None, stages: _Stages
 ) -> _Changes:
     changes = _Changes()
+    originals = None if calibration is None else Originals(parent.model)
     for pruning in sorted(recipe.prune, key=lambda pruning: _ORDER.index(pruning.structure)):
         with stages.timed(f"prune {pruning.structure}") as step:
-            pruned = prune_model(
-                parent.model,
-                pruning.target,
-                structure=pruning.structure,
-                method=pruning.method,
-                scope=pruning.scope,
-                calibration=calibration,
-                on_progress=step,
+            changes.pruned.append(
+                prune_model(
+                    parent.model,
+                    pruning.target,
+                    structure=pruning.structure,
+                    method=pruning.method,
+                    scope=pruning.scope,
+                    calibration=calibration,
+                    on_progress=step,
+                )
             )
-        changes.pruned.append(pruned)
-        changes.errors = pruned.errors
     if recipe.quantize is not None:
         with stages.timed(f"quantize int{recipe.quantize.bits}") as step:
             quantized = quantize_model(
                 parent.model, recipe.quantize, calibration=calibration, on_progress=step
             )
-        changes.quantized, changes.errors = quantized.weights, quantized.errors
+        changes.quantized = quantized.weights
+    if originals is not None and calibration is not None:
+        with stages.timed("layer errors") as step:
+            changes.errors = originals.measure(parent.model, calibration, on_progress=step)
     return changes
 
 
