@@ -198,8 +198,8 @@ def _errors(report: Report) -> Iterator[Chart]:
     yield Chart(
         title=title,
         caption=(
-            "How far the output of each linear layer is from what it was, on the calibration text:"
-            " |Wx - W'x| / |Wx|."
+            "How far the output of each linear layer is from what the parent's weights give, on the"
+            " calibration text and after all steps: |Wx - W'x| / |Wx|."
         ),
         svg=_svg(figure, title),
     )

@@ -25,7 +25,7 @@ from tensorwire_server.compress.page import render
 from tensorwire_server.compress.parent import load_parent
 from tensorwire_server.compress.prune import prune_model
 from tensorwire_server.compress.quality import measure_quality
-from tensorwire_server.compress.quantize import quantize_model
+from tensorwire_server.compress.quantize import quantize_model, refuse_unquantizable
 from tensorwire_server.compress.recipe import Structure, write_recipe
 from tensorwire_server.compress.report import NamedModel, Report, to_json
 from tensorwire_server.compress.saving import (
@@ -102,6 +102,8 @@ def compress(
     source = parent.folder
     refuse_inside(out, source)
     refuse_unmeasurable(recipe, is_encoder=parent.is_encoder)
+    if recipe.quantize is not None:
+        refuse_unquantizable(parent.model)
     calibration = calibration_of(parent, texts, recipe)
     material = evaluation_of(parent, texts, recipe)
     with output_folder(out) as folder:
