@@ -101,7 +101,8 @@ class AsyncLink:
                 retry = self._after(reply, error)
                 if retry is None:
                     failure = reply.failure(error)
-                    raise failure from failure.__cause__
+                    # What says most of the call may be an earlier error: show the last one too.
+                    raise failure from (failure.__cause__ if failure is error else error)
             finally:
                 self.pool.on_change()  # where it has not taken its place, another may
             await asyncio.sleep(retry.wait_s)
