@@ -140,7 +140,7 @@ class AsyncPool:
         """Wait for the one dialing task, which outlives a caller that is cancelled."""
         if self._dialing is None:
             self._dialing = asyncio.create_task(self._dial())
-            self._dialing.add_done_callback(self._on_dialed)
+            self._dialing.add_done_callback(_see_failure)
         try:
             async with asyncio.timeout_at(deadline):
                 lane = await asyncio.shield(self._dialing)
@@ -151,16 +151,19 @@ class AsyncPool:
         self._home.check()
         return lane
 
-    def _on_dialed(self, task: asyncio.Task[Lane]) -> None:
-        self._dialing = None
-        if task.cancelled() or task.exception() is not None:
-            return
-        self._sort_out()
-        self._lanes.append(task.result())
-        if self._home.is_closed:
-            task.result().close()
-
     async def _dial(self) -> Lane:
+        """Make a connection, and keep it."""
+        try:
+            lane = await self._connect()
+        finally:
+            # In the task, not when it is done: in between a call would find a dialing that is over
+            # and no connection, and would look again for ever, for neither makes it wait.
+            self._dialing = None
+        self._sort_out()
+        self._lanes.append(lane)
+        return lane
+
+    async def _connect(self) -> Lane:
         loop = asyncio.get_running_loop()
         access = self._access
         lane = Lane(self._address, access.login(self._address), on_change=self.on_change)
@@ -191,6 +194,12 @@ class AsyncPool:
                 lane.close()
         self._leaving, self._lanes = [], []
         self.on_change()  # whoever waits finds that it is closed
+
+
+def _see_failure(task: asyncio.Task[Lane]) -> None:
+    """Keep asyncio from logging what went wrong: whoever waited for it may have left."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _no_time(call: Call[Any], what: str) -> DeadlineExceeded:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -115,6 +116,43 @@ def test_a_caller_that_leaves_while_dialing_does_not_stop_the_others(server: Fak
 
     asyncio.run(main())
     assert server.num_connections == 1
+
+
+@pytest.mark.timeout(20)  # what it tests against is a loop that no timer of asyncio's ends
+def test_calls_find_the_connection_in_whichever_turn_of_the_loop_they_come(
+    server: FakeServer,
+) -> None:
+    async def main() -> None:
+        async with AsyncClient(server.address) as client:
+            calls = []
+            while not client._link.pool.lanes:
+                calls.append(asyncio.create_task(client.health()))
+                await asyncio.sleep(0)
+            answers = await asyncio.gather(*calls)
+            assert {answer["status"] for answer in answers} == {"ready"}
+
+    asyncio.run(main())
+
+
+def test_connecting_that_fails_when_nobody_waits_any_more_is_not_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main(address: str) -> None:
+        async with AsyncClient(address) as client:
+            call = asyncio.create_task(client.health())
+            await asyncio.sleep(0)  # it begins to connect
+            dialing = client._link.pool._dialing
+            assert dialing is not None
+            call.cancel()
+            await asyncio.wait([call, dialing])
+            assert call.cancelled()
+            del call, dialing
+            gc.collect()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    asyncio.run(main(address))
+    assert caplog.records == []
 
 
 def test_another_event_loop_is_refused(server: FakeServer) -> None:
