@@ -9,6 +9,8 @@
     anything else                          given up                  given up
 
 A repeated REQ is safe: the server joins it to the request of that key, or replays its outcome.
+After a cut connection it is no more of a retry than RESUME: the work goes on where it was. The
+budget is for what a server has to do again.
 """
 
 from __future__ import annotations
@@ -129,7 +131,7 @@ class Attempts:
         wait_s = max(chance * longest, (error.retry_after_ms or 0) / 1000)
         if deadline is not None and now + wait_s >= deadline:
             return None
-        if not self._budget.take(now):
+        if not (_was_cut(error, can_resume) or self._budget.take(now)):
             return None
         self._budget.made[how] += 1
         return Retry(wait_s, how)
@@ -141,6 +143,15 @@ class Attempts:
         """
         if self.error is None or _WEIGHT[error.executed] >= _WEIGHT[self.error.executed]:
             self.error = error
+
+
+def _was_cut(error: TensorwireError, can_resume: bool) -> bool:
+    """Say if a connection was lost that had carried the call, to a server that keeps calls.
+
+    It is not so where none could be made, or the server said that it has had enough.
+    """
+    is_lost = isinstance(error, ConnectionFailed) and error.executed is not Executed.NO
+    return is_lost and can_resume
 
 
 def _how(error: TensorwireError, has_arrived: bool, can_resume: bool) -> Again | None:

@@ -9,6 +9,7 @@ The model's name says what happens to a request, so that a test needs nothing el
     cut:N             the socket is aborted after N tokens
     eof:N             the socket is closed in good order after N tokens, without an END
     torn:N            the socket is aborted after N tokens, once; RESUME and REQ find the stream
+    held:N            N tokens, and the rest once the connection was torn
     flaky:N           refused with BUSY N times, then `oracle`
     gap:N             the token after the first N is left out
     count:N           END says one token more than came
@@ -76,7 +77,7 @@ T = TypeVar("T")
 _TICK_S = 0.0005
 _DEFAULT_TOKENS = 8
 _SCRIPTS = (
-    "oracle", "endless", "silent", "deaf", "cut", "eof", "torn", "flaky", "gap", "count",
+    "oracle", "endless", "silent", "deaf", "cut", "eof", "torn", "held", "flaky", "gap", "count",
     "checksum", "short", "failed", "busy", "broken", "picky", "cat",
 )  # fmt: skip
 
@@ -272,6 +273,8 @@ class Session:
             self._flush(columns)
             self._break(run)
             return
+        if run.script == "held" and len(run.tokens) == run.at:
+            return
         if run.script == "gap" and len(run.tokens) == run.at:
             run.skipped = 1
         index = len(run.tokens) + run.skipped
@@ -287,8 +290,9 @@ class Session:
             return
         self.transport.flush()
         if run.script == "torn":
-            self.server.torn |= {other.request.key: other for other in self.runs.values()}
-        if run.script in ("cut", "torn"):
+            self.tear()
+            return
+        if run.script == "cut":
             self.abort()
         else:
             self.transport.close()
@@ -322,6 +326,12 @@ class Session:
                 extra=_reports(run),
             )
         )
+
+    def tear(self) -> None:
+        """Cut the socket, and keep what ran on it."""
+        self.server.torn |= {run.request.key: run for run in self.runs.values()}
+        self.abort()
+        self.on_lost(None)
 
     def abort(self) -> None:
         """Cut the socket as a crash does."""
@@ -475,6 +485,15 @@ class FakeServer:
 
         self.do(abort)
         assert self.wait_until(lambda: not self.sessions)
+
+    def tear_all(self) -> None:
+        """Cut every connection; RESUME and REQ find what ran on them."""
+
+        def tear() -> None:
+            for session in list(self.sessions):
+                session.tear()
+
+        self.do(tear)
 
     def say_goaway(self) -> None:
         """Tell every client to take its next request elsewhere; streams go on."""

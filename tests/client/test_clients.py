@@ -567,6 +567,23 @@ def test_many_calls_on_one_connection_survive_its_end(client: Face, server: Fake
     assert [g.token_ids for g in generations] == [oracle_tokens(p, 6) for p in prompts]
 
 
+@pytest.mark.parametrize("arrived", [0, 2])
+def test_a_cut_connection_takes_none_of_the_streams_with_it_however_many_there_are(
+    client: Face, server: FakeServer, arrived: int
+) -> None:
+    client.call("health")  # it is known what the server can do
+    prompts = [f"p{i}" for i in range(12)]  # more than the retries that a client has in store
+    streams = [client.stream(f"held:{arrived}", prompt, max_new_tokens=4) for prompt in prompts]
+    begun = [[next(stream) for _ in range(arrived)] for stream in streams]
+    client.settle()
+    assert server.wait_until(lambda: len(server.requests) == 1 + len(prompts))
+    server.tear_all()
+    for prompt, first, stream in zip(prompts, begun, streams, strict=True):
+        deltas = [*first, *stream]
+        assert [t for delta in deltas for t in delta.token_ids] == oracle_tokens(prompt, 4)
+    assert server.num_connections == 2
+
+
 def test_a_server_that_forgot_the_stream_leaves_what_had_arrived(
     client: Face, server: FakeServer
 ) -> None:

@@ -11,7 +11,10 @@ from tensorwire import (
     ConnectionLost,
     Draining,
     Executed,
+    Flood,
+    HandshakeTimeout,
     ModelLoading,
+    SlowConsumer,
     TensorwireError,
     UnknownKey,
     WorkerLost,
@@ -122,6 +125,44 @@ def test_when_most_calls_fail_a_tenth_of_them_is_tried_again() -> None:
         pass
     assert not budget.take(100.5 - 0.6)
     assert budget.take(101.1)  # one a second is always allowed
+
+
+def empty_budget() -> RetryBudget:
+    budget = RetryBudget()
+    while budget.take(100.0):
+        pass
+    return budget
+
+
+@pytest.mark.parametrize("arrived", [0, 1])
+@pytest.mark.parametrize("error", [ConnectionLost("x"), PeerSilent("x"), SlowConsumer("x")])
+def test_what_a_cut_connection_carried_goes_on_without_a_budget(
+    error: TensorwireError, arrived: int
+) -> None:
+    attempts = Attempts(3, empty_budget())
+    assert after(attempts, error, arrived=arrived)
+    assert after(attempts, error, arrived=arrived)
+    assert after(attempts, error, arrived=arrived) is None  # but not without end
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Busy("x"),
+        WorkerLost("x"),
+        UnknownKey("x"),
+        Flood("x"),
+        HandshakeTimeout("x"),
+        ConnectionLost("no connection could be made", executed=Executed.NO),
+    ],
+)
+def test_what_a_server_has_to_do_again_takes_from_the_budget(error: TensorwireError) -> None:
+    assert after(Attempts(3, RetryBudget()), error)
+    assert after(Attempts(3, empty_budget()), error) is None
+
+
+def test_a_server_that_keeps_no_calls_has_to_do_them_again() -> None:
+    assert after(Attempts(3, empty_budget()), ConnectionLost("x"), can_resume=False) is None
 
 
 def test_a_rest_fills_the_budget_to_its_bound_and_no_further() -> None:
