@@ -141,15 +141,16 @@ class AsyncPool:
         if self._dialing is None:
             self._dialing = asyncio.create_task(self._dial())
             self._dialing.add_done_callback(_see_failure)
+        dialing = self._dialing
+        left_s = None if deadline is None else deadline - asyncio.get_running_loop().time()
+        await asyncio.wait((dialing,), timeout=left_s)
+        self._home.check()  # `close` cancels the dialing
+        if not dialing.done():
+            raise _no_time(call, "no connection")
         try:
-            async with asyncio.timeout_at(deadline):
-                lane = await asyncio.shield(self._dialing)
-        except TimeoutError:
-            raise _no_time(call, "no connection") from None
+            return dialing.result()
         except TensorwireError as error:
             raise for_call(error) from error.__cause__
-        self._home.check()
-        return lane
 
     async def _dial(self) -> Lane:
         """Make a connection, and keep it."""

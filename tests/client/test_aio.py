@@ -155,6 +155,24 @@ def test_connecting_that_fails_when_nobody_waits_any_more_is_not_logged(
     assert caplog.records == []
 
 
+def test_closing_while_it_connects_is_an_error_and_cancels_no_task_of_the_caller(
+    server: FakeServer,
+) -> None:
+    async def main() -> None:
+        client = AsyncClient(server.address)
+        stays = asyncio.create_task(client.health())
+        leaves = asyncio.create_task(client.health())
+        await asyncio.sleep(0)  # they begin to connect
+        leaves.cancel()
+        await client.close()
+        with pytest.raises(ClientUnusable, match="closed"):
+            await stays
+        with pytest.raises(asyncio.CancelledError):
+            await leaves
+
+    asyncio.run(main())
+
+
 def test_another_event_loop_is_refused(server: FakeServer) -> None:
     client = AsyncClient(server.address)
     asyncio.run(client.health())
