@@ -12,7 +12,7 @@ from tensorwire import calls
 from tensorwire.access import make_access
 from tensorwire.address import parse_address
 from tensorwire.aio_link import AsyncLink
-from tensorwire.dialing import CONNECT_TIMEOUT_S, MAX_CONNECTIONS
+from tensorwire.dialing import CONNECT_TIMEOUT_S, MAX_CONNECTIONS, Route
 from tensorwire.errors import ClientUnusable
 from tensorwire.results import Delta, Generation, grouped, with_choices
 from tensorwire.retrying import MAX_ATTEMPTS
@@ -219,9 +219,13 @@ class AsyncClient:
         where, access = make_access(
             parse_address(address), token, tls=tls, ca=ca, server_name=server_name
         )
-        self._link = AsyncLink(
-            where, connect_timeout, max_attempts, access, max_connections=max_connections
+        route = Route(
+            address=where,
+            access=access,
+            connect_timeout_s=connect_timeout,
+            max_connections=max_connections,
         )
+        self._link = AsyncLink(route, max_attempts)
         self._timeout_s = timeout
 
     @property

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tensorwire_protocol.errors import ConnectionLost, TensorwireError
 
-from tensorwire.access import Access
 from tensorwire.aio_lane import AsyncReply
 from tensorwire.aio_pool import AsyncPool
-from tensorwire.dialing import MAX_CONNECTIONS, Home, chance, fastest_codec
+from tensorwire.dialing import Home, chance, fastest_codec
 from tensorwire.errors import ClientUnusable
 from tensorwire.retrying import Again, Attempts, RetryBudget
 
 if TYPE_CHECKING:
-    from tensorwire.address import Address
     from tensorwire.calls import Call
+    from tensorwire.dialing import Route
     from tensorwire.retrying import Retry
 
 T = TypeVar("T")
@@ -26,40 +24,15 @@ T = TypeVar("T")
 class AsyncLink:
     """Opens calls on connections of a pool."""
 
-    def __init__(
-        self,
-        address: Address,
-        connect_timeout_s: float,
-        max_attempts: int,
-        access: Access | None = None,
-        *,
-        max_connections: int = MAX_CONNECTIONS,
-        home: Home | None = None,
-    ) -> None:
-        self.address = address
-        self.home = home or Home()
+    def __init__(self, route: Route, max_attempts: int) -> None:
         fastest_codec()  # loaded now, so that no call's time goes on it
-        self._is_bulk = home is not None
-        self.pool = AsyncPool(
-            address,
-            access or Access(),
-            self.home,
-            connect_timeout_s=connect_timeout_s,
-            most=max_connections,
-            waits_for_greeting=self._is_bulk,
-        )
+        self.address = route.address
+        self.home = Home()
         self._max_attempts = max_attempts
         self._budget = RetryBudget()
-        self._build_bulk = partial(
-            AsyncLink,
-            address,
-            connect_timeout_s,
-            max_attempts,
-            access,
-            max_connections=max_connections,
-            home=self.home,
-        )
-        self._bulk: AsyncLink | None = None  # for large requests: no small one waits behind them
+        self.pool = AsyncPool(route, self.home, waits_for_greeting=False)
+        # For large requests, behind which no small one shall wait.
+        self._bulk_pool = AsyncPool(route, self.home, waits_for_greeting=True)
         self._rescues: dict[asyncio.Task[None], AsyncReply[Any]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -71,29 +44,22 @@ class AsyncLink:
         """
         self.home.check()
         loop = self._check_loop()
-        if call.is_bulk and not self._is_bulk:
-            return await self._bulk_link().open(call, keeps_deltas=keeps_deltas)
         deadline = None if call.timeout_s is None else loop.time() + call.timeout_s
         attempts = Attempts(self._max_attempts, self._budget)
         reply = AsyncReply(self, call, attempts, loop, deadline, keeps_deltas=keeps_deltas)
-        lane = self.pool.find()
+        pool = self._bulk_pool if call.is_bulk else self.pool
+        lane = pool.find()
         if lane is not None:
             lane.begin(reply, Again.REQUEST)
         else:
-            await self._start(reply, Again.REQUEST)
+            await self._start(reply, Again.REQUEST, pool)
         return reply
 
-    def _bulk_link(self) -> AsyncLink:
-        if self._bulk is None:
-            self._bulk = self._build_bulk()
-            self._bulk._budget = self._budget
-        return self._bulk
-
-    async def _start(self, reply: AsyncReply[Any], how: Again) -> None:
+    async def _start(self, reply: AsyncReply[Any], how: Again, pool: AsyncPool) -> None:
         """Send a call, or ask for the rest; again while that fails and may be tried."""
         while True:
             try:
-                lane = await self.pool.get(reply.call, reply.deadline)
+                lane = await pool.get(reply.call, reply.deadline)
                 if not reply.is_ended:  # it may have been left meanwhile
                     lane.begin(reply, how)
                 return
@@ -104,7 +70,7 @@ class AsyncLink:
                     # What says most of the call may be an earlier error: show the last one too.
                     raise failure from (failure.__cause__ if failure is error else error)
             finally:
-                self.pool.on_change()  # where it has not taken its place, another may
+                pool.on_change()  # where it has not taken its place, another may
             await asyncio.sleep(retry.wait_s)
             how = retry.how
 
@@ -135,7 +101,8 @@ class AsyncLink:
         try:
             await asyncio.sleep(retry.wait_s)
             if not reply.is_ended:
-                await self._start(reply, retry.how)
+                pool = self._bulk_pool if reply.call.is_bulk else self.pool
+                await self._start(reply, retry.how, pool)
         except TensorwireError as error:
             reply.end(error=error)
 
@@ -158,6 +125,5 @@ class AsyncLink:
             rescue.cancel()
             reply.end(error=reply.failure(ConnectionLost("the client was closed")))
         self.pool.close()
-        if self._bulk is not None:
-            await self._bulk.close()
+        self._bulk_pool.close()
         await asyncio.sleep(0)  # the loop closes the sockets in its next turn

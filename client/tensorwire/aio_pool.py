@@ -19,10 +19,8 @@ from tensorwire.dialing import cannot_connect, tune
 from tensorwire.errors import for_call
 
 if TYPE_CHECKING:
-    from tensorwire.access import Access
-    from tensorwire.address import Address
     from tensorwire.calls import Call
-    from tensorwire.dialing import Home
+    from tensorwire.dialing import Home, Route
 
 _TRIES = 3  # to find a connection that has not ended before the request could be queued
 
@@ -34,23 +32,11 @@ class AsyncPool:
     all are full, calls wait in the order in which they came.
 
     Args:
-        most: connections at the same time, those that the server has said farewell on aside.
         waits_for_greeting: whether nothing is sent before it is known what the server takes.
     """
 
-    def __init__(
-        self,
-        address: Address,
-        access: Access,
-        home: Home,
-        *,
-        connect_timeout_s: float,
-        most: int,
-        waits_for_greeting: bool,
-    ) -> None:
-        self._address, self._access, self._home = address, access, home
-        self._connect_timeout_s = connect_timeout_s
-        self._most = most
+    def __init__(self, route: Route, home: Home, *, waits_for_greeting: bool) -> None:
+        self._route, self._home = route, home
         self._waits_for_greeting = waits_for_greeting
         self._lanes: list[Lane] = []
         self._leaving: list[Lane] = []  # the server said GOAWAY; streams still end
@@ -83,7 +69,7 @@ class AsyncPool:
         while lane is None:
             if num_tries == _TRIES:
                 raise ConnectionLost(
-                    f"the server at {self._address} closes each connection at once",
+                    f"the server at {self._route.address} closes each connection at once",
                     executed=Executed.NO,
                 )
             self._home.check()
@@ -100,7 +86,7 @@ class AsyncPool:
 
     def _is_full(self) -> bool:
         self._sort_out()
-        return len(self._lanes) >= self._most
+        return len(self._lanes) >= self._route.max_connections
 
     def _sort_out(self) -> None:
         """Keep apart what takes no calls any more, and forget what is gone."""
@@ -128,7 +114,7 @@ class AsyncPool:
             return
         usable = [lane for lane in self._lanes if lane.is_usable]
         num_places = sum(lane.num_places for lane in usable) - self._num_called
-        if len(usable) < self._most:
+        if len(usable) < self._route.max_connections:
             num_places = len(self._queue)  # a connection was lost: there may be another
         for place in tuple(islice(self._queue, max(num_places, 0))):
             del self._queue[place]
@@ -166,16 +152,17 @@ class AsyncPool:
 
     async def _connect(self) -> Lane:
         loop = asyncio.get_running_loop()
-        access = self._access
-        lane = Lane(self._address, access.login(self._address), on_change=self.on_change)
+        address, access = self._route.address, self._route.access
+        timeout_s = self._route.connect_timeout_s
+        lane = Lane(address, access.login(address), on_change=self.on_change)
         try:
-            async with asyncio.timeout(self._connect_timeout_s):
+            async with asyncio.timeout(timeout_s):
                 raw, _ = await loop.create_connection(
                     lambda: lane.transport,
-                    self._address.host,
-                    self._address.port,
+                    address.host,
+                    address.port,
                     ssl=access.tls,
-                    server_hostname=access.server_name_at(self._address),
+                    server_hostname=access.server_name_at(address),
                 )
                 tune(raw.get_extra_info("socket"))
                 lane.start()
@@ -183,7 +170,7 @@ class AsyncPool:
                 if self._waits_for_greeting or self._lanes:
                     await lane.greeted
         except OSError as error:  # TimeoutError is one
-            raise cannot_connect(self._address, error, self._connect_timeout_s) from error
+            raise cannot_connect(address, error, timeout_s) from error
         return lane
 
     def close(self) -> None:

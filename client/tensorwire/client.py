@@ -11,7 +11,7 @@ from tensorwire_protocol.messages import Ack, End, Event, Result
 from tensorwire import calls
 from tensorwire.access import make_access
 from tensorwire.address import parse_address
-from tensorwire.dialing import CONNECT_TIMEOUT_S, MAX_CONNECTIONS
+from tensorwire.dialing import CONNECT_TIMEOUT_S, MAX_CONNECTIONS, Route
 from tensorwire.errors import ClientUnusable
 from tensorwire.link import Link
 from tensorwire.results import Delta, Generation, grouped, with_choices
@@ -217,9 +217,13 @@ class Client:
         where, access = make_access(
             parse_address(address), token, tls=tls, ca=ca, server_name=server_name
         )
-        self._link = Link(
-            where, connect_timeout, max_attempts, access, max_connections=max_connections
+        route = Route(
+            address=where,
+            access=access,
+            connect_timeout_s=connect_timeout,
+            max_connections=max_connections,
         )
+        self._link = Link(route, max_attempts)
         self._timeout_s = timeout
 
     @property

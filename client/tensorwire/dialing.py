@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ from tensorwire.errors import ClientUnusable
 if TYPE_CHECKING:
     from tensorwire_protocol.login import Login
 
+    from tensorwire.access import Access
     from tensorwire.address import Address
 
 CONNECT_TIMEOUT_S = 10.0
@@ -40,6 +42,16 @@ _pool = PooledMemory(_POOL_BYTES)
 
 # Name: seconds (or a count). Present where the platform has it.
 _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPALIVE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """Where a client's connections go, and how they are made."""
+
+    address: Address
+    access: Access
+    connect_timeout_s: float
+    max_connections: int  # at the same time, those that the server has said farewell on aside
 
 
 def new_connection(*, is_passive: bool, login: Login | None = None) -> Connection:

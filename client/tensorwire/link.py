@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tensorwire_protocol.errors import (
@@ -18,9 +16,8 @@ from tensorwire_protocol.errors import (
 from tensorwire_protocol.messages import TERMINAL, Failure
 from tensorwire_protocol.roles import State
 
-from tensorwire.access import Access
 from tensorwire.collecting import GRACE_S, Collector, gave_up
-from tensorwire.dialing import MAX_CONNECTIONS, Home, chance, explained, fastest_codec
+from tensorwire.dialing import Home, chance, explained, fastest_codec
 from tensorwire.errors import for_call
 from tensorwire.pool import Pool
 from tensorwire.retrying import Again, Attempts, RetryBudget
@@ -32,8 +29,8 @@ if TYPE_CHECKING:
     from tensorwire_protocol.messages import Message, Request, Resume
     from tensorwire_protocol.transports.blocking import BlockingTransport, Mailbox
 
-    from tensorwire.address import Address
     from tensorwire.calls import Call
+    from tensorwire.dialing import Route
     from tensorwire.retrying import Retry
 
 T = TypeVar("T")
@@ -171,41 +168,15 @@ class _Failed(Exception):
 class Link:
     """Opens calls on connections of a pool; safe to share between threads."""
 
-    def __init__(
-        self,
-        address: Address,
-        connect_timeout_s: float,
-        max_attempts: int,
-        access: Access | None = None,
-        *,
-        max_connections: int = MAX_CONNECTIONS,
-        home: Home | None = None,
-    ) -> None:
-        self.address = address
-        self.home = home or Home()
+    def __init__(self, route: Route, max_attempts: int) -> None:
         fastest_codec()  # loaded now, so that no call's time goes on it
-        self._is_bulk = home is not None
-        self.pool = Pool(
-            address,
-            access or Access(),
-            self.home,
-            connect_timeout_s=connect_timeout_s,
-            most=max_connections,
-            waits_for_greeting=self._is_bulk,
-        )
+        self.address = route.address
+        self.home = Home()
         self.max_attempts = max_attempts
         self.budget = RetryBudget()
-        self._build_bulk = partial(
-            Link,
-            address,
-            connect_timeout_s,
-            max_attempts,
-            access,
-            max_connections=max_connections,
-            home=self.home,
-        )
-        self._making_bulk = threading.Lock()
-        self._bulk: Link | None = None  # for large requests, behind which no small one shall wait
+        self.pool = Pool(route, self.home, waits_for_greeting=False)
+        # For large requests, behind which no small one shall wait.
+        self._bulk_pool = Pool(route, self.home, waits_for_greeting=True)
 
     def call(self, call: Call[T]) -> Reply[T]:
         """Send `call`.
@@ -214,17 +185,8 @@ class Link:
             TensorwireError: it could not be sent, or (executed: maybe) only in part.
         """
         self.home.check()
-        if call.is_bulk and not self._is_bulk:
-            return self._bulk_link().call(call)
         deadline = None if call.timeout_s is None else time.monotonic() + call.timeout_s
         return Reply(self, call, deadline)
-
-    def _bulk_link(self) -> Link:
-        with self._making_bulk:
-            if self._bulk is None:
-                self._bulk = self._build_bulk()
-                self._bulk.budget = self.budget
-            return self._bulk
 
     def open(
         self,
@@ -237,10 +199,11 @@ class Link:
         Raises:
             TensorwireError: it could not be sent, or (executed: maybe) only in part.
         """
+        pool = self._bulk_pool if call.is_bulk else self.pool
         num_tries = 0
         while True:
             self.home.check()
-            transport = self.pool.get(call, deadline)
+            transport = pool.get(call, deadline)
             num_tries += 1
             was_built = False
 
@@ -266,8 +229,7 @@ class Link:
         if not self.home.is_here:
             return  # the parent's connection is not this process's to end
         self.pool.close()
-        if self._bulk is not None:
-            self._bulk.close()
+        self._bulk_pool.close()
 
     def __del__(self) -> None:
         # Whoever waits for an answer holds this object, so nobody waits any more.

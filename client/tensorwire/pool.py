@@ -15,10 +15,8 @@ from tensorwire.dialing import cannot_connect, new_connection, tune
 if TYPE_CHECKING:
     from tensorwire_protocol.transports.tls import TlsSocket
 
-    from tensorwire.access import Access
-    from tensorwire.address import Address
     from tensorwire.calls import Call
-    from tensorwire.dialing import Home
+    from tensorwire.dialing import Home, Route
 
 
 class Pool:
@@ -27,23 +25,11 @@ class Pool:
     Calls fill one connection before there is a second.
 
     Args:
-        most: connections at the same time, those that the server has said farewell on aside.
         waits_for_greeting: whether nothing is sent before it is known what the server takes.
     """
 
-    def __init__(
-        self,
-        address: Address,
-        access: Access,
-        home: Home,
-        *,
-        connect_timeout_s: float,
-        most: int,
-        waits_for_greeting: bool,
-    ) -> None:
-        self._address, self._access, self._home = address, access, home
-        self._connect_timeout_s = connect_timeout_s
-        self._most = most
+    def __init__(self, route: Route, home: Home, *, waits_for_greeting: bool) -> None:
+        self._route, self._home = route, home
         self._waits_for_greeting = waits_for_greeting
         self._dialing = threading.Lock()
         self._transports: list[BlockingTransport] = []
@@ -74,9 +60,10 @@ class Pool:
             if transport is not None:  # another thread was quicker
                 return transport
             self._retire()
-            if len(self._transports) >= self._most:
+            most = self._route.max_connections
+            if len(self._transports) >= most:
                 raise Busy(
-                    f"all {self._most} connections have as many calls as the server takes on one:"
+                    f"all {most} connections have as many calls as the server takes on one:"
                     " read their answers, or use another client"
                 )
             transport = self._dial(call, deadline)
@@ -105,21 +92,21 @@ class Pool:
                 self._leaving.append(old)
 
     def _dial(self, call: Call[Any], deadline: float | None) -> BlockingTransport:
-        timeout_s = self._connect_timeout_s
+        timeout_s = self._route.connect_timeout_s
         if deadline is not None:
             timeout_s = min(timeout_s, deadline - time.monotonic())
             if timeout_s <= 0:
                 raise _no_time_to_connect(call)
-        host, port = self._address.host, self._address.port
+        address = self._route.address
         try:
-            sock = socket.create_connection((host, port), timeout=timeout_s)
+            sock = socket.create_connection((address.host, address.port), timeout=timeout_s)
         except OSError as error:
-            raise cannot_connect(self._address, error, timeout_s) from error
+            raise cannot_connect(address, error, timeout_s) from error
         try:
             tune(sock)
             channel = self._secured(sock, timeout_s)
             sock.settimeout(None)
-            login = self._access.login(self._address)
+            login = self._route.access.login(address)
             transport = BlockingTransport(channel, new_connection(is_passive=True, login=login))
             # What a further connection takes must be known: it will be filled to the brim.
             if self._waits_for_greeting or self._transports:
@@ -130,16 +117,17 @@ class Pool:
             raise
 
     def _secured(self, sock: socket.socket, timeout_s: float) -> socket.socket | TlsSocket:
-        name = self._access.server_name_at(self._address)
+        address, access = self._route.address, self._route.access
+        name = access.server_name_at(address)
         if name is None:
             return sock
-        assert self._access.tls is not None
+        assert access.tls is not None
         from tensorwire_protocol.transports.tls import TlsSocket  # loads ssl
 
         try:
-            return TlsSocket(sock, self._access.tls, name)
+            return TlsSocket(sock, access.tls, name)
         except OSError as error:
-            raise cannot_connect(self._address, error, timeout_s) from error
+            raise cannot_connect(address, error, timeout_s) from error
 
     def close(self) -> None:
         """End all connections; calls that wait on other threads get ConnectionLost."""
