@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 _CLOSE_PATIENCE_S = 5.0  # for the last words to a peer that does not read
 _DISCARD_BYTES = 4 * 1024 * 1024  # from a peer that does not stop when it is told why
 _MAX_LINGERING = 256  # connections of a thread that were closed and whose peers have not
-# So much does not wait for the end of the turn. A turn that answers hundreds at once would
-# otherwise keep the peer idle meanwhile, and then wait for it: 256 requests in flight went through
-# three processes one after the other (measured: up to 1.8x the requests/s with early flushes).
+# So much does not wait for the end of the turn. A turn that answers many at once would otherwise
+# keep the peer idle meanwhile, and then wait for it: 256 requests in flight went through three
+# processes one after the other (measured: up to 1.8x the requests/s with early flushes). The first
+# of a turn is smaller, so that 16 in flight are cut in two as well (measured: 1.3x).
+_FIRST_EARLY_BYTES = 1024
 _EARLY_BYTES = 4096
 _BEFORE_LOGIN = frozenset({State.PREFACE, State.HANDSHAKE, State.AUTHENTICATING})
 _thread = threading.local()
@@ -72,6 +74,7 @@ class AioTransport(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._flush_is_due = False
+        self._early_bytes = _FIRST_EARLY_BYTES
         self._lost = False
         self._discarded_bytes = 0
         self._abort_timer: asyncio.TimerHandle | None = None
@@ -166,19 +169,24 @@ class AioTransport(asyncio.BufferedProtocol):
             TensorwireError: as `Connection.send`.
         """
         self.connection.send(message)
-        if self.connection.pending_bytes >= _EARLY_BYTES:
-            self.flush()
-        elif not self._flush_is_due:
+        if not self._flush_is_due:
             self._schedule_flush()
+        if self.connection.pending_bytes >= self._early_bytes:
+            self._early_bytes = _EARLY_BYTES
+            self.flush()
 
     def _schedule_flush(self) -> None:
         if not self._flush_is_due:
             self._flush_is_due = True
-            self._loop.call_soon(self.flush)
+            self._loop.call_soon(self._end_turn)
+
+    def _end_turn(self) -> None:
+        self._flush_is_due = False
+        self._early_bytes = _FIRST_EARLY_BYTES
+        self.flush()
 
     def flush(self) -> None:
         """Hand all queued bytes to the loop; close the socket if the connection has ended."""
-        self._flush_is_due = False
         if self._transport is None or self._lost:
             return
         output = self.connection.take_output(self._room())

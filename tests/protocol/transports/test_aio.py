@@ -382,12 +382,30 @@ def test_a_turn_that_sends_much_does_not_keep_the_peer_waiting_for_its_end(run: 
         requests = [wire(request(i)) for i in range(1, 301)]
         for stream in range(1, 301):
             transport.send(request(stream))
-        early = b"".join(below.writes[1:])
+        _, first, *more = below.writes
         whole = b"".join(requests)
-        assert len(whole) - 4096 < len(early) <= len(whole)
-        assert len(below.writes) <= 1 + len(whole) // 4096
+        early = len(first) + sum(map(len, more))
+        # The first soon, so that the peer begins; then each worth a system call of its own.
+        assert 1024 <= len(first) < 1024 + len(requests[-1])
+        assert all(4096 <= len(write) < 4096 + len(requests[-1]) for write in more)
+        assert len(whole) - 4096 < early < len(whole)
         await asyncio.sleep(0)
         assert b"".join(below.writes[1:]) == whole
+
+    run(test)
+
+
+def test_each_turn_of_the_loop_has_a_first_write_that_is_soon(run: Run) -> None:
+    async def test() -> None:
+        transport, below = AioTransport(Connection(Role.CLIENT), Recorder()), FakeTransport()
+        transport.connection_made(below)
+        for turn in range(3):
+            num_before = len(below.writes)
+            for stream in range(1, 31):  # more than 1,024 bytes, less than 4,096 more
+                transport.send(request(30 * turn + stream))
+            assert len(below.writes) == num_before + 1
+            await asyncio.sleep(0)
+            assert len(below.writes) == num_before + 2
 
     run(test)
 
