@@ -16,7 +16,6 @@ With BODY the segments are missing: they follow in DATA frames, which have no me
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntFlag
 from typing import TYPE_CHECKING, Protocol
 
@@ -59,7 +58,6 @@ _NO_SEGMENTS: list[memoryview] = []  # nobody changes it
 _AUX_KINDS = SEGMENT_KINDS | {Kind.DATA, Kind.ERR, Kind.GOAWAY}
 
 
-@dataclass(slots=True, eq=False)
 class Frame:
     """One frame, its segments cut but its meta not yet decoded.
 
@@ -69,13 +67,35 @@ class Frame:
     `lengths` are those of segments that do not stand here but follow in DATA frames.
     """
 
-    kind: int
-    flags: int
-    aux: int
-    stream: int
-    meta: memoryview
-    segments: list[memoryview]
-    lengths: tuple[int, ...] = ()
+    __slots__ = ("aux", "flags", "kind", "lengths", "meta", "segments", "stream")
+
+    def __init__(
+        self,
+        kind: int,
+        flags: int,
+        aux: int,
+        stream: int,
+        meta: memoryview,
+        segments: list[memoryview],
+        lengths: tuple[int, ...] = (),
+    ) -> None:
+        self.kind = kind
+        self.flags = flags
+        self.aux = aux
+        self.stream = stream
+        self.meta = meta
+        self.segments = segments
+        self.lengths = lengths
+
+    def with_meta(self, meta: memoryview) -> Frame:
+        """Return the same frame with its meta elsewhere."""
+        segments, lengths = self.segments, self.lengths
+        return Frame(self.kind, self.flags, self.aux, self.stream, meta, segments, lengths)
+
+    def with_segments(self, segments: list[memoryview]) -> Frame:
+        """Return the same frame with segments that came in DATA frames."""
+        lengths = self.lengths
+        return Frame(self.kind, self.flags, self.aux, self.stream, self.meta, segments, lengths)
 
 
 class Sink(Protocol):
@@ -335,7 +355,7 @@ class FrameDecoder:
 def _check_header(kind: int, flags: int, aux: int) -> None:
     if flags & ~_KNOWN_FLAGS:
         raise BadFraming(f"a frame has reserved flags set ({flags:#04x})")
-    if flags & _END and kind != Kind.DATA:
+    if flags & _END and kind != _DATA:
         raise BadFraming(f"a frame of kind {kind:#04x} cannot be the end of a body")
     if flags & _BODY and kind not in SEGMENT_KINDS:
         raise BadFraming(f"a frame of kind {kind:#04x} has no body to follow")

@@ -185,7 +185,7 @@ class Transfers:
             body.reservation, places = None, early_places(frame.lengths)
         if places is None:
             body.place(early_places(frame.lengths))
-            body.head = replace(frame, meta=memoryview(bytes(frame.meta)))
+            body.head = frame.with_meta(memoryview(bytes(frame.meta)))
         else:
             self._receive(body, frame, places)
         return None
@@ -233,8 +233,7 @@ class Transfers:
         self._owner.on_output()
 
     def _decode(self, head: Frame, places: Sequence[memoryview]) -> Message:
-        frame = replace(head, segments=list(places))
-        message: Message = self._codec.decode(frame, self._limits)
+        message: Message = self._codec.decode(head.with_segments(list(places)), self._limits)
         return message
 
     def _on_memory(self, body: IncomingBody) -> None:

@@ -11,16 +11,31 @@ opens the values, checks them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-from msgspec.msgpack import Decoder, Encoder, Ext
+from msgspec.msgpack import Ext
 
-from tensorwire_protocol.codec.checks import U32_MAX, plain_map
+from tensorwire_protocol.codec.checks import plain_map
 from tensorwire_protocol.codec.choice import Codec
 from tensorwire_protocol.codec.decode import FINISH, columns, decode, unpacked_ids
 from tensorwire_protocol.codec.encode import encode
+from tensorwire_protocol.codec.metas import (
+    ITEMS,
+    NAME_BYTES,
+    read_end,
+    read_event,
+    read_event_batch,
+    read_map,
+    read_packed_request,
+    read_packed_result,
+    read_request,
+    read_result,
+    read_step,
+    read_submit,
+    write,
+)
 from tensorwire_protocol.codec.unpack import unpack
 from tensorwire_protocol.errors import BadMeta, BadTensor
 from tensorwire_protocol.frames import HEADER, build_segmented_frame
@@ -49,124 +64,6 @@ if TYPE_CHECKING:
 
 _EMPTY_MAP = b"\x80"
 _FIXMAP, _FIXMAP_MASK, _FIXMAP_ITEMS = 0x80, 0xF0, 15
-_NO_MAP = msgspec.Raw(_EMPTY_MAP)
-
-_U32 = Annotated[int, msgspec.Meta(ge=0, le=U32_MAX)]
-_I32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
-_Key = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
-_Priority = Annotated[int, msgspec.Meta(ge=-100, le=100)]
-# What is ordinary: within these bounds no usual limit can be broken.
-_NAME_CHARS, _NAME_BYTES = 16, 64
-_ITEMS = 64
-_Name = Annotated[str, msgspec.Meta(max_length=_NAME_CHARS)]
-_few = msgspec.Meta(max_length=_ITEMS)
-_Texts = Annotated[list[str], _few]
-_Values = Annotated[dict[_Name, bool | int | float | str | _Texts | Ext | None], _few]
-_Scalars = Annotated[dict[_Name, bool | int | float | str | None], _few]
-_Numbers = Annotated[dict[_Name, int | float], _few]
-
-
-class _Meta(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
-    """A meta as an array of exactly these fields."""
-
-
-class _RequestMeta(_Meta):
-    op: str
-    key: _Key
-    model: str | None
-    inputs: _Values
-    params: _Scalars
-    deadline_ms: _U32 | None
-    credit: _U32 | None
-    priority: _Priority
-    trace: str | None
-
-
-class _PackedRequestMeta(msgspec.Struct, array_like=True, gc=False):
-    op: str
-    key: _Key
-    model: str | None = None
-    inputs: msgspec.Raw = _NO_MAP
-    params: msgspec.Raw = _NO_MAP
-    deadline_ms: _U32 | None = None
-    credit: _U32 | None = None
-    priority: _Priority | None = None
-    trace: str | None = None
-
-
-class _SubmitMeta(_Meta):
-    op: str
-    key: _Key
-    attempt: Annotated[int, msgspec.Meta(ge=1, le=U32_MAX)]
-    model: str | None
-    inputs: _Values
-    params: _Scalars
-    deadline_ms: _U32 | None
-    priority: _Priority
-    so_far: bytes
-    tenant: str
-
-
-class _ResultMeta(_Meta):
-    outputs: _Values
-    usage: _Numbers
-    timings: _Numbers
-    extra: _Scalars
-
-
-class _PackedResultMeta(msgspec.Struct, array_like=True, gc=False):
-    outputs: msgspec.Raw
-    usage: msgspec.Raw = _NO_MAP
-    timings: msgspec.Raw = _NO_MAP
-    extra: msgspec.Raw = _NO_MAP
-
-
-class _EventMeta(_Meta):
-    index: _U32
-    tokens: list[_I32]
-    text: str
-    extra: None
-
-
-class _EventBatchMeta(_Meta):
-    streams: list[int]
-    first_indexes: list[int]
-    counts: list[int] | None
-    tokens: list[_I32]
-    texts: list[str]
-    extra: None
-
-
-class _StepMeta(_Meta):
-    streams: list[int]
-    attempts: list[int]
-    first_indexes: list[int]
-    counts: list[int] | None
-    tokens: list[_I32]
-    texts: list[str]
-    extra: None
-
-
-class _EndMeta(_Meta):
-    finish: str
-    count: _U32
-    checksum: _U32
-    usage: _Numbers
-    timings: _Numbers
-    extra: _Scalars
-
-
-_read_request = Decoder(_RequestMeta).decode
-_read_packed_request = Decoder(_PackedRequestMeta).decode
-_read_submit = Decoder(_SubmitMeta).decode
-_read_result = Decoder(_ResultMeta).decode
-_read_packed_result = Decoder(_PackedResultMeta).decode
-_read_event = Decoder(_EventMeta).decode
-_read_event_batch = Decoder(_EventBatchMeta).decode
-_read_step = Decoder(_StepMeta).decode
-_read_end = Decoder(_EndMeta).decode
-_read_map = Decoder(dict[str, Any]).decode
-_write = Encoder().encode
 
 
 # -- frames to messages ----------------------------------------------------------------------------
@@ -176,55 +73,55 @@ class _Extraordinary(Exception):
     """Not what is decoded here."""
 
 
-def _check_same(read: _Meta, meta: memoryview) -> None:
-    if _write(read) != meta:
+def _check_same(read: msgspec.Struct, meta: memoryview) -> None:
+    if write(read) != meta:
         raise _Extraordinary
 
 
 def _request(frame: Frame, limits: Limits) -> Request:
-    read = _read_request(frame.meta)
+    read = read_request(frame.meta)
     _check_same(read, frame.meta)
     return Request(
-        stream=frame.stream,
-        op=read.op,
-        key=read.key,
-        model=read.model,
-        inputs=_opened(read.inputs, frame, limits),
-        params=read.params,
-        deadline_ms=read.deadline_ms,
-        credit=read.credit,
-        priority=read.priority,
-        trace=read.trace,
+        frame.stream,
+        read.op,
+        read.key,
+        read.model,
+        _opened(read.inputs, frame, limits),
+        read.params,
+        read.deadline_ms,
+        read.credit,
+        read.priority,
+        read.trace,
     )
 
 
 def _submit(frame: Frame, limits: Limits) -> Submit:
-    read = _read_submit(frame.meta)
+    read = read_submit(frame.meta)
     _check_same(read, frame.meta)
     return Submit(
-        stream=frame.stream,
-        op=read.op,
-        key=read.key,
-        attempt=read.attempt,
-        model=read.model,
-        inputs=_opened(read.inputs, frame, limits),
-        params=read.params,
-        deadline_ms=read.deadline_ms,
-        priority=read.priority,
-        so_far=unpacked_ids(read.so_far, "so_far") if read.so_far else [],
-        tenant=read.tenant,
+        frame.stream,
+        read.op,
+        read.key,
+        read.attempt,
+        read.model,
+        _opened(read.inputs, frame, limits),
+        read.params,
+        read.deadline_ms,
+        read.priority,
+        unpacked_ids(read.so_far, "so_far") if read.so_far else [],
+        read.tenant,
     )
 
 
 def _result(frame: Frame, limits: Limits) -> Result:
-    read = _read_result(frame.meta)
+    read = read_result(frame.meta)
     _check_same(read, frame.meta)
     return Result(
-        stream=frame.stream,
-        outputs=_opened(read.outputs, frame, limits),
-        usage=read.usage,
-        timings=read.timings,
-        extra=read.extra,
+        frame.stream,
+        _opened(read.outputs, frame, limits),
+        read.usage,
+        read.timings,
+        read.extra,
     )
 
 
@@ -241,53 +138,53 @@ def _opened(values: dict[str, Any], frame: Frame, limits: Limits) -> dict[str, A
 
 
 def _event(frame: Frame, limits: Limits) -> Event:
-    read = _read_event(frame.meta)
+    read = read_event(frame.meta)
     _check_items(limits, read.tokens)
-    return Event(stream=frame.stream, index=read.index, tokens=read.tokens, text=read.text)
+    return Event(frame.stream, read.index, read.tokens, read.text)
 
 
 def _event_batch(frame: Frame, limits: Limits) -> EventBatch:
-    read = _read_event_batch(frame.meta)
+    read = read_event_batch(frame.meta)
     _check_items(limits, read.streams)
     _check_items(limits, read.tokens)
     columns(read.streams, read.first_indexes, read.counts, read.tokens, read.texts)
     return EventBatch(
-        streams=read.streams,
-        first_indexes=read.first_indexes,
-        counts=read.counts,
-        tokens=read.tokens,
-        texts=read.texts,
+        read.streams,
+        read.first_indexes,
+        read.counts,
+        read.tokens,
+        read.texts,
     )
 
 
 def _step(frame: Frame, limits: Limits) -> Step:
-    read = _read_step(frame.meta)
+    read = read_step(frame.meta)
     _check_items(limits, read.streams)
     _check_items(limits, read.tokens)
     columns(read.streams, read.first_indexes, read.counts, read.tokens, read.texts)
     if len(read.attempts) != len(read.streams):
         raise _Extraordinary
     return Step(
-        streams=read.streams,
-        attempts=read.attempts,
-        first_indexes=read.first_indexes,
-        counts=read.counts,
-        tokens=read.tokens,
-        texts=read.texts,
+        read.streams,
+        read.attempts,
+        read.first_indexes,
+        read.counts,
+        read.tokens,
+        read.texts,
     )
 
 
 def _end(frame: Frame, _: Limits) -> End:
-    read = _read_end(frame.meta)
+    read = read_end(frame.meta)
     _check_same(read, frame.meta)
     return End(
-        stream=frame.stream,
-        finish=FINISH[read.finish],
-        count=read.count,
-        checksum=read.checksum,
-        usage=read.usage,
-        timings=read.timings,
-        extra=read.extra,
+        frame.stream,
+        FINISH[read.finish],
+        read.count,
+        read.checksum,
+        read.usage,
+        read.timings,
+        read.extra,
     )
 
 
@@ -309,32 +206,32 @@ def _request_packed(frame: Frame, limits: Limits) -> Request:
     if frame.aux:
         _check_segments(frame, limits)
     # A copy, and the values stay in it: the frame's memory is used again by the next read.
-    read = _read(_read_packed_request, bytes(frame.meta))
+    read = _read(read_packed_request, bytes(frame.meta))
     params = bytes(read.params)
     return Request(
-        stream=frame.stream,
-        op=read.op,
-        key=read.key,
-        model=read.model,
-        inputs=Packed(read.inputs, frame.segments),
-        params={} if params == _EMPTY_MAP else plain_map(unpack(params, limits), "params", limits),
-        deadline_ms=read.deadline_ms,
-        credit=read.credit,
-        priority=read.priority or 0,
-        trace=read.trace,
+        frame.stream,
+        read.op,
+        read.key,
+        read.model,
+        Packed(read.inputs, frame.segments),
+        {} if params == _EMPTY_MAP else plain_map(unpack(params, limits), "params", limits),
+        read.deadline_ms,
+        read.credit,
+        read.priority or 0,
+        read.trace,
     )
 
 
 def _result_packed(frame: Frame, limits: Limits) -> PackedResult:
     if frame.aux:
         _check_segments(frame, limits)
-    read = _read(_read_packed_result, bytes(frame.meta))
+    read = _read(read_packed_result, bytes(frame.meta))
     return PackedResult(
-        stream=frame.stream,
-        outputs=Packed(read.outputs, frame.segments),
-        usage=read.usage,
-        timings=read.timings,
-        extra=read.extra,
+        frame.stream,
+        Packed(read.outputs, frame.segments),
+        read.usage,
+        read.timings,
+        read.extra,
     )
 
 
@@ -351,8 +248,8 @@ def extended(packed: msgspec.Raw, more: dict[str, float]) -> msgspec.Raw:
     before = bytes(packed)
     num_items = (before[0] & _FIXMAP_ITEMS) + len(more)
     if before[0] & _FIXMAP_MASK != _FIXMAP or num_items > _FIXMAP_ITEMS:
-        return msgspec.Raw(_write({**_read(_read_map, before), **more}))
-    return msgspec.Raw(bytes((_FIXMAP | num_items,)) + before[1:] + _write(more)[1:])
+        return msgspec.Raw(write({**_read(read_map, before), **more}))
+    return msgspec.Raw(bytes((_FIXMAP | num_items,)) + before[1:] + write(more)[1:])
 
 
 def opened(packed: msgspec.Raw) -> dict[str, Any]:
@@ -439,7 +336,7 @@ def _frame(
     if segments and len(segments) > limits.segments:
         raise BadTensor(f"{len(segments)} arrays; a message carries {limits.segments}")
     try:
-        packed = _write(meta)
+        packed = write(meta)
     except Exception:  # the plain codec says what cannot be sent
         return encode(m, limits)
     if segments:
@@ -484,7 +381,7 @@ def _array(value: Any, segments: list[memoryview], limits: Limits) -> Ext:
     else:
         ref = len(segments)
         segments.append(raw)
-    return Ext(EXT_TENSOR, _write((name, dense.shape, ref)))
+    return Ext(EXT_TENSOR, write((name, dense.shape, ref)))
 
 
 # -- the two codecs --------------------------------------------------------------------------------
@@ -517,7 +414,7 @@ _ENCODERS: dict[type, Callable[[Any, Limits], list[Any]]] = {
 
 def _decode(frame: Frame, limits: Limits) -> Message:
     decoder = _DECODERS.get(frame.kind)
-    is_usual = limits.key_bytes >= _NAME_BYTES and limits.container_items >= _ITEMS
+    is_usual = limits.key_bytes >= NAME_BYTES and limits.container_items >= ITEMS
     if decoder is not None and is_usual:
         try:
             return decoder(frame, limits)
