@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
 
 from tensorwire_protocol.errors import (
     ConnectionLost,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _TICK_S = 1.0
 _DEADLINE_STEP_S = 0.1  # how late a deadline may be noticed; one timer for all calls
+_RESUME: Final = Again.RESUME  # as a name of its own, see the protocol's `roles`
 _GREETED = (State.AUTHENTICATING, State.OPEN)
 
 
@@ -256,7 +257,7 @@ class Lane:
         """
         stream = self.transport.connection.next_stream()
         message: Request | Resume
-        if how is Again.RESUME:
+        if how is _RESUME:
             collector = reply.collector
             message = reply.call.resume(stream, len(collector.token_ids), collector.num_chars)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tensorwire_protocol.errors import ConnectionLost, TensorwireError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tensorwire.retrying import Retry
 
 T = TypeVar("T")
+_REQUEST: Final = Again.REQUEST  # as a name of its own, see the protocol's `roles`
 
 
 class AsyncLink:
@@ -50,9 +51,9 @@ class AsyncLink:
         pool = self._bulk_pool if call.is_bulk else self.pool
         lane = pool.find()
         if lane is not None:
-            lane.begin(reply, Again.REQUEST)
+            lane.begin(reply, _REQUEST)
         else:
-            await self._start(reply, Again.REQUEST, pool)
+            await self._start(reply, _REQUEST, pool)
         return reply
 
     async def _start(self, reply: AsyncReply[Any], how: Again, pool: AsyncPool) -> None:

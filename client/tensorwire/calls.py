@@ -116,14 +116,15 @@ class Call(Generic[T]):
 
     def request(self, stream: int, left_s: float | None) -> Request:
         """Return the message; `left_s` is what is left of the timeout."""
+        left_ms = None if left_s is None else max(1, min(ceil(left_s * 1000), _LONGEST_MS))
         return Request(
-            stream=stream,
-            op=self.op,
-            key=self.key,
-            model=self.model,
-            inputs=self.inputs,
-            params=self.params,
-            deadline_ms=None if left_s is None else max(1, min(ceil(left_s * 1000), _LONGEST_MS)),
+            stream,
+            self.op,
+            self.key,
+            self.model,
+            self.inputs,
+            self.params,
+            left_ms,
             priority=self.priority,
         )
 

@@ -15,7 +15,7 @@ directions pass one gate: `_admit` for what the peer sends, `send` for what this
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tensorwire_protocol.bodies import FEATURE_BODY, FEATURE_SHM
 from tensorwire_protocol.codec import PLAIN, encode
@@ -106,6 +106,16 @@ FEATURE_RESUME = "resume"
 # A client may say how many events it takes; what is made meanwhile merges into the next one.
 FEATURE_CREDIT = "credit"
 
+# See `roles`: an enum's member is dear where it is asked for with every frame.
+_PREFACE: Final = State.PREFACE
+_OPEN: Final = State.OPEN
+_CLOSED: Final = State.CLOSED
+_CLIENT: Final = Role.CLIENT
+_DATA: Final = int(Kind.DATA)
+_RESUME: Final = int(Kind.RESUME)
+_CREDIT: Final = int(Kind.CREDIT)
+_CANCEL: Final = int(Kind.CANCEL)
+_ERR: Final = int(Kind.ERR)
 _BODY = int(Flag.BODY)  # an IntFlag's own `&` costs two microseconds
 _BOUNDARIES = OPENINGS | ENDINGS
 
@@ -194,6 +204,9 @@ class Connection:
         self.peer_limits = self._handshake.peer_limits
         self.peer_features: tuple[str, ...] = ()
         self.peer_software = ""
+        # What both sides know.
+        self.can_resume = False  # a lost connection's streams go on
+        self.has_credit = False  # the client may count events
         self._fitting = self._build_fitting()
 
     # -- what the driver asks -----------------------------------------------------------------
@@ -216,7 +229,7 @@ class Connection:
     @property
     def is_closed(self) -> bool:
         """Say if nothing more may be sent or received."""
-        return self.state is State.CLOSED
+        return self.state is _CLOSED
 
     @property
     def is_mid_frame(self) -> bool:
@@ -237,16 +250,6 @@ class Connection:
     def can_send_bodies(self) -> bool:
         """Say if messages may be larger than a frame."""
         return self._transfers is not None
-
-    @property
-    def can_resume(self) -> bool:
-        """Say if both sides know RESUME."""
-        return FEATURE_RESUME in self._features and FEATURE_RESUME in self.peer_features
-
-    @property
-    def has_credit(self) -> bool:
-        """Say if the client may count events."""
-        return FEATURE_CREDIT in self._features and FEATURE_CREDIT in self.peer_features
 
     def is_open(self, stream: int) -> bool:
         """Say if `stream` has begun and not ended."""
@@ -271,17 +274,17 @@ class Connection:
         """
         self._heard = now
         messages: list[Message] = []
-        if self.state is State.CLOSED:
+        if self.state is _CLOSED:
             return messages
         self._decoder.received(num_bytes)
         try:
-            if self.state is State.PREFACE and self._handshake is not None:
+            if self.state is _PREFACE and self._handshake is not None:
                 self._handshake.take_preface()
                 self.state = self._handshake.state
-                if self.state is State.PREFACE:
+                if self.state is _PREFACE:
                     return messages
             next_frame, admit = self._decoder.next_frame, self._admit
-            while self.state is not State.CLOSED and (frame := next_frame()) is not None:
+            while self.state is not _CLOSED and (frame := next_frame()) is not None:
                 message = admit(frame, now)
                 if message is not None:
                     messages.append(message)
@@ -309,12 +312,12 @@ class Connection:
         """The gate for everything the peer sends."""
         kind = frame.kind
         if kind not in self._accepts:
-            if kind >= FIRST_OPTIONAL_KIND and self.state is State.OPEN:
+            if kind >= FIRST_OPTIONAL_KIND and self.state is _OPEN:
                 return None
             raise UnknownKind(f"frames of kind {kind:#04x} are not accepted on this link (now)")
         if frame.stream and kind in STREAMLESS:
             raise BadFraming(f"{Kind(kind).name} came on stream {frame.stream}; it belongs on 0")
-        if self.state is State.OPEN and kind in OPENINGS:
+        if self.state is _OPEN and kind in OPENINGS:
             return self._admit_opening(frame, now)
         if len(frame.meta) > self._meta_bytes:
             raise BadFraming(f"a meta has {len(frame.meta)} bytes, {self._meta_bytes} allowed")
@@ -324,7 +327,7 @@ class Connection:
             raise UnknownKind(f"{Kind(kind).name} was not negotiated on this connection")
         if frame.flags:
             return self._admit_body(frame, now)
-        if kind == Kind.DATA:
+        if kind == _DATA:
             return None  # more is to come
         message = decode_sound(frame, self.limits, self._codec)
         if kind in ENDINGS:
@@ -341,9 +344,11 @@ class Connection:
             self.peer_software = handshake.peer_software
             self.peer_limits = handshake.peer_limits
             self._fitting = self._build_fitting()
-            if FEATURE_BODY in self._features and FEATURE_BODY in self.peer_features:
+            common = {*self._features} & {*self.peer_features}
+            self.can_resume, self.has_credit = FEATURE_RESUME in common, FEATURE_CREDIT in common
+            if FEATURE_BODY in common:
                 self._transfers = self._build_transfers()
-        if self.state is State.OPEN:
+        if self.state is _OPEN:
             self._handshake = None
         return message
 
@@ -362,13 +367,13 @@ class Connection:
             self._holding,
             self._sharing if FEATURE_SHM in self.peer_features else None,
             is_metered_in=self.role is Role.SERVER,
-            is_metered_out=self.role is Role.CLIENT,
+            is_metered_out=self.role is _CLIENT,
         )
 
     def _admit_opening(self, frame: Frame, now: float) -> Message | None:
         """Take a REQ, RESUME or SUBMIT: what is wrong inside it fails that request alone."""
         stream = frame.stream
-        if frame.kind == Kind.RESUME and not self.can_resume:
+        if frame.kind == _RESUME and not self.can_resume:
             raise UnknownKind("RESUME was not negotiated on this connection")
         num_open = self.streams.open(stream)
         try:
@@ -396,7 +401,7 @@ class Connection:
         """Take the head of an answer, or the last DATA of any message."""
         if self._transfers is None:
             raise BadFraming("an answer has a body, which was not negotiated")
-        if frame.kind != Kind.DATA:
+        if frame.kind != _DATA:
             answer = self._begin_answer(self._transfers, frame, now)
             return None if answer is None else self._note_terminal(answer)
         message = self._transfers.finish(frame, now)
@@ -409,7 +414,7 @@ class Connection:
 
     def _begin_answer(self, transfers: Transfers, frame: Frame, now: float) -> Message | None:
         if frame.stream not in self.streams:
-            if self.role is Role.CLIENT:
+            if self.role is _CLIENT:
                 raise SequenceError(f"stream {frame.stream} ended, but it is not open")
             transfers.discard(frame.stream, now)  # of an attempt that was given up
             return None
@@ -425,7 +430,7 @@ class Connection:
         elif isinstance(message, EventBatch):
             self.streams.advance_all(message)
         elif isinstance(message, Ack):
-            if message.stream not in self.streams and self.role is Role.CLIENT:
+            if message.stream not in self.streams and self.role is _CLIENT:
                 raise SequenceError(f"ACK for stream {message.stream}, which is not open")
         elif isinstance(message, Cancel):
             self._note_fault(now)
@@ -450,7 +455,7 @@ class Connection:
         return message
 
     def _is_negotiated(self, kind: int) -> bool:
-        return self._transfers is not None or (kind == Kind.CREDIT and self.has_credit)
+        return self._transfers is not None or (kind == _CREDIT and self.has_credit)
 
     def _note_credit(self, credit: Credit, now: float) -> Credit | None:
         """Take what the peer allows: bytes of a body to its client, events to a server."""
@@ -492,7 +497,7 @@ class Connection:
             if self.role is Role.DISPATCHER:
                 return None  # of an attempt that was given up
             raise SequenceError(f"stream {stream} ended, but it is not open")
-        if self.role is Role.CLIENT and isinstance(message, End) and message.count != expected:
+        if self.role is _CLIENT and isinstance(message, End) and message.count != expected:
             raise SequenceError(
                 f"stream {stream} ended after {message.count} tokens, {expected} came"
             )
@@ -520,7 +525,7 @@ class Connection:
             TooLarge, OutputTooLarge: the peer would not accept the message; nothing changed.
             BadTensor, BadMeta: the message cannot be sent; nothing changed.
         """
-        if self.state is State.CLOSED:
+        if self.state is _CLOSED:
             raise self.error or ConnectionLost("the connection is closed", executed=Executed.NO)
         kind = message.KIND
         if kind not in self._may_send:
@@ -535,8 +540,8 @@ class Connection:
                 size = len(buffers[0])
             self._fitting.check(message, buffers, body)
         if kind in _BOUNDARIES:
-            self._note_sent(message)
-        elif kind == Kind.CREDIT and not self._is_opener:  # whose own must not pass its REQ
+            self._note_sent(message, kind)
+        elif kind == _CREDIT and not self._is_opener:  # whose own must not pass its REQ
             self._outbox.add_urgent(buffers)
             return
         elif isinstance(message, Cancel) and not self._may_cancel(message):
@@ -549,9 +554,9 @@ class Connection:
             self._transfers.send(buffers, body)
             return
         self._outbox.add(buffers, size)
-        if kind == Kind.CANCEL:
+        if kind == _CANCEL:
             self._leave(message)
-        elif kind == Kind.ERR and is_fault(HEADER.unpack_from(buffers[0])[3]):
+        elif kind == _ERR and is_fault(HEADER.unpack_from(buffers[0])[3]):
             self._note_refusal()
 
     def _may_cancel(self, cancel: Cancel) -> bool:
@@ -571,8 +576,9 @@ class Connection:
         except Flood as error:
             self.fail(error)
 
-    def _note_sent(self, message: Message) -> None:
-        if isinstance(message, TERMINAL):
+    def _note_sent(self, message: Message, kind: int) -> None:
+        if kind in ENDINGS:
+            assert isinstance(message, TERMINAL)
             if message.stream and self.streams.end(message.stream) is None:
                 raise AssertionError(f"stream {message.stream} ends, but it is not open")
         elif isinstance(message, Submit):
@@ -589,14 +595,14 @@ class Connection:
 
     def fail(self, error: TensorwireError) -> None:
         """Close the connection; the peer is told why in its last words."""
-        if self.state is State.CLOSED:
+        if self.state is _CLOSED:
             return
         if isinstance(error, BadPreface):
             # Whatever speaks here is not ours: no frame would mean anything to it.
             if not self._is_opener:
                 self._outbox.add([NOT_OURS], len(NOT_OURS))
         else:
-            if isinstance(error, Flood) and self.state is State.OPEN and not self._is_opener:
+            if isinstance(error, Flood) and self.state is _OPEN and not self._is_opener:
                 # What is above was not executed; what is not may have been.
                 self._emit(Goaway(code=int(error.code), last_stream=self.streams.last))
             self._emit(Failure.of(0, error))
@@ -611,7 +617,7 @@ class Connection:
 
     def close(self) -> None:
         """Close from this side without a word; what is queued may still be sent."""
-        self.state, self._handshake = State.CLOSED, None
+        self.state, self._handshake = _CLOSED, None
         self._decoder.clear()  # or its last buffer, filled up, would have no room for a next read
         if self._transfers is not None:
             self._transfers.clear()
@@ -640,7 +646,7 @@ class Connection:
     def on_timer(self, now: float) -> None:
         """Let time pass: handshake, frames that trickle, PING after silence, end after longer."""
         self._ticked = now
-        if self.state is State.CLOSED:
+        if self.state is _CLOSED:
             return
         try:
             if self._handshake is not None:

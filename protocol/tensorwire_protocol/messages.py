@@ -59,14 +59,15 @@ class Finish(Enum):
     DEADLINE = "deadline"
 
 
-@dataclass_transform(kw_only_default=True, frozen_default=True, eq_default=False)
+@dataclass_transform(frozen_default=True, eq_default=False)
 def message(cls: type[_T]) -> type[_T]:
     """Make a message class: frozen for the type checker, which is where messages are written.
 
     At run time it is an ordinary slotted dataclass: frozen ones set each field through
-    `object.__setattr__`, measured at four times the price on the path of every request.
+    `object.__setattr__`, measured at four times the price on the path of every request. There the
+    fields are given in their order, which is the wire's: by name they cost three times as much.
     """
-    return dataclass(slots=True, kw_only=True, eq=False)(cls)
+    return dataclass(slots=True, eq=False)(cls)
 
 
 class Packed:

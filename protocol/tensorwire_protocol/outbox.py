@@ -17,6 +17,7 @@ from tensorwire_protocol.messages import Kind
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_DATA, _END = int(Kind.DATA), int(Flag.END)
 _JOIN_BYTES = 128 * 1024  # frames up to this size are joined into one write
 
 
@@ -72,13 +73,13 @@ class OutgoingBody:
         self.left_bytes -= len(payload)
         if self._allowed is not None:
             self._allowed -= len(payload)
-        flags = 0 if self.left_bytes else int(Flag.END)
+        flags = 0 if self.left_bytes else _END
         return [data_header(self.stream, self._segment, len(payload), flags), payload]
 
 
 def data_header(stream: int, segment: int, num_bytes: int, flags: int = 0) -> bytes:
     """Return the header of a DATA frame."""
-    return HEADER.pack(num_bytes, Kind.DATA, flags, segment, stream, 0)
+    return HEADER.pack(num_bytes, _DATA, flags, segment, stream, 0)
 
 
 class Outbox:

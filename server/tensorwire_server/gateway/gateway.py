@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tensorwire_protocol.auth import NONCE_BYTES
 from tensorwire_protocol.errors import (
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_END: Final = Kind.END  # see the protocol's `roles`
 _DEADLINE_STEP_S = 0.02  # how late a deadline may be noticed
 _TICK_S = 1.0
 _SESSION_ID_BYTES = 16
@@ -364,14 +365,14 @@ class Gateway:
             return
         entry = live.entry
         # An END is bounded by its own limit, and a stream of which all but it has come needs it.
-        is_end = terminal.KIND is Kind.END
+        is_end = terminal.KIND is _END
         is_small = is_end or sum(map(len, terminal.buffers)) <= MAX_RESULT_BYTES
         outcome = Outcome(
-            asked=fingerprint(entry.request),
-            prompt_tokens=live.prompt_tokens,
-            tokens=pack_ids(entry.tokens) if entry.tokens else b"",
-            text=entry.text,
-            terminal=b"".join(terminal.buffers) if is_small else None,
+            fingerprint(entry.request),
+            live.prompt_tokens,
+            pack_ids(entry.tokens) if entry.tokens else b"",
+            entry.text,
+            b"".join(terminal.buffers) if is_small else None,
         )
         self.by_key.keep(name, live, outcome, self.now())
 
@@ -435,7 +436,7 @@ def _replay(
         )
     tokens, text = tail(unpack_ids(outcome.tokens), outcome.text, next_index, next_char)
     terminal = EncodedTerminal.of(outcome.terminal, stream)
-    if terminal.KIND is Kind.END or outcome.prompt_tokens is not None:
+    if terminal.KIND is _END or outcome.prompt_tokens is not None:
         session.send_ack(Ack(stream=stream, prompt_tokens=outcome.prompt_tokens))
     if tokens or text:
         session.send_tokens(stream, next_index, tokens, text)

@@ -19,7 +19,7 @@ while it has a reader takes over from that one: of two connections of one client
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tensorwire_protocol.codec.typed import PACKING, extended
 from tensorwire_protocol.errors import (
@@ -61,6 +61,14 @@ class Phase(Enum):
     RUNNING = "running"
     STOPPING = "stopping"
     CLOSED = "closed"
+
+
+# See `roles`: an enum's member is dear where it is asked for with every request.
+_WAITING: Final = Phase.WAITING
+_RUNNING: Final = Phase.RUNNING
+_STOPPING: Final = Phase.STOPPING
+_CLOSED: Final = Phase.CLOSED
+_CANCELLED: Final = Finish.CANCELLED
 
 
 class Reader(Protocol):
@@ -153,30 +161,30 @@ class LiveRequest:
         if request.deadline_ms is not None:
             self.deadline = arrived_at + request.deadline_ms / 1000
         self.deadline_number: int | None = None  # in the keeper's book of deadlines
-        self.phase = Phase.WAITING
+        self.phase = _WAITING
         self.is_acked = False
         self.prompt_tokens: int | None = None
         self.replica: Replica | None = None
         self.worker_stream = 0
-        self.stop_reason = Finish.CANCELLED
+        self.stop_reason = _CANCELLED
         self.stalled_s = 0.0  # of readers that are gone, because they did not read
 
     @property
     def is_closed(self) -> bool:
         """Say if the terminal frame was sent."""
-        return self.phase is Phase.CLOSED
+        return self.phase is _CLOSED
 
     @property
     def is_detached(self) -> bool:
         """Say if it goes on without a reader."""
-        return self.reader is None and self.phase in (Phase.WAITING, Phase.RUNNING)
+        return self.reader is None and self.phase in (_WAITING, _RUNNING)
 
     # -- from the gateway ---------------------------------------------------------------------
 
     def dispatch(self, replica: Replica) -> None:
         """Give the request to a worker."""
         number = self.entry.next_attempt()
-        self.phase = Phase.RUNNING
+        self.phase = _RUNNING
         self.replica = replica
         try:
             self.worker_stream = replica.submit(number, self)
@@ -191,17 +199,17 @@ class LiveRequest:
         if "wait" in params:  # concerns the gateway alone
             params = {name: value for name, value in params.items() if name != "wait"}
         return Submit(
-            stream=stream,
-            op=request.op,
-            key=request.key,
-            attempt=entry.attempt,
-            model=request.model,
-            inputs=request.inputs,
-            params=params,
-            deadline_ms=self._remaining_ms(),
-            priority=request.priority,
-            so_far=entry.tokens,
-            tenant=self.name[0],
+            stream,
+            request.op,
+            request.key,
+            entry.attempt,
+            request.model,
+            request.inputs,
+            params,
+            self._remaining_ms(),
+            request.priority,
+            entry.tokens,
+            self.name[0],
         )
 
     def _remaining_ms(self) -> int | None:
@@ -213,12 +221,12 @@ class LiveRequest:
 
     def stop(self, reason: Finish) -> None:
         """Stop the work: CANCEL, or the deadline has passed."""
-        if self.phase is Phase.WAITING:
+        if self.phase is _WAITING:
             self.stop_reason = reason
             self.finish_here()
-        elif self.phase is Phase.RUNNING:
+        elif self.phase is _RUNNING:
             assert self.replica is not None
-            self.phase = Phase.STOPPING
+            self.phase = _STOPPING
             self.stop_reason = reason
             self.replica.cancel(self.worker_stream, reason.value)
             self.keeper.on_stopping(self)
@@ -260,14 +268,14 @@ class LiveRequest:
 
     def give_up(self) -> None:
         """Close without the worker, which did not confirm in time."""
-        if self.phase is Phase.STOPPING:
+        if self.phase is _STOPPING:
             assert self.replica is not None
             self.replica.abandon(self.worker_stream)
             self.finish_here()
 
     def cut(self, error: TensorwireError) -> None:
         """End the stream with an error, whatever the worker still does for it."""
-        if self.phase is Phase.CLOSED:
+        if self.phase is _CLOSED:
             return
         if self.replica is not None:
             self.replica.cancel(self.worker_stream, Finish.CANCELLED.value)
@@ -334,13 +342,8 @@ class LiveRequest:
 
     def on_result(self, result: PackedResult) -> None:
         """The worker answered a unary operation."""
-        passed_on = PackedResult(
-            stream=self.stream,
-            outputs=result.outputs,
-            usage=result.usage,
-            timings=extended(result.timings, self._own_timings()),
-            extra=result.extra,
-        )
+        timings = extended(result.timings, self._own_timings())
+        passed_on = PackedResult(self.stream, result.outputs, result.usage, timings, result.extra)
         self._close(passed_on, "ok")
 
     def on_failure(self, error: TensorwireError) -> None:
@@ -349,7 +352,7 @@ class LiveRequest:
 
     def on_replica_lost(self) -> None:
         """The worker died under it."""
-        if self.phase is Phase.STOPPING:
+        if self.phase is _STOPPING:
             self.finish_here()
             return
         made = len(self.entry.tokens)
@@ -376,14 +379,13 @@ class LiveRequest:
         }
 
     def _close(self, terminal: End | PackedResult | Failure, outcome: str) -> None:
-        if self.phase is Phase.CLOSED:
+        if self.phase is _CLOSED:
             return
-        self.phase = Phase.CLOSED
+        self.phase = _CLOSED
         reader, self.reader = self.reader, None
         # Encoded once, for the reader and for whoever asks again.
-        encoded = EncodedTerminal(
-            KIND=terminal.KIND, stream=self.stream, buffers=PACKING.encode(terminal, CLIENT_LINK)
-        )
+        buffers = PACKING.encode(terminal, CLIENT_LINK)
+        encoded = EncodedTerminal(terminal.KIND, self.stream, buffers)
         may_be_kept = not (isinstance(terminal, Failure) and terminal.retryable)
         self.keeper.on_closed(self, encoded, outcome, may_be_kept=may_be_kept)
         if reader is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from tensorwire_protocol.bodies import FEATURE_BODY
 from tensorwire_protocol.codec.typed import PACKING
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from tensorwire_server.gateway.requests import LiveRequest
 
 log = logging.getLogger(__name__)
+_CLOSED: Final = State.CLOSED  # see `roles`
 
 
 class Handler(Protocol):
@@ -238,7 +239,7 @@ class Session:
         self.send_terminal(Failure.of(stream, error))
 
     def _send(self, message: Message) -> None:
-        if self._connection.state is not State.CLOSED:
+        if self._connection.state is not _CLOSED:
             self.transport.send(message)
 
     def _schedule_flush(self) -> None:

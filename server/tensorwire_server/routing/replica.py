@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tensorwire_protocol.bodies import FEATURE_BODY, FEATURE_SHM
 from tensorwire_protocol.codec.typed import PACKING
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from tensorwire_protocol.messages import Message, Submit
 
 log = logging.getLogger(__name__)
+_CLOSED: Final = State.CLOSED  # see `roles`
+_READY: Final = ModelState.READY
 
 
 class AttemptOwner(Protocol):
@@ -92,7 +94,7 @@ class Replica:
     @property
     def is_ready(self) -> bool:
         """Say if it can take a request now."""
-        return self.state is ModelState.READY and self._open_transport() is not None
+        return self.state is _READY and self._open_transport() is not None
 
     @property
     def num_in_flight(self) -> int:
@@ -102,7 +104,7 @@ class Replica:
     def _open_transport(self) -> AioTransport | None:
         # A violation closes the connection a moment before `on_lost` tells of it.
         transport = self._transport
-        if transport is None or transport.connection.state is State.CLOSED:
+        if transport is None or transport.connection.state is _CLOSED:
             return None
         return transport
 

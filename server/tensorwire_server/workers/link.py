@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tensorwire_protocol.bodies import FEATURE_BODY, FEATURE_SHM
 from tensorwire_protocol.codec.typed import TYPED
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tensorwire_server.workers.streams import Stream
 
 # A gateway passes on what a client sent without opening it: here the client's bounds are kept.
+_CLOSED: Final = State.CLOSED  # see `roles`
 _LIMITS = replace(WORKER_LINK, container_items=CLIENT_LINK.container_items)
 
 
@@ -99,7 +100,7 @@ class Link:
         Raises:
             TooLarge, OutputTooLarge, BadTensor, BadMeta: it cannot be sent; nothing changed.
         """
-        if self._connection.state is not State.CLOSED:
+        if self._connection.state is not _CLOSED:
             self.transport.send(message)
 
     def beat(self, heartbeat: Heartbeat) -> None:
