@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from dataclasses import field
 from math import ceil
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, cast
 
@@ -28,7 +27,6 @@ from tensorwire_protocol.operations import (
 from tensorwire_protocol.tensors import RawTensor
 
 from tensorwire.keys import new_key
-from tensorwire.results import light
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -96,18 +94,29 @@ class GenerateOptions(RequestOptions, total=False):
     echo: bool | None  # True: the prompt's text comes before the answer's; not in a chat
 
 
-@light
 class Call(Generic[T]):
     """One request, ready to be sent on any stream; `read` makes its result from a RES."""
 
-    op: str
-    read: Callable[[Result], T]
-    model: str | None = None
-    inputs: Mapping[str, Any] = field(default_factory=dict)
-    params: Mapping[str, Any] = field(default_factory=dict)
-    timeout_s: float | None = None
-    priority: int = 0
-    key: bytes = field(default_factory=new_key)
+    __slots__ = ("inputs", "key", "model", "op", "params", "priority", "read", "timeout_s")
+
+    def __init__(
+        self,
+        op: str,
+        read: Callable[[Result], T],
+        model: str | None,
+        inputs: Mapping[str, Any],
+        params: Mapping[str, Any],
+        timeout_s: float | None,
+        priority: int = 0,
+    ) -> None:
+        self.op = op
+        self.read = read
+        self.model = model
+        self.inputs = inputs
+        self.params = params
+        self.timeout_s = timeout_s
+        self.priority = priority
+        self.key = new_key()
 
     @property
     def is_bulk(self) -> bool:
@@ -322,7 +331,11 @@ def about_server(op: str, timeout_s: float | None) -> Call[dict[str, Any]]:
     """Return the call for `models`, `health` or `stats`."""
     if timeout_s is not None:
         milliseconds(timeout_s)  # refuses what is no duration
-    return Call(op=op, read=lambda result: dict(result.extra), timeout_s=timeout_s)
+    return Call(op, _read_extra, None, {}, {}, timeout_s)
+
+
+def _read_extra(result: Result) -> dict[str, Any]:
+    return dict(result.extra)
 
 
 # -- arguments into inputs, outputs into results ---------------------------------------------------

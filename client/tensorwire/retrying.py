@@ -16,9 +16,8 @@ budget is for what a server has to do again.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tensorwire_protocol.errors import (
     ConnectionFailed,
@@ -77,8 +76,7 @@ class Again(Enum):
     RESUME = "resume"
 
 
-@dataclass(frozen=True, slots=True)
-class Retry:
+class Retry(NamedTuple):
     """Wait so long, then try again."""
 
     wait_s: float

@@ -99,14 +99,14 @@ def test_without_a_seed_the_key_decides(oracle: Address) -> None:
 def test_streams_that_run_together_share_one_frame_per_step(oracle: Address) -> None:
     async def main() -> None:
         async with connected(oracle) as link:
-            streams = [link.generate(f"{i}", max_new_tokens=30, seed=i) for i in range(20)]
+            streams = [link.generate(f"{i}", max_new_tokens=30, seed=i) for i in range(10)]  # one write
             answers = await link.answered(*streams)
             for i, answer in enumerate(answers):
                 assert answer.tokens == oracle_tokens(f"{i}".encode(), i, 30)
                 assert isinstance(answer.terminal, End)
-                assert answer.terminal.timings["largest_batch"] == 20
+                assert answer.terminal.timings["largest_batch"] == 10
             assert len(link.steps) <= 30  # fewer, where the worker was held up for some steps
-            assert all(len(step.streams) == 20 for step in link.steps)
+            assert all(len(step.streams) == 10 for step in link.steps)
 
     run(main())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tensorwire_protocol.messages import End, Finish, Result, Step
@@ -247,26 +246,26 @@ class ArrayStream(Stream):
 
     def result(self, outputs: Mapping[str, Any]) -> Result:
         """Return the RES frame."""
-        return Result(
-            stream=self.number,
-            outputs=outputs,
-            usage={"prompt_tokens": self.prompt_tokens} if self.prompt_tokens else {},
-            timings=self.timings(),
-            extra={"attempt": self.attempt},
-        )
+        usage = {"prompt_tokens": self.prompt_tokens} if self.prompt_tokens else {}
+        extra = {"attempt": self.attempt}
+        return Result(self.number, outputs, usage, self.timings(), extra)
 
 
-@dataclass(slots=True)
 class StepColumns:
     """The events for one link, as they grow; at most one for each stream."""
 
-    streams: list[int] = field(default_factory=list)
-    attempts: list[int] = field(default_factory=list)
-    first_indexes: list[int] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    num_chars: int = 0
+    __slots__ = (
+        "attempts", "counts", "first_indexes", "num_chars", "streams", "texts", "tokens",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.streams: list[int] = []
+        self.attempts: list[int] = []
+        self.first_indexes: list[int] = []
+        self.counts: list[int] = []
+        self.tokens: list[int] = []
+        self.texts: list[str] = []
+        self.num_chars = 0
 
     def add(self, stream: Stream, first_index: int, token_ids: Sequence[int], text: str) -> None:
         """Add one event."""
