@@ -18,8 +18,10 @@ SOURCES := $(shell find client/tensorwire protocol/tensorwire_protocol server/te
 HEADERS = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
 CAN_COMPILE = echo '\#include <Python.h>' | $(CC) -fsyntax-only -x c -I$(HEADERS) - 2>/dev/null
 NO_COMPILER := no C compiler with the headers of Python was found
-# What runs on compiled modules.
-TESTS_COMPILED := tests/protocol tests/gateway tests/routing tests/client tests/system
+# What runs on compiled modules; of the system's tests not those that ask about models or wheels.
+TESTS_COMPILED := tests/protocol tests/gateway tests/routing tests/client $(filter-out \
+	$(patsubst %,tests/system/test_%.py,answers backends sampling thin_install), \
+	$(wildcard tests/system/test_*.py))
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .PHONY: demo test test-compiled compiled check format setup browser clean
