@@ -81,7 +81,7 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 bench: $(VENV)/.dev  ## the standing set of load tests; results in benchmarks/results
 	$(BIN)/python benchmarks/standing.py $(BENCH_ARGS)
 
-bench-wire: $(VENV)/.demo $(PEERS)/.installed  ## our wire next to gRPC, FastAPI, mosec, bare sockets
+bench-wire: compiled $(PEERS)/.installed  ## our wire next to gRPC, FastAPI, mosec, bare sockets
 	PYTHONPATH=benchmarks $(BIN)/python -m wire.run \
 		--json $(PEERS)/result.json --plot $(PEERS)/result.png $(BENCH_ARGS)
 
