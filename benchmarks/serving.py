@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 _STOP_S = 30.0
 
@@ -26,12 +26,12 @@ class Served:
 
 
 @contextmanager
-def serving(*models: str) -> Iterator[Served]:
+def serving(*models: str, env: Mapping[str, str] | None = None) -> Iterator[Served]:
     """Serve models on a free port; the server is stopped at the end."""
     began = time.perf_counter()
     command = [sys.executable, "-m", "tensorwire", "serve", *models, "--port", "0"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env
     )
     try:
         assert process.stdout is not None

@@ -18,7 +18,7 @@ from statistics import fmean
 from wire.load import Figures, Job
 from wire.report import Pairs, conditions, console, print_report
 from wire.rows import CELLS, Goal, goals_of
-from wire.sides import PEERS_PYTHON, Client, possible_sides, running
+from wire.sides import PEERS_PYTHON, Client, prepare, running
 
 _TURNS = 2  # of each side in a round: A B A B
 _QUICK_S = 0.1
@@ -89,9 +89,10 @@ def main() -> None:
         parser.error("--plot draws what --json has written: give both")
     # Ended by `timeout` or `kill`, the servers must be stopped too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    goals = goals_of(args.only, possible_sides())
+    goals = goals_of(args.only)
     if not goals:
         parser.error(f"no row is of {args.only}; there are {', '.join(CELLS)}")
+    prepare()
     met = conditions()
     rows = [pair.summary() for pair in measure(goals, args.rounds, quick=args.quick)]
     print_report(rows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 from serving import serving
 from wire.load import Figures, Job
-from wire.rows import BARE_ECHO, BARE_GATEWAY, FASTAPI, GRPC, LIBRARY, MOSEC, OURS, RAW_C
+from wire.rows import BARE_ECHO, BARE_GATEWAY, FASTAPI, GRPC, LIBRARY, MOSEC, OURS, PURE, RAW_C
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,6 +25,10 @@ if TYPE_CHECKING:
 BENCHMARKS = Path(__file__).parents[1]
 PEERS_ENV = BENCHMARKS.parent / ".cache" / "bench-wire"
 PEERS_PYTHON = PEERS_ENV / "bin" / "python"
+_COMPILED = BENCHMARKS.parent / ".cache" / "compiled"
+# What comes first is imported: compiled modules instead of the sources.
+_PATHS = (str(_COMPILED), os.environ.get("PYTHONPATH", ""))
+_COMPILED_ENV = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, _PATHS))}
 _RAW_SOURCE = Path(__file__).with_name("peers") / "raw_pingpong.c"
 _RAW_BINARY = PEERS_ENV / "raw_pingpong"
 _PATIENCE_S = 30.0
@@ -40,9 +43,9 @@ class Server:
 
 
 @contextmanager
-def our_server() -> Iterator[Server]:
+def our_server(*, compiled: bool) -> Iterator[Server]:
     """Start the whole server with its two cheapest models."""
-    with serving("echo:", "oracle:") as served:
+    with serving("echo:", "oracle:", env=_COMPILED_ENV if compiled else None) as served:
         gateway, *workers = family(served.pid)
         yield Server(address=served.address, pids={"gateway": [gateway], "worker": workers})
 
@@ -101,11 +104,12 @@ def family(pid: int) -> list[int]:
 class Client:
     """A process that does jobs."""
 
-    def __init__(self, server: Server, *command: str) -> None:
+    def __init__(self, server: Server, *command: str, compiled: bool) -> None:
         self._server = server
         self._process = subprocess.Popen(
             [*command, server.address],
             cwd=BENCHMARKS,
+            env=_COMPILED_ENV if compiled else None,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -133,7 +137,8 @@ class Client:
 _peer = partial(partial, peer_server, str(PEERS_PYTHON), "-m")
 # Side: its server (sides may share one) and its client.
 _SERVERS: dict[str, Callable[[], AbstractContextManager[Server]]] = {
-    "ours": our_server,
+    "ours": partial(our_server, compiled=True),
+    "ours, pure": partial(our_server, compiled=False),
     "grpc": _peer("wire.peers.grpc_server"),
     "fastapi": _peer("wire.peers.fastapi_server"),
     "mosec": _peer("wire.peers.mosec_server"),
@@ -145,6 +150,7 @@ _HERE = (sys.executable, "-m")
 _THERE = (str(PEERS_PYTHON), "-m", "wire.peers.clients")
 _SIDES: dict[str, tuple[str, tuple[str, ...]]] = {
     OURS: ("ours", (*_HERE, "wire.ours")),
+    PURE: ("ours, pure", (*_HERE, "wire.ours")),
     LIBRARY: ("library", (*_HERE, "wire.library", "client")),
     GRPC: ("grpc", (*_THERE, "grpc_aio")),
     FASTAPI: ("fastapi", (*_THERE, "fastapi")),
@@ -155,19 +161,13 @@ _SIDES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def possible_sides() -> set[str]:
-    """Return the sides that can run here; say what is missing."""
-    missing = set()
-    if not PEERS_PYTHON.exists():
-        raise SystemExit(f"no peers in {PEERS_ENV}: run `make bench-wire`, which installs them")
-    compiler = shutil.which("cc")
-    if compiler is None:
-        print("no C compiler: rows against raw C are left out", file=sys.stderr)
-        missing.add(RAW_C)
-    else:
-        build = [compiler, "-O2", "-pthread", "-o", str(_RAW_BINARY), str(_RAW_SOURCE)]
-        subprocess.run(build, check=True)
-    return set(_SIDES) - missing
+def prepare() -> None:
+    """Build the side in C; see that everything else is there."""
+    for needed in (PEERS_PYTHON, _COMPILED):
+        if not needed.exists():
+            raise SystemExit(f"there is no {needed}: run `make bench-wire`, which makes it")
+    build = ["cc", "-O2", "-pthread", "-o", str(_RAW_BINARY), str(_RAW_SOURCE)]
+    subprocess.run(build, check=True)
 
 
 @contextmanager
@@ -180,5 +180,6 @@ def running(sides: set[str]) -> Iterator[dict[str, Client]]:
             server, command = _SIDES[side]
             if server not in servers:
                 servers[server] = stack.enter_context(_SERVERS[server]())
-            clients[side] = stack.enter_context(Client(servers[server], *command))
+            client = Client(servers[server], *command, compiled=side == OURS)
+            clients[side] = stack.enter_context(client)
         yield clients

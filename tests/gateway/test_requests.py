@@ -19,7 +19,6 @@ from tensorwire_protocol.messages import (
 from tensorwire_protocol.tensors import ids_checksum
 from tensorwire_server.gateway.journal import Journal
 from tensorwire_server.gateway.requests import LiveRequest, Phase
-from tensorwire_server.routing.replica import Replica
 
 from .forwarding import packed_result, read_terminal
 
@@ -34,11 +33,10 @@ WAITING, RUNNING, STOPPING, CLOSED = Phase
 WORKER_STREAM = 40
 
 
-class FakeReplica(Replica):
+class FakeReplica:
     """Notes what it is asked for."""
 
     def __init__(self) -> None:
-        super().__init__("m/0", on_change=lambda _: None)
         self.submits: list[Submit] = []
         self.cancels: list[tuple[int, str]] = []
         self.abandoned: list[int] = []

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tensorwire_protocol
 from tensorwire_protocol.auth import Transcript, hmac_key, key_id_of
 from tensorwire_protocol.codec import decode, encode
 from tensorwire_protocol.connection import FEATURE_PASSIVE, NOT_OURS
@@ -24,7 +23,7 @@ from vectors.tagged import tagged, untagged
 
 from .samples import EXAMPLES, cut
 
-SPEC = (Path(tensorwire_protocol.__file__).parents[1] / "SPEC.md").read_text(encoding="utf-8")
+SPEC = (Path(__file__).parents[2] / "protocol" / "SPEC.md").read_text(encoding="utf-8")
 YES_NO = {True: "yes", False: "no"}
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import tensorwire_protocol
 from tensorwire_server.workers.echo import echo_embedding
 from tensorwire_server.workers.oracle import oracle_text
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
     from .serving import RunningServer
 
-PROTOCOL = Path(tensorwire_protocol.__file__).parents[1]
+PROTOCOL = Path(__file__).parents[2] / "protocol"
 CLIENT = PROTOCOL / "examples" / "client.mjs"
 VECTORS = PROTOCOL / "vectors"
 NODE = shutil.which("node")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import models_zoo
 import numpy as np
 import pytest
-import tensorwire_protocol
 import torch
 import transformers
 from tensorwire import BadParams, Client, Generation, Logprobs
@@ -181,7 +180,7 @@ def test_the_client_in_javascript_reads_log_probabilities(
     if node is None:
         pytest.skip("node is not installed")
     params = {"max_new_tokens": 6, "logprobs": 2, "prompt_logprobs": 1, "logit_bias": [[9, 1.5]]}
-    script = Path(tensorwire_protocol.__file__).parents[1] / "examples" / "client.mjs"
+    script = Path(__file__).parents[2] / "protocol" / "examples" / "client.mjs"
     words = [node, str(script), real_model.address, "generate", MODEL, PROMPT, json.dumps(params)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
     said = json.loads(done.stdout.splitlines()[-1])

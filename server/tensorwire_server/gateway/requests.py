@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from tensorwire_server.gateway.journal import Entry
     from tensorwire_server.gateway.outcomes import Name
-    from tensorwire_server.routing.replica import Replica
+    from tensorwire_server.routing.replica import AttemptOwner
 
 
 _PASSED_ON = ("logprobs", "prompt_logprobs")  # of END's `extra`
@@ -86,6 +86,16 @@ class Reader(Protocol):
 
     def dismiss(self, stream: int, error: TensorwireError) -> None:
         """Another reader has taken over: end the stream, drop what it has not sent."""
+
+
+class Worker(Protocol):
+    """Who does the work of a request: a replica."""
+
+    def submit(self, number: int, owner: AttemptOwner) -> int: ...
+
+    def cancel(self, stream: int, reason: str) -> None: ...
+
+    def abandon(self, stream: int) -> None: ...
 
 
 class Keeper(Protocol):
@@ -164,7 +174,7 @@ class LiveRequest:
         self.phase = _WAITING
         self.is_acked = False
         self.prompt_tokens: int | None = None
-        self.replica: Replica | None = None
+        self.replica: Worker | None = None
         self.worker_stream = 0
         self.stop_reason = _CANCELLED
         self.stalled_s = 0.0  # of readers that are gone, because they did not read
@@ -181,7 +191,7 @@ class LiveRequest:
 
     # -- from the gateway ---------------------------------------------------------------------
 
-    def dispatch(self, replica: Replica) -> None:
+    def dispatch(self, replica: Worker) -> None:
         """Give the request to a worker."""
         number = self.entry.next_attempt()
         self.phase = _RUNNING
