@@ -2,7 +2,7 @@
 
     HATCH_BUILD_HOOKS_ENABLE=1 pip install .
 
-Why, and what it costs: docs/decisions/0028-hot-modules-may-be-compiled.md. The sources stay in the
+Why, and what it costs: docs/decisions/0029-hot-modules-may-be-compiled.md. The sources stay in the
 wheel beside the extensions: tracebacks and type checkers read them; Python prefers an extension.
 """
 
