@@ -267,12 +267,14 @@ class SwappedPages(Wrapped):
         saved_now = {save.page for save in plan.saves}
         # The last ones: what lies behind a window is not missed.
         wanted = {load.pages[-1] for load in plan.loads} - saved_now
-        others = store._held - saved_now - set(plan.dropped)
+        others = store._held.keys() - saved_now - set(plan.dropped)
         others -= {page for load in plan.loads for page in load.pages}
-        if wanted and others and not self.num_swaps:
+        pairs = [(store.page(one), store.page(other)) for one in wanted for other in others]
+        pairs = [(one, other) for one, other in pairs if one.shape == other.shape]
+        if pairs and not self.num_swaps:
             self.num_swaps += 1
             with torch.inference_mode():
-                one, other = store.page(min(wanted)), store.page(min(others))
+                one, other = pairs[0]
                 kept = one.clone()
                 one.copy_(other)
                 other.copy_(kept)

@@ -187,15 +187,18 @@ class SlotCache:
     def _save(self, save: Save) -> None:
         if save.sequence_id in self._places:  # else it was saved before it was released
             kv_L2HPD = self._rows(save.sequence_id)
-            self.store.save(save.page, kv_L2HPD[:, :, :, save.start : save.end])
+            rows = kv_L2HPD[:, :, :, save.start : save.end]
+            self.store.save(save.page, rows, save.page_tokens)
 
     def _load(self, load: Load) -> None:
-        page_tokens = len(load.token_ids) // len(load.pages)
         self.reserve(load.sequence_id, 0, len(load.token_ids))
         kv_L2HPD = self._rows(load.sequence_id)
-        for i, page in enumerate(load.pages):
-            part = slice(i * page_tokens, (i + 1) * page_tokens)
-            kv_L2HPD[:, :, :, part] = self.store.page(page)
+        end = 0
+        for page in load.pages:
+            start, kv_L2HTD = end, self.store.page(page)
+            end = start + kv_L2HTD.shape[3]
+            kv_L2HPD[:, :, :, start:end] = kv_L2HTD
+        assert end == len(load.token_ids), "pages hold something else than they stand for"
 
     def _rows(self, sequence_id: int) -> torch.Tensor:
         arena, slot = self._places[sequence_id]

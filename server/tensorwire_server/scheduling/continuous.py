@@ -315,7 +315,7 @@ class ContinuousScheduler:
     def check_invariants(self) -> None:
         """Fail if pages leaked or the books disagree."""
         self._pool.check_invariants()
-        self._prefixes.check_invariants()
+        self._prefixes.check_invariants(self._running)
         held = [page for sequence in self._running.values() for page in sequence.pages]
         assert len(held) == len(set(held)) == self._pool.used, "pages leaked or shared"
         assert len(self._running) <= self._max_running
@@ -377,9 +377,8 @@ class ContinuousScheduler:
         num_idle = pool.num_idle(hits)
         while hits and num_idle > spare:
             num_idle -= pool.num_idle((hits.pop(),))
-        self._prefixes.begin(sequence, hits)
+        self._prefixes.begin(sequence, hits, has_room=num_idle < spare)
         sequence.pages = self._prefixes.allocate(num_pages)
-        sequence.num_cached = len(hits) * pool.page_tokens
         sequence.is_reading = True
         sequence.state = SequenceState.RUNNING
         self._running[sequence.id] = sequence

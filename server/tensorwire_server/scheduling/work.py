@@ -128,6 +128,7 @@ class Save:
     sequence_id: int
     start: int
     end: int
+    page_tokens: int  # that there is room for in a page; as many, or fewer, are saved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,8 +136,8 @@ class Load:
     """Begin a sequence with pages of the prefix cache, from position 0 on."""
 
     sequence_id: int
-    pages: tuple[int, ...]  # (n,)
-    token_ids: tuple[int, ...]  # (n * page_tokens,): what these pages stand for
+    pages: tuple[int, ...]  # the last one may hold fewer tokens than the others
+    token_ids: tuple[int, ...]  # what these pages stand for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
