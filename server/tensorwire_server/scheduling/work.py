@@ -166,6 +166,8 @@ class StepResult:
     tokens: Mapping[int, int]  # sequence id -> sampled token id
     failed: Mapping[int, str]  # sequence id -> why (for example non-finite logits)
     scores: Sequence[Scores] = ()  # of the sequences that want them
+    # The next step has to move what sequences hold, besides: it had better read no prompts.
+    moves_next: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
