@@ -133,6 +133,19 @@ class Wrapped:
         return self._engine.stats()
 
 
+def test_an_engine_says_when_its_next_step_moves_a_sequence() -> None:
+    class Listening(Wrapped):
+        def step(self, plan: StepPlan) -> StepResult:
+            result = super().step(plan)
+            self.num_moves = getattr(self, "num_moves", 0) + result.moves_next
+            return result
+
+    listening = Listening(engine_of("llama"), lambda *_: None)
+    requests = [Request(prompt_ids=(*range(3, 80), 100 + i), max_new_tokens=70) for i in range(6)]
+    run(listening, requests, stop_ids=frozenset())
+    assert listening.num_moves == len(requests)  # each outgrows 128 tokens
+
+
 class ShiftedPositions(RaggedModel):
     """Continues every sequence one position too late (for rotary models all shifted is none)."""
 
