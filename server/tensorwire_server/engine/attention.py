@@ -25,7 +25,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
-from tensorwire_server.engine.weighing import Terms, collect, collect_by_head, has_one_dnn
+from tensorwire_server.engine.device import has_one_dnn
+from tensorwire_server.engine.weighing import Terms, collect, collect_by_head
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -424,8 +425,9 @@ def _chunk_span(
     num_groups = like.shape[2]
     num_scores = num_groups * (chunk.end - chunk.start) * (chunk.end - low)
     repeats = terms.is_plain and num_scores <= _MAX_REPEATED and like.device.type == "cpu"
+    is_fast = has_one_dnn(like.device, like.dtype)
     high, masked_from = chunk.end, low
-    by_head = repeats and window is None and num_scores >= _FEWEST_BY_HEAD and has_one_dnn(like)
+    by_head = repeats and window is None and num_scores >= _FEWEST_BY_HEAD and is_fast
     if by_head:
         # What the slot has behind the chunk's end is zero, and hidden like what is yet to come.
         high = min(-(-chunk.end // _ROUNDED_TO) * _ROUNDED_TO, num_positions)

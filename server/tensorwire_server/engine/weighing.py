@@ -103,11 +103,6 @@ def collect(
     return shares.to(q.dtype) @ v
 
 
-def has_one_dnn(like: torch.Tensor) -> bool:
-    """Say if oneDNN multiplies tensors like this one."""
-    return torch.backends.mkldnn.is_available() and like.dtype == torch.float32
-
-
 def collect_by_head(
     q_HQD: torch.Tensor,
     k_HPD: torch.Tensor,
@@ -122,7 +117,7 @@ def collect_by_head(
 
     Args:
         q_HQD: a group's heads may be its queries.
-        k_HPD: float32 on a CPU, as all of these; see `has_one_dnn`.
+        k_HPD: float32 on a CPU, as all of these, where there is oneDNN.
         v_HPD: as many.
         scale: of the scores.
         mask_QP: added to the scores of the last P positions; those before hide nothing.
