@@ -396,7 +396,7 @@ def test_of_a_text_that_is_all_there_the_last_token_is_fed_for_its_logits() -> N
     assert fed(plan) == {2: (5, 6, 7, 8)}
 
 
-@pytest.mark.parametrize("prompt", [2, 7, 8, 10])
+@pytest.mark.parametrize("prompt", [6, 7, 8, 10])
 def test_choices_of_one_prompt_have_it_computed_once_all_but_its_last_token(prompt: int) -> None:
     subject = scheduler()
     for number in (1, 2, 3):
@@ -410,6 +410,15 @@ def test_choices_of_one_prompt_have_it_computed_once_all_but_its_last_token(prom
     ends = [(one.sequence_id, one.start, one.end) for one in plan.saves if one.end == prompt - 1]
     assert ends == [(1, (prompt - 1) // 4 * 4, prompt - 1)]
     assert subject.stats()["prefix_hit_tokens"] == 2 * (prompt - 1)
+
+
+def test_nobody_waits_a_step_for_less_than_a_page() -> None:
+    subject = scheduler()
+    for number in (1, 2):
+        subject.submit(sequence(number, prompt=4, tenant="a"))
+    assert fed(run_one(subject)) == {1: (1, 2, 3, 4), 2: (1, 2, 3, 4)}
+    subject.submit(sequence(3, prompt=4, tenant="a"))
+    assert fed(run_one(subject)) == {1: (50,), 2: (50,), 3: (4,)}  # but what is there it takes
 
 
 def test_a_choice_that_comes_later_begins_with_what_one_that_still_runs_has() -> None:

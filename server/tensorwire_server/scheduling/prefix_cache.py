@@ -207,7 +207,8 @@ class PrefixCache:
         if not digests or sequence.num_held_back == _HELD_BACK_AT_MOST:
             return False
         reader = self._readers.get(digests[0])
-        if reader is None:
+        # For less than a page it is not worth a step to wait.
+        if reader is None or digests[0] == sequence.end_digest:
             return False
         shared = digests[0]
         for digest in digests:
