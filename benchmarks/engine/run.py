@@ -39,7 +39,6 @@ def measure(
     """Let all sides of a model alternate; the first, short round warms up."""
     folder = model_folder(model)
     rng = random.Random(1)
-    prompts = [rng.choices(_IDS, k=PROMPT_TOKENS) for _ in range(max(streams))]
     rows = []
     with contextlib.ExitStack() as stack:
         sides: dict[str, Side] = {"transformers": transformers_side(folder)}
@@ -55,7 +54,7 @@ def measure(
             if hasattr(side, "close"):
                 stack.callback(side.close)
         for size in streams:
-            figures = _alternate(sides, prompts[:size], args)
+            figures = _alternate(sides, size, rng, args)
             for name in quantizations:
                 goal = GOALS.get((model, name, size))
                 row = Row(f"{model} {name}", size, figures[name], figures["transformers"], goal)
@@ -77,18 +76,24 @@ def _beside_bare(
 
 
 def _alternate(
-    sides: dict[str, Side], prompts: list[list[int]], args: argparse.Namespace
+    sides: dict[str, Side], size: int, rng: random.Random, args: argparse.Namespace
 ) -> dict[str, list[float]]:
+    def prompts() -> list[list[int]]:
+        """Return ones that no round had before, else ours would find them in its prefix cache."""
+        return [rng.choices(_IDS, k=PROMPT_TOKENS) for _ in range(size)]
+
     figures: dict[str, list[float]] = {name: [] for name in sides}
+    warming = prompts()
     for side in sides.values():
-        side.tokens_per_s(prompts, _WARM_TOKENS)
+        side.tokens_per_s(warming, _WARM_TOKENS)
     began = time.monotonic()
     new_tokens = 16 if args.quick else NEW_TOKENS
     for round_ in range(args.rounds):
         if round_ >= _LEAST_ROUNDS and time.monotonic() - began > args.seconds_per_row:
             break
+        asked = prompts()
         for name, side in sides.items():
-            figures[name].append(side.tokens_per_s(prompts, new_tokens))
+            figures[name].append(side.tokens_per_s(asked, new_tokens))
     return figures
 
 

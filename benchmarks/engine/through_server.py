@@ -171,7 +171,9 @@ def endurance(_: str) -> None:
                 mib = ", ".join(f"{name} {mib:.1f}" for name, mib in _resident(served.pid).items())
                 print(f"{(tenth + 1) * ENDURED // 10:6d} {mib} MiB", flush=True)
 
-    with serving(f"--model=m={model_folder('tiny')}", "--kv-memory=8MiB") as served:
+    # Outcomes are kept for whoever asks again, a KiB each: as many as there are after a tenth.
+    kept = f"--set=outcomes.keys={ENDURED // 10}"
+    with serving(f"--model=m={model_folder('tiny')}", "--kv-memory=8MiB", kept) as served:
         asyncio.run(run(served))
 
 

@@ -58,6 +58,7 @@ class Run:
     cancelled: frozenset[int]
     paths: Mapping[str, int]  # how often a path of the engine or the scheduler was taken
     stats: Mapping[str, float]  # of the scheduler, at the end
+    num_prompt_tokens: int  # that were computed
 
 
 def mixed_requests(count: int, seed: int, *, last_join: int = 40) -> list[Request]:
@@ -124,7 +125,7 @@ def run(
     stops = engine.card.eos_ids if stop_ids is None else stop_ids
     tokens: list[list[int]] = [[] for _ in requests]
     waiting = sorted(range(len(requests)), key=lambda i: requests[i].joins_at_step)
-    finished, step, largest = 0, 0, 0
+    finished = step = largest = num_prompt_tokens = 0
     cancels, cancelled = dict(cancel_after or {}), set()
     paths: Counter[str] = Counter()
     while finished < len(requests):
@@ -146,6 +147,9 @@ def run(
         if plan is None:
             continue
         largest = max(largest, len(plan.rows))
+        for row in plan.rows:
+            if row.start < row.num_prompt_tokens:
+                num_prompt_tokens += len(row.token_ids)
         paths.update(_paths(plan))
         paths.update(_twins(plan, requests))
         for emission in each(scheduler.commit(plan, engine.step(plan))):
@@ -171,6 +175,7 @@ def run(
         cancelled=frozenset(cancelled),
         paths=paths,
         stats=scheduler.stats(),
+        num_prompt_tokens=num_prompt_tokens,
     )
 
 
@@ -192,11 +197,11 @@ def _paths(plan: StepPlan) -> Iterator[str]:
 
 
 def _twins(plan: StepPlan, requests: list[Request]) -> Iterator[str]:
-    """Yield where one of n choices begins with the whole pages of a prompt that another read."""
+    """Yield where one of n choices begins with all of a prompt that another read."""
     prompts = [request.prompt_ids for request in requests]
     for load in plan.loads:
         prompt = prompts[load.sequence_id]
-        is_all = len(load.token_ids) == (len(prompt) - 1) // 16 * 16
+        is_all = len(load.token_ids) == len(prompt) - 1
         if load.sequence_id in plan.started and prompts.count(prompt) > 1 and is_all:
             yield "a choice began with what another had read"
 

@@ -205,6 +205,26 @@ def test_chunks_about_as_long_as_a_kernels_tiles_are_read_to_their_last_token(
     check_step(cache, histories, [row(0, 21, count)])
 
 
+@pytest.mark.parametrize("count", [2, 9, 33, 99])
+def test_chunks_that_are_read_head_by_head_are_the_same(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_FEWEST_BY_HEAD", GROUPS * 2 * 100)
+    cache, histories = new_cache(), Histories(4)
+    # The second ends with its context; behind the first one's end there is room, and no garbage.
+    check_step(cache, histories, [row(0, 0, 101), row(1, 0, CONTEXT_TOKENS - count)])
+    rows = [row(0, 101, count), row(1, CONTEXT_TOKENS - count, count)]
+    layout = check_step(cache, histories, rows)
+    spans = [
+        span
+        for share in layout._shares
+        for (_, window, is_plain), span in share.chunk_spans.items()
+        if window is None and is_plain
+    ]
+    assert [span.by_head for span in spans] == [True, True]
+    assert [span.high for span in spans] == [-(-(101 + count) // 64) * 64, CONTEXT_TOKENS]
+
+
 def test_decodes_of_one_length_need_no_mask() -> None:
     cache, histories = new_cache(), Histories(0)
     check_step(cache, histories, [row(0, 0, 50), row(1, 0, 50)])

@@ -133,6 +133,19 @@ class Wrapped:
         return self._engine.stats()
 
 
+def test_an_engine_says_when_its_next_step_moves_a_sequence() -> None:
+    class Listening(Wrapped):
+        def step(self, plan: StepPlan) -> StepResult:
+            result = super().step(plan)
+            self.num_moves = getattr(self, "num_moves", 0) + result.moves_next
+            return result
+
+    listening = Listening(engine_of("llama"), lambda *_: None)
+    requests = [Request(prompt_ids=(*range(3, 80), 100 + i), max_new_tokens=70) for i in range(6)]
+    run(listening, requests, stop_ids=frozenset())
+    assert listening.num_moves == len(requests)  # each outgrows 128 tokens
+
+
 class ShiftedPositions(RaggedModel):
     """Continues every sequence one position too late (for rotary models all shifted is none)."""
 
@@ -267,12 +280,14 @@ class SwappedPages(Wrapped):
         saved_now = {save.page for save in plan.saves}
         # The last ones: what lies behind a window is not missed.
         wanted = {load.pages[-1] for load in plan.loads} - saved_now
-        others = store._held - saved_now - set(plan.dropped)
+        others = store._held.keys() - saved_now - set(plan.dropped)
         others -= {page for load in plan.loads for page in load.pages}
-        if wanted and others and not self.num_swaps:
+        pairs = [(store.page(one), store.page(other)) for one in wanted for other in others]
+        pairs = [(one, other) for one, other in pairs if one.shape == other.shape]
+        if pairs and not self.num_swaps:
             self.num_swaps += 1
             with torch.inference_mode():
-                one, other = store.page(min(wanted)), store.page(min(others))
+                one, other = pairs[0]
                 kept = one.clone()
                 one.copy_(other)
                 other.copy_(kept)

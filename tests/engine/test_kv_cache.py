@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorwire_server.engine.kv_cache import KVGeometry, SlotCache
+from tensorwire_server.scheduling.work import StepPlan
 
 GEOMETRY = KVGeometry(
     num_layers=2, num_heads=2, head_size=3, dtype=torch.float32, device=torch.device("cpu")
@@ -55,6 +58,78 @@ def test_a_gap_is_our_own_bug() -> None:
 def test_more_than_the_context_is_our_own_bug() -> None:
     with pytest.raises(AssertionError, match="context"):
         SlotCache(GEOMETRY, context_tokens=50).reserve(1, 0, 51)
+
+
+def one_more_token(cache: SlotCache, lengths: dict[int, int], *, holes: bool = False) -> list[int]:
+    """Have each sequence grow by a token, as in a step; return who has moved to a larger slot.
+
+    Args:
+        holes: who moves may leave one, into which another moves.
+    """
+    before = {number: cache.place(number) for number in lengths}
+    cache.prepare(StepPlan(rows=(), released=()))
+    for number, length in lengths.items():
+        cache.reserve(number, length, length + 1)
+        fill(cache, number, length, length + 1)
+        lengths[number] += 1
+    moved = [number for number in lengths if cache.place(number)[0] != before[number][0]]
+    others = [number for number in lengths if cache.place(number) != before[number]]
+    assert holes or others == moved
+    return moved
+
+
+@pytest.mark.parametrize("apart", [0, 1, 5])
+def test_sequences_that_outgrow_their_slots_together_move_one_in_a_step(apart: int) -> None:
+    cache = SlotCache(GEOMETRY, context_tokens=512)
+    lengths = {number: 100 + number * apart for number in range(6)}
+    for number, length in lengths.items():
+        cache.reserve(number, 0, length)
+        fill(cache, number, 0, length)
+    moved = []
+    for _ in range(170):
+        is_told = cache.will_move
+        changed = one_more_token(cache, lengths, holes=apart > 0)
+        assert len(changed) == is_told
+        moved += changed
+        for number in changed:
+            assert content(cache, number, lengths[number]) == [
+                1000 * number + i + 1 for i in range(lengths[number])
+            ]
+    assert sorted(moved) == sorted([*lengths] * 2)
+    cache.check_invariants()
+
+
+def test_nobody_moves_long_before_it_must() -> None:
+    cache = SlotCache(GEOMETRY, context_tokens=512)
+    lengths = {2: 30, 1: 110}
+    for number, length in lengths.items():
+        cache.reserve(number, 0, length)
+    for _ in range(17):
+        assert one_more_token(cache, lengths) == []
+    assert one_more_token(cache, lengths) == [1]
+
+
+@pytest.mark.parametrize(("prompt", "positions"), [(96, 128), (97, 256), (128, 256), (512, 512)])
+def test_a_prompt_is_read_into_a_slot_with_room_for_an_answer(prompt: int, positions: int) -> None:
+    cache = SlotCache(GEOMETRY, context_tokens=512)
+    cache.prepare(StepPlan(rows=(), released=(), reading=((1, prompt),)))
+    arena, _ = cache.place(1)
+    assert cache.arenas[arena].num_positions == positions
+
+
+@pytest.mark.parametrize(("head_size", "at_once"), [(16, 64), (2048, 8)])
+def test_many_slots_are_laid_out_at_once_if_there_are_addresses(
+    head_size: int, at_once: int
+) -> None:
+    """Else each sequence that joins would have all the others copied."""
+    cache = SlotCache(replace(GEOMETRY, head_size=head_size), context_tokens=8192)
+    cache.reserve(0, 0, 5000)
+    first = cache.arenas[-1].kv_L2SHPD.data_ptr()
+    for number in range(1, at_once):
+        cache.reserve(number, 0, 5000)
+        assert cache.arenas[-1].kv_L2SHPD.data_ptr() == first
+    cache.reserve(at_once, 0, 5000)
+    assert cache.arenas[-1].kv_L2SHPD.data_ptr() != first
 
 
 @settings(max_examples=40, deadline=None)

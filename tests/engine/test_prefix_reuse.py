@@ -94,9 +94,24 @@ def test_choices_of_one_prompt_read_it_once(engine: Generator) -> None:
     ]
     alone = [run(engine, [choice], stop_ids=NO_STOP).tokens[0] for choice in choices]
     made = run(engine, choices, step_tokens=64, stop_ids=NO_STOP)
-    # 109 tokens: 6 full pages, and what is behind them is read by each.
-    assert made.stats["prefix_hit_tokens"] == 5 * 96
+    # 109 tokens, of which each feeds the last one, for its logits.
+    assert made.stats["prefix_hit_tokens"] == 5 * 108
+    assert made.num_prompt_tokens == 109 + 5
     assert made.tokens == alone
+
+
+@pytest.mark.parametrize("length", [2, 15, 16, 17, 18, 129])
+@pytest.mark.parametrize("joins_at_step", [0, 3])
+def test_a_choice_begins_with_all_that_another_has_read_however_long_the_prompt_is(
+    engine: Generator, length: int, joins_at_step: int
+) -> None:
+    """Together, or while the first one is being continued; less than a page nobody waits for."""
+    request = alike(1, shared=length, own=0)[0]
+    choices = [replace(request, joins_at_step=i and joins_at_step) for i in range(4)]
+    made = run(engine, choices)
+    waits = joins_at_step or length > 16
+    assert made.num_prompt_tokens == (length + 3 if waits else 4 * length)
+    assert_right(compare(made.tokens, references(models_zoo.tiny_model("llama"), choices)))
 
 
 class Meddler:
@@ -113,10 +128,12 @@ class Meddler:
     def step(self, plan: StepPlan) -> StepResult:
         store = self._engine._model.cache.store
         for loaded in plan.loads:
-            others = sorted(store._held.difference(loaded.pages))
+            first = store.page(loaded.pages[0])
+            others = sorted(store._held.keys() - loaded.pages)
+            others = [page for page in others if store.page(page).shape == first.shape]
             if others:
                 with torch.inference_mode():
-                    first, second = store.page(loaded.pages[0]), store.page(others[0])
+                    second = store.page(others[0])
                     kept = first.clone()
                     first.copy_(second)
                     second.copy_(kept)

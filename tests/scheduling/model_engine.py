@@ -44,7 +44,8 @@ class ModelEngine:
         for save in plan.saves:
             if save.sequence_id in self.rows:
                 tenant, tokens = self.rows[save.sequence_id]
-                assert save.end - save.start == self._page_tokens
+                assert save.page_tokens == self._page_tokens
+                assert 0 < save.end - save.start <= self._page_tokens
                 assert len(tokens) >= save.end, "saved before it was computed"
                 self.store[save.page] = tenant, tokens[: save.end]
         for number in plan.released:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from tensorwire_server.scheduling.pace import Pace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def learnt(slowdown: float = 2.0, *, decode_s: float = 0.010, token_s: float = 0.0002) -> Pace:
@@ -16,7 +21,7 @@ def learnt(slowdown: float = 2.0, *, decode_s: float = 0.010, token_s: float = 0
     return pace
 
 
-@pytest.mark.parametrize(("slowdown", "tokens"), [(2.0, 50), (3.0, 100), (1.5, 25), (1.0, 8)])
+@pytest.mark.parametrize(("slowdown", "tokens"), [(2.0, 50), (3.0, 100), (1.5, 25), (1.0, 4)])
 def test_prompts_get_the_time_that_running_sequences_may_be_slowed_down_by(
     slowdown: float, tokens: int
 ) -> None:
@@ -31,7 +36,7 @@ def test_the_more_prompts_there_are_beside_streams_the_more_they_get(
 ) -> None:
     pace = learnt()
     assert abs(pace.prompt_tokens(8, num_prompts) - times * pace.prompt_tokens(8, 1)) <= 6
-    assert learnt(1.0).prompt_tokens(8, num_prompts) == 8
+    assert learnt(1.0).prompt_tokens(8, num_prompts) == 4
 
 
 def test_a_slower_machine_reads_less_in_a_step() -> None:
@@ -92,3 +97,51 @@ def test_pauses_that_measure_nothing_do_not_keep_prompts_back() -> None:
             pace.note(8, chunks[-1], 0.010 + chunks[-1] * 0.0002)
     assert 2 <= chunks.count(0) <= 16
     assert (0, 0, 0) not in zip(chunks, chunks[1:], chunks[2:], strict=False)
+
+
+def read_beside(pace: Pace, num_steps: int, decode_s: Callable[[int], float]) -> list[float]:
+    """Let a prompt be read whose tokens get dearer; return what the steps took."""
+    took = []
+    for step in range(num_steps):
+        tokens = pace.prompt_tokens(8, 1)
+        took.append(decode_s(step) + tokens * (0.0002 + step * 1e-6))
+        pace.note(8, tokens, took[-1])
+    return took
+
+
+def test_what_streams_grow_by_while_a_prompt_is_read_is_taken_from_the_prompt() -> None:
+    took = read_beside(learnt(2.5), 300, lambda step: 0.010 * (1 + step / 600))
+    assert max(took) <= 2.8 * 0.010
+    assert sorted(took)[150] >= 2.2 * 0.010
+
+
+def test_where_prompts_are_read_for_ever_the_bound_follows_the_streams() -> None:
+    pace = learnt(2.5)
+    read_beside(pace, 100, lambda _: 0.010)
+    assert pace.prompt_tokens(8, 1) >= 20
+    pace = learnt(2.5)
+    for _ in range(4000):
+        tokens = pace.prompt_tokens(8, 1)
+        pace.note(8, tokens, 0.030 + tokens * 0.0002)
+    assert abs(pace.prompt_tokens(8, 1) - 1.5 * 0.030 / 0.0002) <= 25
+
+
+def test_where_streams_join_the_bound_is_theirs_at_once() -> None:
+    pace = learnt(2.5)
+    chunks = []
+    for _ in range(120):
+        chunks.append(pace.prompt_tokens(16, 1))
+        pace.note(16, chunks[-1], 0.018 + chunks[-1] * 0.0002)
+    assert abs(max(chunks[-5:]) - 1.5 * 0.018 / 0.0002) <= 25
+
+
+def test_steps_that_are_dear_already_go_without_prompts_but_not_for_ever() -> None:
+    pace = learnt()
+    usual = pace.prompt_tokens(8, 1)
+    assert [pace.prompt_tokens(8, 1, spares=True) for _ in range(18)] == [*[0] * 16, usual, usual]
+    chunks = []
+    for _ in range(100):
+        chunks.append(pace.prompt_tokens(8, 1, spares=True))
+        if chunks[-1]:
+            pace.note(8, chunks[-1], 0.010 + chunks[-1] * 0.0002)
+    assert 18 <= chunks.count(0) <= 26

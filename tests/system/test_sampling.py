@@ -91,7 +91,7 @@ def test_choices_with_every_setting_are_drawn_together_as_they_are_alone(client:
     assert max(choice.timings.largest_batch or 0 for choice in together.choices) > 1
 
 
-def test_choices_read_the_whole_pages_of_their_prompt_once_and_stats_tell(
+def test_choices_have_their_prompt_read_once_and_stats_tell(
     real_model: RunningServer, client: Client
 ) -> None:
     def counts() -> dict[str, float]:
@@ -100,11 +100,14 @@ def test_choices_read_the_whole_pages_of_their_prompt_once_and_stats_tell(
 
     before = counts()
     ids = [3 + 7 * i % 500 for i in range(100)]  # that no other test here begins with
-    made = client.generate(MODEL, ids, n=8, seed=1, temperature=1.0, max_new_tokens=4)
+    # Long enough to be there still when the last one comes.
+    made = client.generate(
+        MODEL, ids, n=8, seed=1, temperature=1.0, max_new_tokens=64, ignore_eos=True
+    )
     after = counts()
     found = sorted(choice.usage.cached_tokens or 0 for choice in made.choices)
-    assert found == [0, *[96] * 7]
-    assert after["prefix_hit_tokens"] - before["prefix_hit_tokens"] == 7 * 96
+    assert found == [0, *[99] * 7]
+    assert after["prefix_hit_tokens"] - before["prefix_hit_tokens"] == 7 * 99
     assert after["prefix_asked_tokens"] - before["prefix_asked_tokens"] == 8 * 100
     rate = after["prefix_hit_tokens"] / after["prefix_asked_tokens"]
     assert after["prefix_hit_rate"] == pytest.approx(rate, abs=1e-4)

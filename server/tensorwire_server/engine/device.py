@@ -42,6 +42,12 @@ def pick_dtype(device: torch.device, stored: torch.dtype | None) -> torch.dtype:
     return stored
 
 
+def has_one_dnn(device: torch.device, dtype: torch.dtype) -> bool:
+    """Say if oneDNN multiplies such numbers in this place."""
+    found: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return found and device.type == "cpu" and dtype == torch.float32
+
+
 def free_bytes(device: torch.device) -> int:
     """Return the memory of a device that nobody uses now, within this process's control group."""
     if device.type == "cuda":

@@ -7,6 +7,7 @@ keeps them apart is their position ids and our attention (`attention.py`) over o
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -110,7 +111,8 @@ class Generator:
         """Run one step. An exception here is the engine's failure, not a request's."""
         with torch.inference_mode():
             rows, logits_RV = self.forward(plan)
-            return self._sampler.run(rows, logits_RV)
+            result = self._sampler.run(rows, logits_RV)
+            return replace(result, moves_next=True) if self._model.cache.will_move else result
 
     def forward(self, plan: StepPlan) -> tuple[list[Row], torch.Tensor]:
         """Run one step up to its logits, for who wants more of them than a token.

@@ -3,7 +3,10 @@
 Without a native kernel, gathering pages costs 2-10x an attention call, so behind the scheduler's
 pages each sequence has one row range: a slot in an arena of its size class (128, 256, 512, ...
 tokens). A sequence that outgrows its class moves to the next, which costs each token about one copy
-over its life. Two rules make attention over an arena one call without a gather:
+over its life. Those that grow side by side would all move in the same step, and everybody would
+wait for it: so they begin early enough, one in a step.
+
+Two rules make attention over an arena one call without a gather:
 
 - slots in use are 0 .. n - 1: the last one moves into a hole;
 - whatever lies beyond a slot's length is zero: a masked key or value is multiplied by zero, and
@@ -34,8 +37,14 @@ if TYPE_CHECKING:
     from tensorwire_server.scheduling.work import Load, Save, StepPlan
 
 SMALLEST_CLASS_TOKENS = 128
+# A prompt begins in a slot with room for so many more, else it would move with its first tokens.
+# And nobody moves earlier than so many tokens before it must.
+_ROOM_TOKENS = 32
 # What an arena begins with: several slots of a small class, one of a large class.
 _FIRST_ALLOCATION_TOKENS = 512
+# On a CPU slots that nobody uses are addresses and no memory. To lay out more is to copy all that
+# are in use, so there are many at once: so many, if they fit into so many bytes.
+_FIRST_SLOTS, _FIRST_ADDRESSES = 64, 1 << 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +108,12 @@ class Arena:
         rows = sum(round_up(length * row_bytes) for length in self.lengths)
         return 2 * g.num_layers * g.num_heads * rows
 
+    @property
+    def is_crowded(self) -> bool:
+        """Say if one sequence has to leave now, else several will have to in the same step."""
+        room = self.num_positions - max(self.lengths, default=0)
+        return room < min(len(self.owners), _ROOM_TOKENS)
+
     def take_slot(self, sequence_id: int) -> int:
         """Give the sequence the slot after the last one in use."""
         slot = len(self.owners)
@@ -123,8 +138,11 @@ class Arena:
 
     def _grow(self) -> None:
         num_slots = self.kv_L2SHPD.shape[2]
-        first = max(1, _FIRST_ALLOCATION_TOKENS // self.num_positions)
-        grown = self._zeros(num_slots + max(first, num_slots // 2))
+        more = max(1, _FIRST_ALLOCATION_TOKENS // self.num_positions, num_slots // 2)
+        if self._geometry.device.type == "cpu":
+            slot_bytes = self.num_positions * self._geometry.bytes_per_token
+            more = max(more, min(_FIRST_SLOTS, _FIRST_ADDRESSES // slot_bytes))
+        grown = self._zeros(num_slots + more)
         for slot in range(len(self.lengths)):
             self.move_slot(slot, grown.tensor, slot)
         self._memory = grown
@@ -180,22 +198,36 @@ class SlotCache:
         for sequence_id, num_tokens in plan.reading:
             # Else it would move from class to class as it is read.
             if sequence_id not in self._places:
-                self._take(sequence_id, num_tokens)
+                most = self.arenas[-1].num_positions
+                self._take(sequence_id, min(num_tokens + _ROOM_TOKENS, most))
         for load in plan.loads:
             self._load(load)
+        for index, arena in enumerate(self.arenas[:-1]):
+            if arena.is_crowded:
+                # The last of the longest: then no other one has to move into the hole.
+                slot = max(range(len(arena.owners)), key=lambda i: (arena.lengths[i], i))
+                self._move(arena.owners[slot], index + 1)
+
+    @property
+    def will_move(self) -> bool:
+        """Say if the next step begins with moving a sequence."""
+        return any(arena.is_crowded for arena in self.arenas[:-1])
 
     def _save(self, save: Save) -> None:
         if save.sequence_id in self._places:  # else it was saved before it was released
             kv_L2HPD = self._rows(save.sequence_id)
-            self.store.save(save.page, kv_L2HPD[:, :, :, save.start : save.end])
+            rows = kv_L2HPD[:, :, :, save.start : save.end]
+            self.store.save(save.page, rows, save.page_tokens)
 
     def _load(self, load: Load) -> None:
-        page_tokens = len(load.token_ids) // len(load.pages)
         self.reserve(load.sequence_id, 0, len(load.token_ids))
         kv_L2HPD = self._rows(load.sequence_id)
-        for i, page in enumerate(load.pages):
-            part = slice(i * page_tokens, (i + 1) * page_tokens)
-            kv_L2HPD[:, :, :, part] = self.store.page(page)
+        end = 0
+        for page in load.pages:
+            start, kv_L2HTD = end, self.store.page(page)
+            end = start + kv_L2HTD.shape[3]
+            kv_L2HPD[:, :, :, start:end] = kv_L2HTD
+        assert end == len(load.token_ids), "pages hold something else than they stand for"
 
     def _rows(self, sequence_id: int) -> torch.Tensor:
         arena, slot = self._places[sequence_id]

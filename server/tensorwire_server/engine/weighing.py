@@ -101,3 +101,31 @@ def collect(
     sinks = sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)
     shares = torch.cat([scores, sinks], dim=-1).softmax(-1)[..., :-1]
     return shares.to(q.dtype) @ v
+
+
+def collect_by_head(
+    q_HQD: torch.Tensor,
+    k_HPD: torch.Tensor,
+    v_HPD: torch.Tensor,
+    scale: float,
+    mask_QP: torch.Tensor,
+) -> torch.Tensor:
+    """Return what each query collects: (H, Q, D).
+
+    torch's own kernel gives each thread heads of its own, of which there may be few, and multiplies
+    by MKL, which uses half of what AVX512 can do on some CPUs. oneDNN shares out each product.
+
+    Args:
+        q_HQD: a group's heads may be its queries.
+        k_HPD: float32 on a CPU, as all of these, where there is oneDNN.
+        v_HPD: as many.
+        scale: of the scores.
+        mask_QP: added to the scores of the last P positions; those before hide nothing.
+    """
+    multiply: Any = torch.ops.mkldnn._linear_pointwise.default
+    collected = []
+    for q_QD, k_PD, v_PD in zip(q_HQD * scale, k_HPD, v_HPD, strict=True):
+        scores_QP = multiply(q_QD, k_PD, None, "none", [], "")
+        scores_QP[:, -mask_QP.shape[1] :] += mask_QP
+        collected.append(multiply(scores_QP.softmax(-1), v_PD.t(), None, "none", [], ""))
+    return torch.stack(collected)

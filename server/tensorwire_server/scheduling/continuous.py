@@ -105,7 +105,7 @@ class ContinuousScheduler:
         step_tokens: int,
         max_waiting: int,
         model: str = "",
-        slowdown: float = 1.6,
+        slowdown: float = 2.5,
         expected_share: float = 1.0,
         saved_on_leaving: int = 64,
         share_prefixes: bool = False,
@@ -145,6 +145,7 @@ class ContinuousScheduler:
         self._started: tuple[int, ...] = ()  # of them
         self._reading: tuple[tuple[int, int], ...] = ()  # of them, and how long they are
         self._rows_are_next = False  # they are the next plan's
+        self._is_moving = False  # the engine has other work in the next step
 
     @property
     def num_waiting(self) -> int:
@@ -243,6 +244,7 @@ class ContinuousScheduler:
         """
         self._note_told(plan)
         self._note_pace(plan, took_s)
+        self._is_moving = result.moves_next
         emissions = Emissions()
         tokens, failed, running = result.tokens, result.failed, SequenceState.RUNNING
         page_tokens = self._pool.page_tokens
@@ -315,7 +317,7 @@ class ContinuousScheduler:
     def check_invariants(self) -> None:
         """Fail if pages leaked or the books disagree."""
         self._pool.check_invariants()
-        self._prefixes.check_invariants()
+        self._prefixes.check_invariants(self._running)
         held = [page for sequence in self._running.values() for page in sequence.pages]
         assert len(held) == len(set(held)) == self._pool.used, "pages leaked or shared"
         assert len(self._running) <= self._max_running
@@ -377,9 +379,8 @@ class ContinuousScheduler:
         num_idle = pool.num_idle(hits)
         while hits and num_idle > spare:
             num_idle -= pool.num_idle((hits.pop(),))
-        self._prefixes.begin(sequence, hits)
+        self._prefixes.begin(sequence, hits, has_room=num_idle < spare)
         sequence.pages = self._prefixes.allocate(num_pages)
-        sequence.num_cached = len(hits) * pool.page_tokens
         sequence.is_reading = True
         sequence.state = SequenceState.RUNNING
         self._running[sequence.id] = sequence
@@ -439,7 +440,8 @@ class ContinuousScheduler:
         budget = self._step_tokens - len(rows)
         # A prompt of one token looks like a decode, but is nobody who could be kept waiting.
         if reading and not all(sequence.is_reading for sequence in decoding):
-            budget = min(budget, self._pace.prompt_tokens(len(decoding), len(reading)))
+            paced = self._pace.prompt_tokens(len(decoding), len(reading), spares=self._is_moving)
+            budget = min(budget, paced)
         chunks = _share(budget, reading)
         rows += [self._row(sequence, num_tokens) for sequence, num_tokens in chunks]
         self._rows = tuple(rows)
@@ -481,6 +483,8 @@ class ContinuousScheduler:
                 return  # its tokens cost more than those of others
             num_prompt_tokens += len(row.token_ids)
         # Copies are a part of what a prompt costs, but not of what others cost.
+        if self._is_moving:
+            return
         if plan.rows and not plan.loads and (num_prompt_tokens or not plan.saves):
             self._pace.note(self._num_decodes, num_prompt_tokens, took_s)
 

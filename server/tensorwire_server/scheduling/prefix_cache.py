@@ -5,6 +5,9 @@ it has been computed (`saves` of a plan), out of it when a sequence begins (`loa
 prompt are saved as soon as they are computed, those of an answer when the sequence leaves, for then
 its own pages can be turned into cached ones.
 
+What stands behind a prompt's last whole page, but for its last token, serves only the same prompt
+once more: other choices of one answer. It is saved when the second one comes while the first runs.
+
 A sequence that waits is held back while a running one computes the very page it needs next: it then
 joins with a hit instead of computing the same. Whoever is held back is named by the last page that
 the two have in common, and is let go when that page is there or will not come.
@@ -15,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tensorwire_server.scheduling.prefixes import extend_digests, root_digest
+from tensorwire_server.scheduling.prefixes import extend_digests, page_digest, root_digest
 from tensorwire_server.scheduling.work import Load, Save
 
 if TYPE_CHECKING:
@@ -52,6 +55,8 @@ class PrefixCache:
         self._share = share  # between tenants
         self._roots: dict[str, bytes] = {}
         self._readers: dict[bytes, int] = {}  # page's name -> who computes it
+        # What follows a text's whole pages, by name -> who has it in its own rows, and still runs.
+        self._ends: dict[bytes, int] = {}
         self._held_back: dict[bytes, dict[int, Sequence]] = {}
 
     # -- pages ----------------------------------------------------------------------------------
@@ -71,12 +76,19 @@ class PrefixCache:
             if self.saves.pop(page, None) is None:
                 self.dropped.append(page)
 
-    def _keep(self, sequence: Sequence, page: int, index: int) -> None:
+    def _keep(
+        self, page: int, digest: bytes, sequence_id: int, index: int, end: int | None = None
+    ) -> None:
+        """Keep a sequence's page at this index, or what of it comes before position `end`."""
         page_tokens = self._pool.page_tokens
-        self._pool.keep(page, sequence.digests[index])
+        self._pool.keep(page, digest)
         start = index * page_tokens
         self.saves[page] = Save(
-            page=page, sequence_id=sequence.id, start=start, end=start + page_tokens
+            page=page,
+            sequence_id=sequence_id,
+            start=start,
+            end=start + page_tokens if end is None else end,
+            page_tokens=page_tokens,
         )
 
     # -- a sequence's life ----------------------------------------------------------------------
@@ -84,35 +96,51 @@ class PrefixCache:
     def find(self, sequence: Sequence) -> list[int]:
         """Return the cached pages that a sequence can begin with; at least one token is left."""
         self._name_pages(sequence, len(sequence.tokens))
+        self._name_end(sequence)
         pages = []
-        for digest in sequence.digests[: self._num_reusable(sequence)]:
+        for digest in self._reusable(sequence):
             page = self._pool.find(digest)
             if page is None:
                 break
             pages.append(page)
         return pages
 
-    def begin(self, sequence: Sequence, pages: list[int]) -> None:
-        """Have a sequence that was admitted begin with these pages, and others wait for its own."""
-        num_known, num_hit = len(sequence.tokens), len(pages) * self._pool.page_tokens
+    def begin(self, sequence: Sequence, pages: list[int], *, has_room: bool) -> None:
+        """Have a sequence that was admitted begin with these pages, and others wait for its own.
+
+        Args:
+            has_room: for one page more, of which nobody has a copy yet.
+        """
+        names, most = self._reusable(sequence), self._num_reusable_tokens(sequence)
+        # From the end: what comes later in a text is to be evicted first.
+        self._pool.touch(reversed(names[: len(pages)]))
+        for page in pages:
+            self._pool.pin(page)
+        if has_room and len(pages) == len(names) - 1 and names[-1] in self._ends:
+            pages = [*pages, self._copy_end(names[-1], len(pages), most)]
+        num_known, num_hit = len(sequence.tokens), min(len(pages) * self._pool.page_tokens, most)
+        sequence.num_cached = num_hit
         counts = self.counts
         if sequence.num_lost:
             counts.recomputed_tokens += max(0, sequence.num_lost - num_hit)
         else:
             counts.asked_tokens += num_known
             counts.hit_tokens += num_hit
-        for digest in sequence.digests[len(pages) :]:
+        for digest in {*sequence.digests, *names[len(pages) :]}.difference(names[: len(pages)]):
             self._readers.setdefault(digest, sequence.id)
         if pages:
-            # From the end: what comes later in a text is to be evicted first.
-            self._pool.touch(reversed(sequence.digests[: len(pages)]))
-            for page in pages:
-                self._pool.pin(page)
             self.loads[sequence.id] = Load(
                 sequence_id=sequence.id,
                 pages=tuple(pages),
                 token_ids=tuple(sequence.tokens[:num_hit]),
             )
+
+    def _copy_end(self, digest: bytes, index: int, end: int) -> int:
+        """Have what follows the whole pages copied from whoever has it; return the pinned page."""
+        page = self.allocate(1)[0]
+        self._keep(page, digest, self._ends[digest], index, end)
+        self._pool.pin(page)
+        return page
 
     def note_read(self, sequence: Sequence, start: int) -> list[Sequence]:
         """Save the pages that were completed since position `start`; return who waited for them."""
@@ -122,8 +150,11 @@ class PrefixCache:
         for index in range(first, min(last, len(sequence.digests))):
             digest = sequence.digests[index]
             if self._pool.find(digest) is None and self._pool.available:
-                self._keep(sequence, self.allocate(1)[0], index)
+                self._keep(self.allocate(1)[0], digest, sequence.id, index)
             let_go += self._let_go(digest, sequence.id)
+        if sequence.end_digest is not None and not sequence.is_reading:
+            self._ends[sequence.end_digest] = sequence.id
+            let_go += self._let_go(sequence.end_digest, sequence.id)
         # All of the text each time that it has doubled: with each chunk, what a long prompt costs
         # here would grow with the square of its length.
         if last > first and (last >= 2 * first or not sequence.is_reading):
@@ -139,14 +170,16 @@ class PrefixCache:
             self._name_pages(sequence, sequence.num_cached)
             self._keep_own(sequence)
         else:
-            for digest in sequence.digests:
+            for digest in _names(sequence):
                 self._pool.forget(digest)
             self._note_evicted()
         self._pool.release(sequence.pages)
         sequence.pages = []
         let_go: list[Sequence] = []
-        for digest in sequence.digests:
+        for digest in _names(sequence):
             let_go += self._let_go(digest, sequence.id)
+            if self._ends.get(digest) == sequence.id:
+                del self._ends[digest]
         return let_go
 
     def _keep_own(self, sequence: Sequence) -> None:
@@ -156,7 +189,7 @@ class PrefixCache:
             if len(saved) == self._saved_on_leaving:
                 break
             if self._pool.find(sequence.digests[index]) is None:
-                self._keep(sequence, sequence.pages[index], index)
+                self._keep(sequence.pages[index], sequence.digests[index], sequence.id, index)
                 saved.append(index)
         for index in reversed(saved):
             del sequence.pages[index]
@@ -170,11 +203,12 @@ class PrefixCache:
         Args:
             num_hits: pages that it would find now.
         """
-        digests = sequence.digests[num_hits : self._num_reusable(sequence)]
+        digests = self._reusable(sequence)[num_hits:]
         if not digests or sequence.num_held_back == _HELD_BACK_AT_MOST:
             return False
         reader = self._readers.get(digests[0])
-        if reader is None:
+        # For less than a page it is not worth a step to wait.
+        if reader is None or digests[0] == sequence.end_digest:
             return False
         shared = digests[0]
         for digest in digests:
@@ -187,7 +221,7 @@ class PrefixCache:
 
     def forget_held_back(self, sequence: Sequence) -> bool:
         """Drop a sequence that is held back; False if it is not."""
-        for digest in sequence.digests:
+        for digest in _names(sequence):
             waiting = self._held_back.get(digest, {})
             if waiting.pop(sequence.id, None) is not None:
                 if not waiting:
@@ -237,7 +271,7 @@ class PrefixCache:
             for page in load.pages[left:]:
                 self._pool.unpin(page)
             sequence = running[load.sequence_id]
-            for digest in sequence.digests[left : len(load.pages)]:
+            for digest in self._reusable(sequence)[left : len(load.pages)]:
                 self._readers.setdefault(digest, sequence.id)
             sequence.num_cached = num_tokens = left * self._pool.page_tokens
             if left:
@@ -248,27 +282,42 @@ class PrefixCache:
                 del self.loads[sequence.id]
 
     def _unpin(self, load: Load) -> None:
-        for page in load.pages:
+        for page in reversed(load.pages):
             self._pool.unpin(page)
 
-    def _num_reusable(self, sequence: Sequence) -> int:
-        """Return how many pages may be loaded: the last token has to be fed, for its logits."""
+    def _num_reusable_tokens(self, sequence: Sequence) -> int:
+        """Return how many tokens may be loaded: the last one has to be fed, for its logits."""
         most = len(sequence.tokens) - 1
         first_scored = sequence.sampling.first_scored(len(sequence.prompt_ids))
-        if first_scored is not None:
-            most = min(most, first_scored)
-        return most // self._pool.page_tokens
+        return most if first_scored is None else min(most, first_scored)
+
+    def _reusable(self, sequence: Sequence) -> list[bytes]:
+        """Return the names of the pages that may be loaded, and of what of the next one may."""
+        num_pages = self._num_reusable_tokens(sequence) // self._pool.page_tokens
+        end = sequence.end_digest
+        return sequence.digests[:num_pages] + ([] if end is None else [end])
+
+    def _name_end(self, sequence: Sequence) -> None:
+        most, page_tokens = self._num_reusable_tokens(sequence), self._pool.page_tokens
+        num_pages = most // page_tokens
+        before = sequence.digests[num_pages - 1] if num_pages else self._root(sequence)
+        rest = sequence.tokens[num_pages * page_tokens : most]
+        sequence.end_digest = page_digest(before, rest) if rest else None
 
     def _name_pages(self, sequence: Sequence, num_tokens: int) -> None:
+        root, page_tokens = self._root(sequence), self._pool.page_tokens
+        extend_digests(sequence.digests, root, sequence.tokens, num_tokens, page_tokens)
+
+    def _root(self, sequence: Sequence) -> bytes:
         tenant = "" if self._share else sequence.tenant
         root = self._roots.get(tenant)
         if root is None:
             if len(self._roots) >= _ROOTS_AT_MOST:
                 self._roots.clear()
             root = self._roots[tenant] = root_digest(self._model, tenant)
-        extend_digests(sequence.digests, root, sequence.tokens, num_tokens, self._pool.page_tokens)
+        return root
 
-    def check_invariants(self) -> None:
+    def check_invariants(self, running: Mapping[int, Sequence]) -> None:
         """Fail if the books disagree."""
         pool = self._pool
         for page in self.saves:
@@ -277,3 +326,10 @@ class PrefixCache:
         assert pool.num_pins == len(pins), "a page is pinned for nobody"
         assert self._held_back.keys() <= self._readers.keys(), "held back for nobody"
         assert all(self._held_back.values())
+        for digest, holder in self._ends.items():
+            assert running[holder].end_digest == digest, "who has it has left"
+
+
+def _names(sequence: Sequence) -> list[bytes]:
+    end = sequence.end_digest
+    return sequence.digests if end is None else [*sequence.digests, end]

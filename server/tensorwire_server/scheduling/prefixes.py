@@ -31,6 +31,10 @@ def extend_digests(
     """Name the full pages among the first `num_tokens` that have no name in `digests` yet."""
     before = digests[-1] if digests else root
     for end in range((len(digests) + 1) * page_tokens, num_tokens + 1, page_tokens):
-        page = array("i", tokens[end - page_tokens : end])
-        before = hashlib.sha256(before + page.tobytes()).digest()
+        before = page_digest(before, tokens[end - page_tokens : end])
         digests.append(before)
+
+
+def page_digest(before: bytes, tokens: Sequence[int]) -> bytes:
+    """Name a page, or a part of one, behind the page of that name."""
+    return hashlib.sha256(before + array("i", tokens).tobytes()).digest()

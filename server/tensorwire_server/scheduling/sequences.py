@@ -46,6 +46,7 @@ class Sequence:
     num_lost: int = 0  # tokens that were in the cache when it was preempted
     num_held_back: int = 0  # times it waited for another one to compute its prefix
     digests: list[bytes] = field(default_factory=list)  # names of its full pages, as far as needed
+    end_digest: bytes | None = None  # of what stands behind these, but for the last token
     tokens: list[int] = field(init=False)  # prompt, so_far, then what was sampled
     num_tokens_at_most: int = field(init=False)  # how long these may become
 

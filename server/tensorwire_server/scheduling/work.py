@@ -128,6 +128,7 @@ class Save:
     sequence_id: int
     start: int
     end: int
+    page_tokens: int  # that there is room for in a page; as many, or fewer, are saved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,8 +136,8 @@ class Load:
     """Begin a sequence with pages of the prefix cache, from position 0 on."""
 
     sequence_id: int
-    pages: tuple[int, ...]  # (n,)
-    token_ids: tuple[int, ...]  # (n * page_tokens,): what these pages stand for
+    pages: tuple[int, ...]  # the last one may hold fewer tokens than the others
+    token_ids: tuple[int, ...]  # what these pages stand for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +166,8 @@ class StepResult:
     tokens: Mapping[int, int]  # sequence id -> sampled token id
     failed: Mapping[int, str]  # sequence id -> why (for example non-finite logits)
     scores: Sequence[Scores] = ()  # of the sequences that want them
+    # The next step has to move what sequences hold, besides: it had better read no prompts.
+    moves_next: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

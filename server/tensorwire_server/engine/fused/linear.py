@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 import torch.nn.functional as F
 
+from tensorwire_server.engine.device import has_one_dnn
 from tensorwire_server.engine.errors import ModelLoadError
 
 if TYPE_CHECKING:
@@ -199,8 +200,7 @@ def linear_form(
         if not has_fbgemm:
             raise ModelLoadError("quantization int8 runs on x86 CPUs only; leave --quantize away")
         return Int8Linear
-    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if device.type != "cpu" or dtype != torch.float32 or not has_onednn:
+    if not has_one_dnn(device, dtype):
         return PlainLinear
     return _float_linear if has_fbgemm else PackedLinear
 
