@@ -151,6 +151,7 @@ class FrameDecoder:
         self._partial: memoryview | None = None  # an unfinished frame
         self._partial_bytes = 0
         self._wanted_bytes = 0  # of the unfinished frame, 0 while its header is incomplete
+        self.num_copied_bytes = 0  # of DATA, which came in one read with what stands before it
         self.num_started = 0  # frames that did not arrive in one piece
         self.sinks: Sinks | None = None
         self.expects_data = False
@@ -283,6 +284,7 @@ class FrameDecoder:
             if room is not None:
                 room[:] = self._scratch[self._at : self._at + here]
             self._at += here
+            self.num_copied_bytes += here
             self.received(here)
         return self._next_from_sink()
 

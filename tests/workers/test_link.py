@@ -99,7 +99,8 @@ def test_without_a_seed_the_key_decides(oracle: Address) -> None:
 def test_streams_that_run_together_share_one_frame_per_step(oracle: Address) -> None:
     async def main() -> None:
         async with connected(oracle) as link:
-            streams = [link.generate(f"{i}", max_new_tokens=30, seed=i) for i in range(10)]  # one write
+            # As many as leave in one write, so that they begin together.
+            streams = [link.generate(f"{i}", max_new_tokens=30, seed=i) for i in range(10)]
             answers = await link.answered(*streams)
             for i, answer in enumerate(answers):
                 assert answer.tokens == oracle_tokens(f"{i}".encode(), i, 30)
