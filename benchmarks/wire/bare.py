@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 HEADER_BYTES = 16
 STREAM_AT = 8
 KEY = b"sixteen bytes .."
+# Over all connections: a key that was used before would be answered from the kept outcomes.
+_keys = count(1)
 
 
 def frames(job: Job) -> tuple[bytes, bytearray]:
@@ -57,7 +59,7 @@ def to_gateway(sock: socket.socket, job: Job) -> Callable[[], None]:
     def call() -> None:
         number = next(numbers)
         struct.pack_into("<I", request, STREAM_AT, number)
-        struct.pack_into("<Q", request, key_at, number)
+        struct.pack_into("<Q", request, key_at, next(_keys))
         sock.sendall(request)
         have = 0
         while True:
