@@ -44,7 +44,7 @@ compiled: $(COMPILED)/.built  ## the package with its hot modules compiled, to p
 $(COMPILED)/.built: $(VENV)/.dev pyproject.toml hatch_build.py $(SOURCES)
 	@$(CAN_COMPILE) || { echo "Nothing can be compiled: $(NO_COMPILER)."; exit 1; }
 	rm -rf $(COMPILED)
-	CC=$(CC) HATCH_BUILD_HOOKS_ENABLE=1 $(PIP) install --no-deps --target $(COMPILED) \
+	CC='$(CC)' HATCH_BUILD_HOOKS_ENABLE=1 $(PIP) install --no-deps --target $(COMPILED) \
 		--no-build-isolation --check-build-dependencies .
 	touch $@
 

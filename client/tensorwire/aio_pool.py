@@ -169,8 +169,11 @@ class AsyncPool:
                 # What a further connection takes must be known: it will be filled to the brim.
                 if self._waits_for_greeting or self._lanes:
                     await lane.greeted
-        except OSError as error:  # TimeoutError is one
-            raise cannot_connect(address, error, timeout_s) from error
+        except BaseException as error:
+            lane.close()  # cancelled or out of time: nobody else knows of its socket
+            if isinstance(error, OSError):  # TimeoutError is one
+                raise cannot_connect(address, error, timeout_s) from error
+            raise
         return lane
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ import inspect
 import socket
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from tensorwire import AsyncClient, AsyncStream, Client, ClientUnusable, ConnectionLost, Stream
 
@@ -226,3 +227,23 @@ def test_it_runs_on_uvloop_where_that_is_installed(server: FakeServer) -> None:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         assert runner.run(main()) == oracle_tokens("x")
+
+
+def test_a_connection_that_nobody_greets_is_closed_with_the_client() -> None:
+    async def main() -> None:
+        accepted: asyncio.Queue[asyncio.StreamReader] = asyncio.Queue()
+        server = await asyncio.start_server(lambda reader, _: accepted.put_nowait(reader), "::1")
+        port = server.sockets[0].getsockname()[1]
+        client = AsyncClient(f"[::1]:{port}")
+        # Large enough for a connection on which nothing is sent before the greeting.
+        call = asyncio.create_task(client.infer("m", {"x": np.zeros(1 << 21, np.uint8)}))
+        reader = await accepted.get()
+        await reader.readexactly(8)  # the client is connected, and waits
+        async with asyncio.timeout(2.5):  # the patience with a server that does not greet is 5 s
+            await client.close()
+            await reader.read()  # to the end
+        with pytest.raises(ClientUnusable):
+            await call
+        server.close()
+
+    asyncio.run(main())

@@ -12,9 +12,11 @@ import pytest
 from tensorwire_protocol.codec import decode
 from tensorwire_protocol.connection import NOT_OURS, Connection
 from tensorwire_protocol.errors import (
+    BadParams,
     BadPreface,
     Busy,
     ConnectionLost,
+    Flood,
     FrameTooLarge,
     HandshakeTimeout,
     SequenceError,
@@ -352,6 +354,12 @@ class FakeTransport(asyncio.Transport):
     def is_closing(self) -> bool:
         return self.is_closed
 
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.is_closed = True
+
     def close(self) -> None:
         self.is_closed = True
 
@@ -406,6 +414,26 @@ def test_each_turn_of_the_loop_has_a_first_write_that_is_soon(run: Run) -> None:
             assert len(below.writes) == num_before + 1
             await asyncio.sleep(0)
             assert len(below.writes) == num_before + 2
+
+    run(test)
+
+
+def test_a_driver_that_sends_does_not_hear_meanwhile_that_the_connection_is_lost(run: Run) -> None:
+    async def test() -> None:
+        server = Connection(Role.SERVER, limits=Limits(fault_burst=1))
+        recorder, below = Recorder(), FakeTransport()
+        transport = AioTransport(server, recorder)
+        transport.connection_made(below)
+        server.feed(GREETING + b"".join(wire(request(i)) for i in (1, 2, 3)))
+        refusal = BadParams("x" * 5000)  # more than waits for the end of a turn
+        for stream in (1, 2):
+            transport.send(Failure.of(stream, refusal))
+        assert server.is_closed  # for this peer it was one too many
+        assert not recorder.lost
+        await asyncio.sleep(0)
+        assert len(recorder.lost) == 1
+        assert isinstance(recorder.lost[0], Flood)
+        assert b"".join(below.writes).count(b"x" * 5000) == 2
 
     run(test)
 
