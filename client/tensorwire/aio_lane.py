@@ -75,6 +75,7 @@ class AsyncReply(Generic[T]):
         "rescuer",
         "result",
         "stream",
+        "was_carried",
     )
 
     def __init__(
@@ -95,6 +96,7 @@ class AsyncReply(Generic[T]):
         self.lane: Lane | None = None  # None: not sent, or its connection was lost
         self.stream = 0
         self.can_resume = False  # the server of a lost connection knew RESUME
+        self.was_carried = False  # so did that of the latest one
         self.collector = Collector(call.op)
         self.deltas: deque[Delta] | None = deque() if keeps_deltas else None
         self.is_ended = False
@@ -355,6 +357,7 @@ class Lane:
             if self._last_taken is not None and stream > self._last_taken:
                 own.executed = Executed.NO
             # A connection that was lost before WELCOME says nothing of it.
+            reply.was_carried = connection.can_resume
             reply.can_resume = reply.can_resume or connection.can_resume
             reply.fail(own)
         self._on_change()

@@ -82,6 +82,7 @@ class AsyncLink:
             error,
             arrived=reply.collector.num_arrived,
             can_resume=reply.can_resume,
+            was_carried=reply.was_carried,
             params=reply.call.params,
             now=reply.loop.time(),
             deadline=reply.deadline,

@@ -53,7 +53,8 @@ class Reply(Generic[T]):
         self._attempts = Attempts(link.max_attempts, link.budget)
         self._transport: BlockingTransport | None = None
         self._mailbox: Mailbox | None = None
-        self._can_resume = False
+        self._can_resume = False  # the server of a lost connection knew RESUME
+        self._was_carried = False  # so did that of the latest one
         self._start(None)
 
     def _start(self, retry: Retry | None) -> None:
@@ -76,6 +77,7 @@ class Reply(Generic[T]):
             left_s = None if deadline is None else deadline - time.monotonic()
             return call.request(stream, left_s)
 
+        self._was_carried = False
         self._transport, self._mailbox = self._link.open(call, deadline, build)
 
     def _after(self, error: TensorwireError) -> Retry:
@@ -87,6 +89,7 @@ class Reply(Generic[T]):
                 error,
                 arrived=self.collector.num_arrived,
                 can_resume=self._can_resume,
+                was_carried=self._was_carried,
                 params=self.call.params,
                 now=time.monotonic(),
                 deadline=self._deadline,
@@ -119,7 +122,8 @@ class Reply(Generic[T]):
             message = self._transport.receive(self._mailbox, self._give_up_at)
         except TensorwireError as error:
             # A connection that was lost before WELCOME says nothing of it.
-            self._can_resume = self._can_resume or self._transport.connection.can_resume
+            self._was_carried = self._transport.connection.can_resume
+            self._can_resume = self._can_resume or self._was_carried
             raise _Failed(self._link.explained(self._transport, error)) from None
         if message is None:
             self.cancel("deadline")

@@ -101,6 +101,7 @@ class Attempts:
         *,
         arrived: int,
         can_resume: bool,
+        was_carried: bool,
         params: Mapping[str, Any],
         now: float,
         deadline: float | None,
@@ -111,7 +112,8 @@ class Attempts:
         Args:
             error: how the last attempt ended.
             arrived: tokens and characters that have arrived in all.
-            can_resume: the server of the lost connection knew RESUME.
+            can_resume: the server of a lost connection knew RESUME.
+            was_carried: the connection that was lost now had got as far as that.
             params: the call's options.
             now, deadline: monotonic seconds.
             chance: a random number from 0 to 1.
@@ -129,7 +131,7 @@ class Attempts:
         wait_s = max(chance * longest, (error.retry_after_ms or 0) / 1000)
         if deadline is not None and now + wait_s >= deadline:
             return None
-        if not (_was_cut(error, can_resume) or self._budget.take(now)):
+        if not (_was_cut(error, was_carried) or self._budget.take(now)):
             return None
         self._budget.made[how] += 1
         return Retry(wait_s, how)
@@ -143,13 +145,13 @@ class Attempts:
             self.error = error
 
 
-def _was_cut(error: TensorwireError, can_resume: bool) -> bool:
+def _was_cut(error: TensorwireError, was_carried: bool) -> bool:
     """Say if a connection was lost that had carried the call, to a server that keeps calls.
 
     It is not so where none could be made, or the server said that it has had enough.
     """
     is_lost = isinstance(error, ConnectionFailed) and error.executed is not Executed.NO
-    return is_lost and can_resume
+    return is_lost and was_carried
 
 
 def _how(error: TensorwireError, has_arrived: bool, can_resume: bool) -> Again | None:

@@ -27,6 +27,7 @@ def after(attempts: Attempts, error: TensorwireError, **given: Any) -> Retry | N
     facts: dict[str, Any] = {
         "arrived": 0,
         "can_resume": True,
+        "was_carried": True,
         "params": {},
         "now": 100.0,
         "deadline": None,
@@ -162,7 +163,14 @@ def test_what_a_server_has_to_do_again_takes_from_the_budget(error: TensorwireEr
 
 
 def test_a_server_that_keeps_no_calls_has_to_do_them_again() -> None:
-    assert after(Attempts(3, empty_budget()), ConnectionLost("x"), can_resume=False) is None
+    lost = {"can_resume": False, "was_carried": False}
+    assert after(Attempts(3, empty_budget()), ConnectionLost("x"), **lost) is None
+
+
+def test_a_connection_that_nobody_greeted_has_carried_nothing_though_an_earlier_one_had() -> None:
+    attempts = Attempts(3, empty_budget())
+    assert after(attempts, ConnectionLost("cut"), arrived=1)
+    assert after(attempts, ConnectionLost("closed"), arrived=1, was_carried=False) is None
 
 
 def test_a_rest_fills_the_budget_to_its_bound_and_no_further() -> None:
