@@ -171,8 +171,8 @@ class AioTransport(asyncio.BufferedProtocol):
         self.connection.send(message)
         if not self._flush_is_due:
             self._schedule_flush()
-        # After a last word the socket is closed at the end of the turn: whoever sends is not to hear
-        # meanwhile that the connection is lost.
+        # After a last word the socket is closed at the end of the turn: whoever sends is not to
+        # hear meanwhile that the connection is lost.
         if self.connection.pending_bytes >= self._early_bytes and not self.connection.is_closed:
             self._early_bytes = _EARLY_BYTES
             self.flush()
