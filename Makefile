@@ -17,7 +17,7 @@ SOURCES := $(shell find client/tensorwire protocol/tensorwire_protocol server/te
 	-type f -not -path '*/__pycache__/*')
 HEADERS = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
 CAN_COMPILE = echo '\#include <Python.h>' | $(CC) -fsyntax-only -x c -I$(HEADERS) - 2>/dev/null
-NO_COMPILER := no C compiler with the headers of Python was found
+NO_COMPILER := no C compiler with the headers of Python was found (Debian: apt-get install gcc python3-dev)
 # What runs on compiled modules; of the system's tests not those that ask about models or wheels.
 TESTS_COMPILED := tests/protocol tests/gateway tests/routing tests/client $(filter-out \
 	$(patsubst %,tests/system/test_%.py,answers backends sampling thin_install), \

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from tensorwire import AsyncClient, AsyncStream, Client, ClientUnusable, ConnectionLost, Stream
+from tensorwire_protocol.connection import FEATURE_RESUME, Connection
+from tensorwire_protocol.roles import Role
 
 from .fake_server import FakeServer, oracle_tokens
 
@@ -244,6 +246,32 @@ def test_a_connection_that_nobody_greets_is_closed_with_the_client() -> None:
             await reader.read()  # to the end
         with pytest.raises(ClientUnusable):
             await call
+        server.close()
+
+    asyncio.run(main())
+
+
+def test_a_connection_that_was_cut_is_replaced_freely_one_that_never_greeted_is_not() -> None:
+    async def main() -> None:
+        num_accepted = 0
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal num_accepted
+            num_accepted += 1
+            if num_accepted == 1:
+                peer = Connection(Role.SERVER, features=(FEATURE_RESUME,))
+                while not peer.num_streams:
+                    peer.feed(await reader.read(1 << 16))
+                    writer.write(b"".join(peer.take_output()))
+            writer.close()
+
+        server = await asyncio.start_server(serve, "::1")
+        async with AsyncClient(f"[::1]:{server.sockets[0].getsockname()[1]}") as client:
+            while client._link._budget.take(asyncio.get_running_loop().time()):
+                pass
+            with pytest.raises(ConnectionLost):
+                await client.tokenize("m", "x")
+        assert num_accepted == 2
         server.close()
 
     asyncio.run(main())
