@@ -9,7 +9,6 @@ A connection drops its handshake when it is done, so that an idle one does not p
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tensorwire_protocol.auth import LOCAL
@@ -28,7 +27,7 @@ from tensorwire_protocol.errors import (
 from tensorwire_protocol.frames import PREFACE, Frame, build_frame
 from tensorwire_protocol.limits import CLIENT_LINK, MIN_FRAME_BYTES, WORKER_LINK
 from tensorwire_protocol.login import ClientLogin, ServerLogin
-from tensorwire_protocol.messages import Auth, Failure, Hello, Kind, Message, Welcome
+from tensorwire_protocol.messages import Auth, Failure, Hello, Kind, Message, Welcome, changed
 from tensorwire_protocol.roles import OPENERS, WORKER_ROLES, Role, State
 
 if TYPE_CHECKING:
@@ -189,7 +188,7 @@ class Handshake:
             return greeting
         self._on_hello(greeting, frame)
         # No further than here: what is handed on may end up in a log.
-        return greeting if greeting.auth is None else replace(greeting, auth=None)
+        return greeting if greeting.auth is None else changed(greeting, auth=None)
 
     def _on_welcome(self, welcome: Welcome, frame: Frame) -> None:
         answer = self._login.answer(welcome.auth, _whole(frame))

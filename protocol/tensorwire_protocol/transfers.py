@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -35,7 +34,7 @@ from tensorwire_protocol.frames import (
     Frame,
     build_body,
 )
-from tensorwire_protocol.messages import Credit, Failure, Request, Shm, Submit
+from tensorwire_protocol.messages import Credit, Failure, Request, Shm, Submit, changed
 from tensorwire_protocol.outbox import OutgoingBody, data_header
 
 if TYPE_CHECKING:
@@ -291,7 +290,7 @@ class Transfers:
         message = body.message
         if isinstance(message, Request | Submit) and message.deadline_ms is not None:
             passed_ms = int((now - body.began_at) * 1000)
-            return replace(message, deadline_ms=max(0, message.deadline_ms - passed_ms))
+            return changed(message, deadline_ms=max(0, message.deadline_ms - passed_ms))
         return message
 
     # -- out ----------------------------------------------------------------------------------

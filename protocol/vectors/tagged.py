@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import fields
 from enum import Enum
 from typing import Any, get_args
 
 import numpy as np
 from tensorwire_protocol.errors import Executed
-from tensorwire_protocol.messages import Finish, WireMessage
+from tensorwire_protocol.messages import Finish, WireMessage, field_names
 from tensorwire_protocol.tensors import RawTensor, describe
 
 _SAFE_INT = 2**53 - 1  # what every JSON reader keeps exact
@@ -27,7 +26,7 @@ _TUPLES = ("features", "alternatives")
 def tagged(value: Any) -> Any:
     """Return a message, or anything in one, as tagged JSON."""
     if hasattr(value, "KIND"):
-        named = {f.name: tagged(getattr(value, f.name)) for f in fields(value)}
+        named = {name: tagged(getattr(value, name)) for name in field_names(value)}
         return {"kind": value.KIND.name, **named}
     if isinstance(value, np.ndarray | RawTensor):
         dtype, dense = describe(value)

@@ -27,7 +27,7 @@ import asyncio
 import threading
 import zlib
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -54,6 +54,7 @@ from tensorwire_protocol.messages import (
     Request,
     Result,
     Resume,
+    changed,
 )
 from tensorwire_protocol.operations import (
     STREAMED,
@@ -176,7 +177,7 @@ class Session:
 
     def _attach(self, key: bytes, stream: int, next_index: int, next_char: int) -> None:
         run = self.server.torn.pop(key)
-        run.request, run.script = replace(run.request, stream=stream), "oracle"
+        run.request, run.script = changed(run.request, stream=stream), "oracle"
         self.runs[stream] = run
         self.transport.send(Ack(stream=stream, prompt_tokens=len(run.prompt)))
         text = oracle_text(run.tokens)[next_char:]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Raw
@@ -61,7 +61,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
 
 def misshapen(message: Message) -> str | None:
     """Return the name of a field that is not what it is declared to be, or None."""
-    for field in fields(message):
-        if not _CHECKS[str(field.type)](getattr(message, field.name)):
+    for field in signature(type(message)).parameters.values():
+        if not _CHECKS[field.annotation](getattr(message, field.name)):
             return field.name
     return None

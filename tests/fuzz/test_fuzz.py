@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import pytest
 from tensorwire_protocol.codec import decode
 from tensorwire_protocol.frames import FIRST_OPTIONAL_KIND
 from tensorwire_protocol.limits import WORKER_LINK
-from tensorwire_protocol.messages import Kind, Request
+from tensorwire_protocol.messages import Kind, Request, changed
 from tensorwire_protocol.roles import Role
 
 from .__main__ import run_family
@@ -122,14 +121,14 @@ def _broken(frame: Frame, limits: Limits) -> Message:
 def _other(frame: Frame, limits: Limits) -> Message:
     message = decode(frame, limits)
     if isinstance(message, Request):
-        return replace(message, priority=message.priority + 1)
+        return changed(message, priority=message.priority + 1)
     return message
 
 
 def _loose(frame: Frame, limits: Limits) -> Message:
     message = decode(frame, limits)
     if isinstance(message, Request):
-        return replace(message, priority=1.0)  # type: ignore[arg-type]
+        return changed(message, priority=1.0)
     return message
 
 

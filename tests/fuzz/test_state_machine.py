@@ -33,6 +33,7 @@ from tensorwire_protocol.messages import (
     Resume,
     Step,
     Submit,
+    changed,
 )
 from tensorwire_protocol.roles import Role
 from tensorwire_protocol.tensors import ids_checksum
@@ -303,7 +304,7 @@ class ClientLink(TwoEnds):
             self.answer(ended(stream, told, Finish.CANCELLED))
             return
         final: Any = self.works[key].final
-        self.answer(replace(final, stream=stream))
+        self.answer(changed(final, stream=stream))
 
     @precondition(lambda self: self.farewell is None)
     @rule()

@@ -38,7 +38,7 @@ def packed_result(**fields: Any) -> PackedResult:
 def encoded(terminal: End | Result | Failure) -> EncodedTerminal:
     """Return a last frame as it is kept and sent."""
     return EncodedTerminal(
-        KIND=terminal.KIND, stream=terminal.stream, buffers=encode(terminal, WORKER_LINK)
+        kind=terminal.KIND, stream=terminal.stream, buffers=encode(terminal, WORKER_LINK)
     )
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from protocol.samples import wire
 from tensorwire_protocol.errors import Executed
-from tensorwire_protocol.messages import EncodedTerminal, End, Failure, Finish, Result
+from tensorwire_protocol.messages import EncodedTerminal, End, Failure, Finish, Result, changed
 from tensorwire_protocol.tensors import RawTensor, pack_ids
 from tensorwire_server.config import OutcomesConfig
 from tensorwire_server.gateway.outcomes import Outcome, Outcomes, fingerprint
@@ -114,7 +113,7 @@ def test_a_kept_last_frame_ends_another_stream_as_it_ended_the_first(
     kept = b"".join(encoded(terminal).buffers)
     again = EncodedTerminal.of(kept, 9)
     assert (again.KIND, again.stream) == (terminal.KIND, 9)
-    assert b"".join(again.buffers) == wire(replace(terminal, stream=9))
+    assert b"".join(again.buffers) == wire(changed(terminal, stream=9))
 
 
 def asked(**fields: Any) -> bytes:

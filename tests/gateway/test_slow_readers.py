@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from tensorwire_protocol.connection import FEATURE_RESUME
 from tensorwire_protocol.errors import ErrorCode
 from tensorwire_protocol.limits import Limits
-from tensorwire_protocol.messages import Failure, Finish
+from tensorwire_protocol.messages import Failure, Finish, changed
 from tensorwire_server.config import AdmissionConfig, OutcomesConfig
 
 from .house import House, house, new_key
@@ -29,7 +28,7 @@ async def deaf_client(
     """Return a client that reads nothing any more, its session paused, and its requests' keys."""
     client = BareClient(*await opened.connect_socket())
     keys = [new_key() for _ in range(num_streams)]
-    requests = [replace(request(i), key=key, **fields) for i, key in enumerate(keys, 1)]
+    requests = [changed(request(i), key=key, **fields) for i, key in enumerate(keys, 1)]
     first = len(worker.submits) + 1
     client.greet(*requests, features=(FEATURE_RESUME,))
     await pass_time()

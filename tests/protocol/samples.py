@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -38,6 +37,7 @@ from tensorwire_protocol.messages import (
     Step,
     Submit,
     Welcome,
+    field_names,
 )
 from tensorwire_protocol.tensors import RawTensor
 
@@ -91,7 +91,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, list):
         return [plain(item) for item in value]
     if hasattr(value, "KIND"):
-        return (type(value), {f.name: plain(getattr(value, f.name)) for f in fields(value)})
+        return (
+            type(value),
+            {name: plain(getattr(value, name)) for name in field_names(value)},
+        )
     return value
 
 

@@ -65,7 +65,7 @@ def test_an_answer_written_for_others_is_refused_where_a_peer_would_not_read_it(
 ) -> None:
     client, server = ends(client=Limits(**narrow), codec=TYPED)
     result = Result(stream=1, outputs=outputs, extra=extra)
-    encoded = EncodedTerminal(stream=1, KIND=result.KIND, buffers=PLAIN.encode(result, WORKER_LINK))
+    encoded = EncodedTerminal(stream=1, kind=result.KIND, buffers=PLAIN.encode(result, WORKER_LINK))
     with pytest.raises(OutputTooLarge, match=sentence):
         server.send(encoded)
     assert server.is_open(1)
@@ -80,7 +80,7 @@ def test_an_answer_with_segments_is_looked_into_as_it_was_made_and_as_it_is_kept
     client, server = ends(client=Limits(key_bytes=24), codec=TYPED)
     result = Result(stream=1, outputs={"x": np.arange(2000), "y": np.arange(300)})
     buffers = PLAIN.encode(result, WORKER_LINK)
-    encoded = EncodedTerminal(stream=1, KIND=result.KIND, buffers=buffers)
+    encoded = EncodedTerminal(stream=1, kind=result.KIND, buffers=buffers)
     server.send(EncodedTerminal.of(b"".join(buffers), 1) if is_kept else encoded)
     (answer,) = client.feed(b"".join(server.take_output()))
     assert isinstance(answer, Result)

@@ -24,11 +24,6 @@ def test_the_numbers_of_the_kinds_are_those_of_the_specification() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-def test_messages_have_no_room_for_other_attributes(cls: type) -> None:
-    assert "__dict__" not in dir(cls)
-
-
 def test_three_messages_end_a_stream() -> None:
     assert set(TERMINAL) & set(CLASSES) == {Result, Failure, End}
 
