@@ -42,18 +42,18 @@ from tensorwire_protocol.errors import (
 from tensorwire_protocol.fitting import Fitting
 from tensorwire_protocol.frames import (
     FIRST_OPTIONAL_KIND,
-    HEADER,
     Flag,
     Frame,
     FrameDecoder,
+    unpack_header,
 )
 from tensorwire_protocol.handshake import Handshake, decode_sound
 from tensorwire_protocol.limits import CLIENT_LINK, WORKER_LINK, Limits
 from tensorwire_protocol.messages import (
-    TERMINAL,
     Ack,
     Cancel,
     Credit,
+    EncodedTerminal,
     End,
     Event,
     EventBatch,
@@ -63,9 +63,11 @@ from tensorwire_protocol.messages import (
     Hello,
     Kind,
     Message,
+    PackedResult,
     Ping,
     Pong,
     Request,
+    Result,
     Resume,
     Shm,
     Submit,
@@ -116,8 +118,8 @@ _RESUME: Final = int(Kind.RESUME)
 _CREDIT: Final = int(Kind.CREDIT)
 _CANCEL: Final = int(Kind.CANCEL)
 _ERR: Final = int(Kind.ERR)
-_BODY = int(Flag.BODY)  # an IntFlag's own `&` costs two microseconds
-_BOUNDARIES = OPENINGS | ENDINGS
+_BODY: Final = int(Flag.BODY)  # an IntFlag's own `&` costs two microseconds
+_BOUNDARIES: Final = OPENINGS | ENDINGS
 
 
 class Connection:
@@ -479,7 +481,7 @@ class Connection:
         return None
 
     def _note_terminal(self, message: Message) -> Message | None:
-        assert isinstance(message, TERMINAL)
+        assert isinstance(message, (Result, Failure, End, PackedResult, EncodedTerminal))
         stream = message.stream
         if isinstance(message, Failure) and stream == 0:
             self.error = message.to_error()
@@ -556,7 +558,7 @@ class Connection:
         self._outbox.add(buffers, size)
         if kind == _CANCEL:
             self._leave(message)
-        elif kind == _ERR and is_fault(HEADER.unpack_from(buffers[0])[3]):
+        elif kind == _ERR and is_fault(unpack_header(buffers[0])[3]):
             self._note_refusal()
 
     def _may_cancel(self, cancel: Cancel) -> bool:
@@ -578,7 +580,7 @@ class Connection:
 
     def _note_sent(self, message: Message, kind: int) -> None:
         if kind in ENDINGS:
-            assert isinstance(message, TERMINAL)
+            assert isinstance(message, (Result, Failure, End, PackedResult, EncodedTerminal))
             if message.stream and self.streams.end(message.stream) is None:
                 raise AssertionError(f"stream {message.stream} ends, but it is not open")
         elif isinstance(message, Submit):

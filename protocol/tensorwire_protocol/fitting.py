@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 
 from tensorwire_protocol.codec import PLAIN
 from tensorwire_protocol.errors import OutputTooLarge, RequestRefused, TooLarge
-from tensorwire_protocol.frames import HEADER, HEADER_BYTES, SEGMENT_KINDS, Frame, cut_segments
+from tensorwire_protocol.frames import (
+    HEADER_BYTES,
+    SEGMENT_KINDS,
+    Frame,
+    cut_segments,
+    unpack_header,
+)
 from tensorwire_protocol.messages import Event, EventBatch, Step
 
 if TYPE_CHECKING:
@@ -64,7 +70,7 @@ class Fitting:
             raise self._refusal(
                 f"the arrays have {body.left_bytes} bytes; the peer accepts", "message_bytes"
             )
-        meta_bytes = HEADER.unpack_from(buffers[0])[5]
+        meta_bytes = unpack_header(buffers[0])[5]
         if meta_bytes > self._meta_bytes:
             raise self._error(
                 f"the message's text and options have {meta_bytes} bytes beside its arrays; the"
@@ -84,7 +90,7 @@ class Fitting:
         self, buffers: Sequence[bytes | memoryview], body: OutgoingBody | None
     ) -> None:
         """Read a frame as the peer will."""
-        _, kind, _, aux, stream, meta_bytes = HEADER.unpack_from(buffers[0])
+        _, kind, _, aux, stream, meta_bytes = unpack_header(buffers[0])
         start = HEADER_BYTES + 8 * aux
         meta = memoryview(buffers[0])[start : start + meta_bytes]
         if body is not None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import struct
 from enum import IntFlag
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from tensorwire_protocol.errors import BadFraming, FrameTooLarge
 from tensorwire_protocol.messages import Kind
@@ -27,12 +27,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PREFACE = b"\x94TW1\r\n\x1a\n"
-HEADER = struct.Struct("<IBBHII")
-HEADER_BYTES = HEADER.size
-SEGMENT_KINDS = frozenset({Kind.REQ, Kind.RES, Kind.SUBMIT})  # these carry arrays
-FIRST_OPTIONAL_KIND = 0x80  # unknown kinds from here on are skipped
+HEADER: Final = struct.Struct("<IBBHII")
+HEADER_BYTES: Final = HEADER.size
+pack_header: Final = HEADER.pack
+unpack_header: Final = HEADER.unpack_from
+SEGMENT_KINDS: Final = frozenset({Kind.REQ, Kind.RES, Kind.SUBMIT})  # these carry arrays
+FIRST_OPTIONAL_KIND: Final = 0x80  # unknown kinds from here on are skipped
 SCRATCH_BYTES = 256 * 1024
-MAX_BODY_BYTES = 2**32 - 1  # what the header can say
+MAX_BODY_BYTES: Final = 2**32 - 1  # what the header can say
 DATA_BYTES = 1024 * 1024  # of one DATA frame, at most; a larger message is sent as a body
 
 _FIRST_BUFFER_BYTES = 64 * 1024
@@ -49,13 +51,13 @@ class Flag(IntFlag):
     BODY = 4  # segments follow as DATA frames
 
 
-_KNOWN_FLAGS = int(Flag.END | Flag.BODY)
-_BODY = int(Flag.BODY)
-_END = int(Flag.END)
-_DATA = int(Kind.DATA)
-_NO_SEGMENTS: list[memoryview] = []  # nobody changes it
+_KNOWN_FLAGS: Final = int(Flag.END | Flag.BODY)
+_BODY: Final = int(Flag.BODY)
+_END: Final = int(Flag.END)
+_DATA: Final = int(Kind.DATA)
+_NO_SEGMENTS: Final[list[memoryview]] = []  # nobody changes it
 # Of the other kinds `aux` must be 0, and they have no body to follow.
-_AUX_KINDS = SEGMENT_KINDS | {Kind.DATA, Kind.ERR, Kind.GOAWAY}
+_AUX_KINDS: Final = SEGMENT_KINDS | {Kind.DATA, Kind.ERR, Kind.GOAWAY}
 
 
 class Frame:
@@ -234,7 +236,7 @@ class FrameDecoder:
             if left:
                 self._stash(0)
             return None
-        header = HEADER.unpack_from(self._scratch, at)
+        header = unpack_header(self._scratch, at)
         body_bytes, kind, flags, aux, stream, meta_bytes = header
         if kind == _DATA and self.sinks is not None:
             self._at += HEADER_BYTES
@@ -253,7 +255,7 @@ class FrameDecoder:
         if not self._wanted_bytes:
             if self._partial_bytes < HEADER_BYTES:
                 return None
-            header = HEADER.unpack_from(self._partial)
+            header = unpack_header(self._partial)
             if header[1] == _DATA and self.sinks is not None:
                 self._drop_partial()
                 return self._open_sink(header)
@@ -264,7 +266,7 @@ class FrameDecoder:
             return None
         whole = self._partial[: self._wanted_bytes]
         self._drop_partial()
-        return self._cut(HEADER.unpack_from(whole), whole, owned=True)
+        return self._cut(unpack_header(whole), whole, owned=True)
 
     def _open_sink(self, header: tuple[int, ...]) -> Frame | None:
         """Let the bytes of a DATA frame go where they belong, those first that are here."""
@@ -392,7 +394,7 @@ def cut_segments(whole: memoryview, num_segments: int, meta_end: int) -> list[me
 
 def build_frame(kind: int, stream: int, meta: bytes, *, flags: int = 0, aux: int = 0) -> bytes:
     """Return a frame without segments."""
-    return HEADER.pack(len(meta), kind, flags, aux, stream, len(meta)) + meta
+    return pack_header(len(meta), kind, flags, aux, stream, len(meta)) + meta
 
 
 def build_segmented_frame(
@@ -411,7 +413,7 @@ def build_segmented_frame(
         at += pad + len(segment)
     if at - HEADER_BYTES > MAX_BODY_BYTES:
         at, flags, buffers = HEADER_BYTES + len(table) + len(meta), flags | _BODY, [*segments]
-    header = HEADER.pack(at - HEADER_BYTES, kind, flags, len(segments), stream, len(meta))
+    header = pack_header(at - HEADER_BYTES, kind, flags, len(segments), stream, len(meta))
     return [header + table + meta, *buffers]
 
 
@@ -419,8 +421,8 @@ def build_body(
     frame: list[bytes | memoryview],
 ) -> tuple[bytes, list[memoryview]]:
     """Turn a frame with segments into one without, and the segments that follow it as DATA."""
-    _, kind, flags, aux, stream, meta_bytes = HEADER.unpack_from(frame[0])
+    _, kind, flags, aux, stream, meta_bytes = unpack_header(frame[0])
     rest = bytes(frame[0][HEADER_BYTES:])  # table and meta
-    header = HEADER.pack(len(rest), kind, flags | _BODY, aux, stream, meta_bytes)
+    header = pack_header(len(rest), kind, flags | _BODY, aux, stream, meta_bytes)
     # Pads are bytes.
     return header + rest, [buffer for buffer in frame[1:] if isinstance(buffer, memoryview)]

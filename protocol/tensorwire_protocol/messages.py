@@ -312,6 +312,18 @@ class EncodedTerminal:
         self.stream: Final = stream
         self.buffers: Final = buffers
 
+    @property
+    def num_bytes(self) -> int:
+        """How long the frame is."""
+        buffers = self.buffers
+        return len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
+
+    def joined(self) -> bytes:
+        """Return the frame in one piece."""
+        buffers = self.buffers
+        first = buffers[0]
+        return first if len(buffers) == 1 and isinstance(first, bytes) else b"".join(buffers)
+
     @classmethod
     def of(cls, frame: bytes, stream: int) -> EncodedTerminal:
         """Return a kept frame as the end of another stream."""

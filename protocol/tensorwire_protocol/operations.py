@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import difflib
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from tensorwire_protocol.auth import Right
 from tensorwire_protocol.errors import BadMeta, BadParams, UnknownOperation
+from tensorwire_protocol.messages import EMPTY
 from tensorwire_protocol.tensors import RawTensor, pack_ids
 
 if TYPE_CHECKING:
@@ -34,23 +34,31 @@ MAX_CHOICES = 8  # streams of one call, in a client; a server takes each of them
 ROLES = ("system", "user", "assistant", "tool")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Param:
     """One option of an operation: `check` says if a value is allowed, `rule` says it in words."""
 
-    check: Callable[[Any], bool]
-    rule: str
+    def __init__(self, *, check: Callable[[Any], bool], rule: str) -> None:
+        self.check: Final = check
+        self.rule: Final = rule
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
     """What a client may ask for by name, and who may: nothing exists here without its right."""
 
-    name: str
-    right: Right
-    needs_model: bool
-    inputs: tuple[frozenset[str], ...] | None  # the sets of inputs it accepts; None: any names
-    params: Mapping[str, Param] = field(default_factory=dict)
+    def __init__(
+        self,
+        *,
+        name: str,
+        right: Right,
+        needs_model: bool,
+        inputs: tuple[frozenset[str], ...] | None,  # the sets it accepts; None: any names
+        params: Mapping[str, Param] = EMPTY,
+    ) -> None:
+        self.name: Final = name
+        self.right: Final = right
+        self.needs_model: Final = needs_model
+        self.inputs: Final = inputs
+        self.params: Final = params
 
 
 def _is_int(low: int, high: int) -> Callable[[Any], bool]:
@@ -150,7 +158,7 @@ _ECHO = {
     )
 }
 
-OPERATIONS: dict[str, Operation] = {
+OPERATIONS: Final[dict[str, Operation]] = {
     op.name: op
     for op in (
         Operation(

@@ -9,16 +9,17 @@ PONG is a small frame: whoever asked may conclude that all before it was answere
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from tensorwire_protocol.frames import DATA_BYTES, HEADER, Flag
+from tensorwire_protocol.frames import DATA_BYTES, Flag, pack_header
 from tensorwire_protocol.messages import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_DATA, _END = int(Kind.DATA), int(Flag.END)
-_JOIN_BYTES = 128 * 1024  # frames up to this size are joined into one write
+_DATA: Final = int(Kind.DATA)
+_END: Final = int(Flag.END)
+_JOIN_BYTES: Final = 128 * 1024  # frames up to this size are joined into one write
 
 
 class OutgoingBody:
@@ -79,7 +80,7 @@ class OutgoingBody:
 
 def data_header(stream: int, segment: int, num_bytes: int, flags: int = 0) -> bytes:
     """Return the header of a DATA frame."""
-    return HEADER.pack(num_bytes, _DATA, flags, segment, stream, 0)
+    return pack_header(num_bytes, _DATA, flags, segment, stream, 0)
 
 
 class Outbox:

@@ -8,7 +8,7 @@ is kept in a name of the module that asks; and kinds are compared as plain ints.
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tensorwire_protocol.messages import Kind
 
@@ -42,7 +42,7 @@ def _ints(kinds: Iterable[Kind]) -> frozenset[int]:
 
 _BOTH = {Kind.AUTH, Kind.PING, Kind.PONG, Kind.GOAWAY, Kind.ERR, Kind.DATA}
 _ANSWERS = {Kind.WELCOME, Kind.ACK, Kind.RES, Kind.END}
-ACCEPTS: dict[Role, frozenset[int]] = {
+ACCEPTS: Final[dict[Role, frozenset[int]]] = {
     Role.CLIENT: _ints(_BOTH | _ANSWERS | {Kind.CREDIT, Kind.EVT, Kind.EVB}),
     Role.SERVER: _ints(_BOTH | {Kind.HELLO, Kind.CREDIT, Kind.REQ, Kind.CANCEL, Kind.RESUME}),
     Role.DISPATCHER: _ints(_BOTH | _ANSWERS | {Kind.STEP, Kind.HEARTBEAT, Kind.SHM}),
@@ -50,22 +50,22 @@ ACCEPTS: dict[Role, frozenset[int]] = {
         _BOTH | {Kind.HELLO, Kind.SUBMIT, Kind.CANCEL, Kind.DRAIN, Kind.LOAD, Kind.SHM}
     ),
 }
-OPENINGS = _ints({Kind.REQ, Kind.RESUME, Kind.SUBMIT})  # each begins a stream
-ENDINGS = _ints({Kind.RES, Kind.END, Kind.ERR})  # each ends one
-NOT_BUILT = _ints({Kind.AUTH, Kind.LOAD})  # once a connection is open
-OF_BODIES = _ints({Kind.DATA, Kind.CREDIT, Kind.SHM})
+OPENINGS: Final = _ints({Kind.REQ, Kind.RESUME, Kind.SUBMIT})  # each begins a stream
+ENDINGS: Final = _ints({Kind.RES, Kind.END, Kind.ERR})  # each ends one
+NOT_BUILT: Final = _ints({Kind.AUTH, Kind.LOAD})  # once a connection is open
+OF_BODIES: Final = _ints({Kind.DATA, Kind.CREDIT, Kind.SHM})
 # These speak of the connection, so their stream is 0.
-STREAMLESS = _ints(
+STREAMLESS: Final = _ints(
     {
         Kind.HELLO, Kind.WELCOME, Kind.AUTH, Kind.PING, Kind.PONG, Kind.GOAWAY, Kind.EVB,
         Kind.STEP, Kind.HEARTBEAT, Kind.DRAIN, Kind.LOAD,
     }
 )  # fmt: skip
-PEER = {
+PEER: Final = {
     Role.CLIENT: Role.SERVER,
     Role.SERVER: Role.CLIENT,
     Role.DISPATCHER: Role.WORKER,
     Role.WORKER: Role.DISPATCHER,
 }
-OPENERS = frozenset({Role.CLIENT, Role.DISPATCHER})  # the side that connects and asks
-WORKER_ROLES = frozenset({Role.DISPATCHER, Role.WORKER})  # the two ends of a worker link
+OPENERS: Final = frozenset({Role.CLIENT, Role.DISPATCHER})  # the side that connects and asks
+WORKER_ROLES: Final = frozenset({Role.DISPATCHER, Role.WORKER})  # the two ends of a worker link

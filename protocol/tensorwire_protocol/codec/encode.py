@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from tensorwire_protocol.errors import BadMeta, BadTensor
-from tensorwire_protocol.frames import HEADER, Flag, build_frame, build_segmented_frame
+from tensorwire_protocol.frames import Flag, build_frame, build_segmented_frame, pack_header
 from tensorwire_protocol.messages import (
     Ack,
     Auth,
@@ -115,7 +115,7 @@ def _encode_result(m: Result, limits: Limits) -> list[Any]:
 def _encode_data(m: Data, _: Limits) -> list[Any]:
     flags = Flag.END if m.last else 0
     size = len(m.payload)
-    return [HEADER.pack(size, Kind.DATA, flags, m.segment, m.stream, 0), m.payload]
+    return [pack_header(size, Kind.DATA, flags, m.segment, m.stream, 0), m.payload]
 
 
 def _encode_failure(m: Failure, _: Limits) -> list[Any]:

@@ -1,6 +1,8 @@
 """The metas of the hot messages as msgspec knows them, each in its ordinary shape.
 
 Apart from `typed`, which may be compiled: msgspec makes its structs from ordinary classes only.
+What passes through a gateway has its exact shape as a tuple, which is read in half the time of a
+struct, and a struct for what has fewer fields, or more.
 """
 
 from __future__ import annotations
@@ -45,6 +47,19 @@ class _RequestMeta(_Meta):
     trace: str | None
 
 
+_PackedRequest = tuple[
+    str,  # as the fields below
+    _Key,
+    str | None,
+    msgspec.Raw,
+    msgspec.Raw,
+    _U32 | None,
+    _U32 | None,
+    _Priority,
+    str | None,
+]
+
+
 class _PackedRequestMeta(msgspec.Struct, array_like=True, gc=False):
     op: str
     key: _Key
@@ -75,6 +90,9 @@ class _ResultMeta(_Meta):
     usage: _Numbers
     timings: _Numbers
     extra: _Scalars
+
+
+_PackedResult = tuple[msgspec.Raw, msgspec.Raw, msgspec.Raw, msgspec.Raw]
 
 
 class _PackedResultMeta(msgspec.Struct, array_like=True, gc=False):
@@ -120,10 +138,12 @@ class _EndMeta(_Meta):
 
 
 read_request = Decoder(_RequestMeta).decode
-read_packed_request = Decoder(_PackedRequestMeta).decode
+read_packed_request = Decoder(_PackedRequest).decode
+read_other_packed_request = Decoder(_PackedRequestMeta).decode
 read_submit = Decoder(_SubmitMeta).decode
 read_result = Decoder(_ResultMeta).decode
-read_packed_result = Decoder(_PackedResultMeta).decode
+read_packed_result = Decoder(_PackedResult).decode
+read_other_packed_result = Decoder(_PackedResultMeta).decode
 read_event = Decoder(_EventMeta).decode
 read_event_batch = Decoder(_EventBatchMeta).decode
 read_step = Decoder(_StepMeta).decode

@@ -11,11 +11,12 @@ opens the values, checks them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
 from msgspec.msgpack import Ext
+from msgspec.structs import astuple
 
 from tensorwire_protocol.codec.checks import plain_map
 from tensorwire_protocol.codec.choice import Codec
@@ -28,6 +29,8 @@ from tensorwire_protocol.codec.metas import (
     read_event,
     read_event_batch,
     read_map,
+    read_other_packed_request,
+    read_other_packed_result,
     read_packed_request,
     read_packed_result,
     read_request,
@@ -38,9 +41,10 @@ from tensorwire_protocol.codec.metas import (
 )
 from tensorwire_protocol.codec.unpack import unpack
 from tensorwire_protocol.errors import BadMeta, BadTensor
-from tensorwire_protocol.frames import HEADER, build_segmented_frame
+from tensorwire_protocol.frames import build_segmented_frame, pack_header
 from tensorwire_protocol.limits import WORKER_LINK
 from tensorwire_protocol.messages import (
+    EMPTY,
     EncodedTerminal,
     End,
     Event,
@@ -62,8 +66,26 @@ if TYPE_CHECKING:
     from tensorwire_protocol.limits import Limits
     from tensorwire_protocol.messages import Message
 
-_EMPTY_MAP = b"\x80"
-_FIXMAP, _FIXMAP_MASK, _FIXMAP_ITEMS = 0x80, 0xF0, 15
+_FIXMAP: Final = 0x80
+_FIXMAP_MASK: Final = 0xF0
+_FIXMAP_ITEMS: Final = 15
+_FIXMAPS: Final = [bytes((_FIXMAP | num_items,)) for num_items in range(_FIXMAP_ITEMS + 1)]
+
+# Names of this module, which compiled code need not look up.
+_raw: Final = msgspec.Raw
+_EMPTY_MAP: Final = msgspec.Raw(_FIXMAPS[0])
+_read_packed_request: Final = read_packed_request
+_read_other_packed_request: Final = read_other_packed_request
+_read_packed_result: Final = read_packed_result
+_read_other_packed_result: Final = read_other_packed_result
+_write: Final = write
+_REQ: Final = int(Kind.REQ)
+_SUBMIT: Final = int(Kind.SUBMIT)
+_RES: Final = int(Kind.RES)
+_EVT: Final = int(Kind.EVT)
+_EVB: Final = int(Kind.EVB)
+_STEP: Final = int(Kind.STEP)
+_END: Final = int(Kind.END)
 
 
 # -- frames to messages ----------------------------------------------------------------------------
@@ -206,36 +228,42 @@ def _request_packed(frame: Frame, limits: Limits) -> Request:
     if frame.aux:
         _check_segments(frame, limits)
     # A copy, and the values stay in it: the frame's memory is used again by the next read.
-    read = _read(read_packed_request, bytes(frame.meta))
-    params = bytes(read.params)
+    op, key, model, inputs, params, deadline_ms, credit, priority, trace = _read(
+        _read_packed_request, _read_other_packed_request, bytes(frame.meta)
+    )
     return Request(
         frame.stream,
-        read.op,
-        read.key,
-        read.model,
-        Packed(read.inputs, frame.segments),
-        {} if params == _EMPTY_MAP else plain_map(unpack(params, limits), "params", limits),
-        read.deadline_ms,
-        read.credit,
-        read.priority or 0,
-        read.trace,
+        op,
+        key,
+        model,
+        Packed(inputs, frame.segments),
+        EMPTY
+        if params == _EMPTY_MAP
+        else plain_map(unpack(bytes(params), limits), "params", limits),
+        deadline_ms,
+        credit,
+        priority or 0,
+        trace,
     )
 
 
 def _result_packed(frame: Frame, limits: Limits) -> PackedResult:
     if frame.aux:
         _check_segments(frame, limits)
-    read = _read(read_packed_result, bytes(frame.meta))
-    return PackedResult(
-        frame.stream,
-        Packed(read.outputs, frame.segments),
-        read.usage,
-        read.timings,
-        read.extra,
+    outputs, usage, timings, extra = _read(
+        _read_packed_result, _read_other_packed_result, bytes(frame.meta)
     )
+    return PackedResult(frame.stream, Packed(outputs, frame.segments), usage, timings, extra)
 
 
-def _read(reader: Callable[[bytes], Any], meta: bytes) -> Any:
+def _read(usual: Callable[[bytes], Any], other: Callable[[bytes], Any], meta: bytes) -> Any:
+    try:
+        return usual(meta)
+    except Exception:  # it has more or fewer fields, or is wrong
+        return astuple(_sound(other, meta))
+
+
+def _sound(reader: Callable[[bytes], Any], meta: bytes) -> Any:
     try:
         return reader(meta)
     except Exception as error:
@@ -248,8 +276,8 @@ def extended(packed: msgspec.Raw, more: dict[str, float]) -> msgspec.Raw:
     before = bytes(packed)
     num_items = (before[0] & _FIXMAP_ITEMS) + len(more)
     if before[0] & _FIXMAP_MASK != _FIXMAP or num_items > _FIXMAP_ITEMS:
-        return msgspec.Raw(write({**_read(read_map, before), **more}))
-    return msgspec.Raw(bytes((_FIXMAP | num_items,)) + before[1:] + write(more)[1:])
+        return _raw(_write({**_sound(read_map, before), **more}))
+    return _raw(_FIXMAPS[num_items] + before[1:] + _write(more)[1:])
 
 
 def opened(packed: msgspec.Raw) -> dict[str, Any]:
@@ -270,7 +298,7 @@ def _write_request(m: Request, limits: Limits) -> list[Any]:
     if inputs is None or not (isinstance(m.inputs, Packed) or _is_plain(m.params)):
         return encode(m, limits)
     meta = [m.op, m.key, m.model, inputs, m.params, m.deadline_ms, m.credit, m.priority, m.trace]
-    return _frame(m, m.stream, meta, limits, segments)
+    return _frame(m, _REQ, m.stream, meta, limits, segments)
 
 
 def _write_submit(m: Submit, limits: Limits) -> list[Any]:
@@ -283,7 +311,7 @@ def _write_submit(m: Submit, limits: Limits) -> list[Any]:
         m.op, m.key, m.attempt, m.model, inputs, m.params, m.deadline_ms, m.priority, so_far,
         m.tenant,
     ]  # fmt: skip
-    return _frame(m, m.stream, meta, limits, segments)
+    return _frame(m, _SUBMIT, m.stream, meta, limits, segments)
 
 
 def _write_result(m: Result, limits: Limits) -> list[Any]:
@@ -291,43 +319,44 @@ def _write_result(m: Result, limits: Limits) -> list[Any]:
     outputs = _writable(m.outputs, segments, limits)
     if outputs is None or not (_is_plain(m.usage) and _is_plain(m.timings) and _is_plain(m.extra)):
         return encode(m, limits)
-    return _frame(m, m.stream, [outputs, m.usage, m.timings, m.extra], limits, segments)
+    return _frame(m, _RES, m.stream, [outputs, m.usage, m.timings, m.extra], limits, segments)
 
 
 def _write_packed_result(m: PackedResult, limits: Limits) -> list[Any]:
     meta = [m.outputs.meta, m.usage, m.timings, m.extra]
-    return _frame(m, m.stream, meta, limits, m.outputs.segments)
+    return _frame(m, _RES, m.stream, meta, limits, m.outputs.segments)
 
 
 def _write_event(m: Event, limits: Limits) -> list[Any]:
     if m.extra:
         return encode(m, limits)
-    return _frame(m, m.stream, [m.index, m.tokens, m.text, None], limits)
+    return _frame(m, _EVT, m.stream, [m.index, m.tokens, m.text, None], limits)
 
 
 def _write_event_batch(m: EventBatch, limits: Limits) -> list[Any]:
     if m.extra:
         return encode(m, limits)
     meta = [m.streams, m.first_indexes, m.counts, m.tokens, m.texts, None]
-    return _frame(m, 0, meta, limits)
+    return _frame(m, _EVB, 0, meta, limits)
 
 
 def _write_step(m: Step, limits: Limits) -> list[Any]:
     if m.extra:
         return encode(m, limits)
     meta = [m.streams, m.attempts, m.first_indexes, m.counts, m.tokens, m.texts, None]
-    return _frame(m, 0, meta, limits)
+    return _frame(m, _STEP, 0, meta, limits)
 
 
 def _write_end(m: End, limits: Limits) -> list[Any]:
     if not (_is_plain(m.usage) and _is_plain(m.timings) and _is_plain(m.extra)):
         return encode(m, limits)
     meta = [m.finish.value, m.count, m.checksum, m.usage, m.timings, m.extra]
-    return _frame(m, m.stream, meta, limits)
+    return _frame(m, _END, m.stream, meta, limits)
 
 
 def _frame(
     m: Message,
+    kind: int,
     stream: int,
     meta: list[Any],
     limits: Limits,
@@ -336,17 +365,17 @@ def _frame(
     if segments and len(segments) > limits.segments:
         raise BadTensor(f"{len(segments)} arrays; a message carries {limits.segments}")
     try:
-        packed = write(meta)
+        packed = _write(meta)
     except Exception:  # the plain codec says what cannot be sent
         return encode(m, limits)
     if segments:
-        return build_segmented_frame(m.KIND, stream, packed, segments)
+        return build_segmented_frame(kind, stream, packed, segments)
     size = len(packed)
-    return [HEADER.pack(size, m.KIND, 0, 0, stream, size) + packed]
+    return [pack_header(size, kind, 0, 0, stream, size) + packed]
 
 
-_SCALARS = frozenset({type(None), bool, int, float, str, bytes})
-_TEXT = frozenset({str})
+_SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
+_TEXT: Final = frozenset({str})
 
 
 def _is_plain(values: Mapping[str, Any]) -> bool:
@@ -386,7 +415,7 @@ def _array(value: Any, segments: list[memoryview], limits: Limits) -> Ext:
 
 # -- the two codecs --------------------------------------------------------------------------------
 
-_DECODERS: dict[int, Callable[[Frame, Limits], Message]] = {
+_DECODERS: Final[dict[int, Callable[[Frame, Limits], Message]]] = {
     Kind.REQ: _request,
     Kind.SUBMIT: _submit,
     Kind.RES: _result,
@@ -395,11 +424,11 @@ _DECODERS: dict[int, Callable[[Frame, Limits], Message]] = {
     Kind.STEP: _step,
     Kind.END: _end,
 }
-_PACKED_DECODERS: dict[int, Callable[[Frame, Limits], Message]] = {
+_PACKED_DECODERS: Final[dict[int, Callable[[Frame, Limits], Message]]] = {
     Kind.REQ: _request_packed,
     Kind.RES: _result_packed,
 }
-_ENCODERS: dict[type, Callable[[Any, Limits], list[Any]]] = {
+_ENCODERS: Final[dict[type, Callable[[Any, Limits], list[Any]]]] = {
     Request: _write_request,
     Submit: _write_submit,
     Result: _write_result,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from tensorwire_protocol.errors import Busy
@@ -17,8 +16,9 @@ class Admission:
     """Counts live requests; each that `admit` lets in must `leave` exactly once."""
 
     def __init__(self, config: AdmissionConfig) -> None:
-        self._config = config
-        self._live: Counter[str] = Counter()
+        self._max_requests = config.max_requests
+        self._max_requests_per_model = config.max_requests_per_model
+        self._live: dict[str, int] = {}
         self._total = 0
 
     @property
@@ -32,18 +32,19 @@ class Admission:
         Raises:
             Busy: a bound is reached; nothing changed.
         """
-        config = self._config
-        if self._total >= config.max_requests:
-            raise _busy("the server", self._total, config.max_requests)
-        if self._live[model] >= config.max_requests_per_model:
-            raise _busy(f"model {model!r}", self._live[model], config.max_requests_per_model)
-        self._live[model] += 1
+        live = self._live.get(model, 0)
+        if self._total >= self._max_requests:
+            raise _busy("the server", self._total, self._max_requests)
+        if live >= self._max_requests_per_model:
+            raise _busy(f"model {model!r}", live, self._max_requests_per_model)
+        self._live[model] = live + 1
         self._total += 1
 
     def leave(self, model: str) -> None:
         """Take one request of `model` out."""
-        assert self._live[model] > 0, f"a request of {model!r} left twice"
-        self._live[model] -= 1
+        live = self._live.get(model, 0)
+        assert live > 0, f"a request of {model!r} left twice"
+        self._live[model] = live - 1
         self._total -= 1
 
     def check_invariants(self) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
-from typing import Protocol
+from heapq import heapify, heappop, heappush
+from typing import Final, Protocol
 
-_REBUILD_ABOVE = 64  # numbers in the heap; a short heap costs nothing
+_push: Final = heappush
+_REBUILD_ABOVE: Final = 64  # numbers in the heap; a short heap costs nothing
 
 
 class Expiring(Protocol):
@@ -26,16 +26,16 @@ class Deadlines:
     def __init__(self) -> None:
         self._heap: list[tuple[float, int]] = []
         self._items: dict[int, Expiring] = {}  # by their numbers in the heap
-        self._numbers = itertools.count()
+        self._last = 0  # number given
 
     def __len__(self) -> int:
         return len(self._items)
 
     def add(self, deadline: float, item: Expiring) -> int:
         """Call `item.on_deadline` at the first `expire` from `deadline` on; return its number."""
-        number = next(self._numbers)
+        self._last = number = self._last + 1
         self._items[number] = item
-        heapq.heappush(self._heap, (deadline, number))
+        _push(self._heap, (deadline, number))
         return number
 
     def forget(self, number: int) -> None:
@@ -43,12 +43,12 @@ class Deadlines:
         self._items.pop(number, None)
         if len(self._heap) > max(_REBUILD_ABOVE, 2 * len(self._items)):
             self._heap = [entry for entry in self._heap if entry[1] in self._items]
-            heapq.heapify(self._heap)
+            heapify(self._heap)
 
     def expire(self, now: float) -> None:
         """Tell everything whose deadline has passed, the earliest first."""
         while self._heap and self._heap[0][0] <= now:
-            item = self._items.pop(heapq.heappop(self._heap)[1], None)
+            item = self._items.pop(heappop(self._heap)[1], None)
             if item is not None:
                 item.on_deadline()
 

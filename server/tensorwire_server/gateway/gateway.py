@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import time
-from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
 from tensorwire_protocol.auth import NONCE_BYTES
@@ -99,7 +98,7 @@ class Gateway:
         self.unnamed = unnamed
         self.sessions: dict[Session, Callable[[Session], None]] = {}  # and who is told of its end
         self.journal = Journal()
-        self.outcomes: Counter[str] = Counter()  # how requests ended
+        self.outcomes: dict[str, int] = {}  # how requests ended
         self.num_tokens = 0  # sent since the start
         self.is_draining = False
         self._config = config
@@ -123,7 +122,7 @@ class Gateway:
         self.detached: SharedBytes[LiveRequest] = SharedBytes(self._outcomes_config.detached_bytes)
         self.merged: SharedBytes[Session] = SharedBytes(config.merged_bytes)
         # In the order of arrival. A dict, because what ends while it waits leaves from the middle.
-        self._waiting: defaultdict[str, dict[LiveRequest, None]] = defaultdict(dict)
+        self._waiting: dict[str, dict[LiveRequest, None]] = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self._deserted = asyncio.Event()
@@ -271,14 +270,14 @@ class Gateway:
         if live.deadline is not None:
             live.deadline_number = self.deadlines.add(live.deadline, live)
         if replica is None:
-            self._waiting[pool.name][live] = None
+            self._waiting.setdefault(pool.name, {})[live] = None
         else:
             live.dispatch(replica)
 
     def on_replica_change(self, replica: Replica, pool: ModelPool) -> None:
         """A replica became ready, failed, or was lost: look at what waits for its model."""
         self._routes.clear()
-        waiting = self._waiting[pool.name]
+        waiting = self._waiting.get(pool.name, {})
         if pool.state is ModelState.FAILED:
             reason = f"model {pool.name!r} failed: {pool.detail}"
             for live in tuple(waiting):
@@ -338,7 +337,7 @@ class Gateway:
     ) -> None:
         """Close the books of a request, and keep its outcome."""
         self._keep_outcome(live, terminal if may_be_kept else None)
-        self.outcomes[outcome] += 1
+        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
         self.num_tokens += len(live.entry.tokens)
         self.journal.close(live.entry)
         self.admission.leave(live.model)
@@ -348,7 +347,9 @@ class Gateway:
         if self._grace_timers:
             self.on_attached(live)
         if self._waiting:
-            self._waiting[live.model].pop(live, None)
+            waiting = self._waiting.get(live.model)
+            if waiting is not None:
+                waiting.pop(live, None)
         if self._give_up_timers:
             timer = self._give_up_timers.pop(live, None)
             if timer is not None:
@@ -366,13 +367,13 @@ class Gateway:
         entry = live.entry
         # An END is bounded by its own limit, and a stream of which all but it has come needs it.
         is_end = terminal.KIND is _END
-        is_small = is_end or sum(map(len, terminal.buffers)) <= MAX_RESULT_BYTES
+        is_small = is_end or terminal.num_bytes <= MAX_RESULT_BYTES
         outcome = Outcome(
             fingerprint(entry.request),
             live.prompt_tokens,
             pack_ids(entry.tokens) if entry.tokens else b"",
             entry.text,
-            b"".join(terminal.buffers) if is_small else None,
+            terminal.joined() if is_small else None,
         )
         self.by_key.keep(name, live, outcome, self.now())
 

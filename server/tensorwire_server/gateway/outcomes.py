@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import msgspec
 
@@ -27,38 +27,48 @@ if TYPE_CHECKING:
 L = TypeVar("L")
 Name = tuple[str, bytes]  # principal and request key
 
-MAX_RESULT_BYTES = 64 * 1024  # of a larger result only the fact is kept
-_RECORD_BYTES = 512  # measured: what a record without tokens, text and terminal takes
+MAX_RESULT_BYTES: Final = 64 * 1024  # of a larger result only the fact is kept
+_RECORD_BYTES: Final = 512  # measured: what a record without tokens, text and terminal takes
 
 
-class Outcome(NamedTuple):
+class Outcome:
     """How a request ended, and everything a client may still ask of it."""
 
-    asked: bytes  # the fingerprint of what was asked
-    prompt_tokens: int | None
-    tokens: bytes  # as `pack_ids` has them
-    text: str
-    terminal: bytes | None  # the last frame; None: a result that is too large to be kept
+    def __init__(
+        self,
+        asked: bytes,  # the fingerprint of what was asked
+        prompt_tokens: int | None,
+        tokens: bytes,  # as `pack_ids` has them
+        text: str,
+        terminal: bytes | None,  # the last frame; None: a result that is too large to be kept
+    ) -> None:
+        self.asked: Final = asked
+        self.prompt_tokens: Final = prompt_tokens
+        self.tokens: Final = tokens
+        self.text: Final = text
+        self.terminal: Final = terminal
 
     @property
     def num_bytes(self) -> int:
         """About what it takes in memory."""
         text = sys.getsizeof(self.text) if self.text else 0
-        terminal = len(self.terminal or b"")
+        terminal = 0 if self.terminal is None else len(self.terminal)
         return _RECORD_BYTES + len(self.asked) + len(self.tokens) + text + terminal
 
 
 # Expiry, size, and the fields of the outcome. A plain tuple of plain values: the garbage collector
 # stops looking into those, while a hundred thousand objects made each request a third dearer
-# (measured).
-_Record = tuple[float, int, bytes, int | None, bytes, str, bytes | None]
+# (measured). Not typed field by field: compiled code would check each of them at every look.
+_Record = tuple[Any, ...]
 
 
 class Outcomes(Generic[L]):
     """One name has at most one live request or one outcome, never both."""
 
     def __init__(self, config: OutcomesConfig) -> None:
-        self._config = config
+        self._seconds = config.seconds
+        self._most_keys = config.keys
+        self._most_bytes = config.bytes
         self._live: dict[Name, L] = {}
         self._kept: dict[Name, _Record] = {}
         self._order: deque[Name] = deque()  # of the kept, the oldest first: all live equally long
@@ -94,8 +104,6 @@ class Outcomes(Generic[L]):
 
     def begin(self, name: Name, live: L) -> None:
         """Take in a request whose name is unknown."""
-        assert name not in self._live, "a name is given to one request at a time"
-        assert name not in self._kept
         self._live[name] = live
 
     def forget(self, name: Name, live: L) -> None:
@@ -112,12 +120,19 @@ class Outcomes(Generic[L]):
         if self._live.get(name) is not live:  # it was forgotten before its end
             return
         del self._live[name]
-        config = self._config
         size = outcome.num_bytes
-        self._kept[name] = (now + config.seconds, size, *outcome)
+        self._kept[name] = (
+            now + self._seconds,
+            size,
+            outcome.asked,
+            outcome.prompt_tokens,
+            outcome.tokens,
+            outcome.text,
+            outcome.terminal,
+        )
         self._order.append(name)
         self._num_bytes += size
-        while len(self._kept) > config.keys or self._num_bytes > config.bytes:
+        while len(self._kept) > self._most_keys or self._num_bytes > self._most_bytes:
             self._drop_oldest()
 
     def expire(self, now: float) -> None:
@@ -133,19 +148,20 @@ class Outcomes(Generic[L]):
         assert list(self._kept) == list(self._order)
         assert not self._live.keys() & self._kept.keys()
         assert self._num_bytes == sum(record[1] for record in self._kept.values())
-        assert len(self._kept) <= self._config.keys
-        assert self._num_bytes <= self._config.bytes
+        assert len(self._kept) <= self._most_keys
+        assert self._num_bytes <= self._most_bytes
         ages = [self._kept[name][0] for name in self._order]
         assert ages == sorted(ages)
 
 
 # -- what was asked, in a few bytes ----------------------------------------------------------------
 
+_encode: Final = msgspec.msgpack.Encoder().encode
 # A whole megabyte would take a millisecond, as long as all the rest of its way. Of large arrays
 # these many bytes are looked at, spread evenly: what is caught are programs that use a key twice.
-_LOOKED_AT_BYTES = 64 * 1024
-_PIECES = 64
-_SHORT_BYTES = 256  # are kept as they are: a hash would cost more
+_LOOKED_AT_BYTES: Final = 64 * 1024
+_PIECES: Final = 64
+_SHORT_BYTES: Final = 256  # are kept as they are: a hash would cost more
 
 
 def fingerprint(request: Request) -> bytes:
@@ -166,6 +182,3 @@ def _spread(data: memoryview) -> bytes | memoryview:
     piece = _LOOKED_AT_BYTES // _PIECES
     last = len(data) - piece
     return b"".join(data[last * i // (_PIECES - 1) :][:piece] for i in range(_PIECES))
-
-
-_encode = msgspec.msgpack.Encoder().encode
