@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import asyncio
 import gc
 import signal
@@ -289,7 +288,8 @@ def test_an_interrupt_while_waiting_sends_cancel(server: FakeServer) -> None:
         def interrupt() -> None:
             # Past the ACK and leading again: it waits for what will not come.
             spin_until(lambda: stream.prompt_tokens is not None and transport._has_leader)
-            _thread.interrupt_main()
+            # A signal, as Ctrl-C is: it also ends the system call that waits.
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
         thread = threading.Thread(target=interrupt)
         thread.start()
