@@ -12,7 +12,8 @@ Two rules make attention over an arena one call without a gather:
 - whatever lies beyond a slot's length is zero: a masked key or value is multiplied by zero, and
   zero times a stale NaN would poison the slot's next owner.
 
-Beside the slots stands the store of the prefix cache (`page_store.py`). Both take memory where
+Beside the slots stand the store of the prefix cache (`page_store.py`), and what chunks have become
+that are between two layers (`halfway.py`). Slots and store take memory where
 something was written, and give it back (`memory.py`): what the scheduler counts in pages is what
 the process holds, but for the rest of a system page in each head's row (`KVGeometry.slack_bytes`).
 
@@ -26,6 +27,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from tensorwire_server.engine.device import free_bytes
+from tensorwire_server.engine.halfway import Halfway
 from tensorwire_server.engine.memory import SYSTEM_PAGE_BYTES, ZeroedTensor, round_up
 from tensorwire_server.engine.page_store import PageStore
 
@@ -178,6 +180,7 @@ class SlotCache:
         sizes[-1] = max(context_tokens, 1)
         self.arenas = [Arena(geometry, size) for size in sizes]
         self.store = PageStore(geometry)
+        self.halfway = Halfway()
         self._places: dict[int, tuple[int, int]] = {}  # sequence id -> arena, slot
 
     def prepare(self, plan: StepPlan) -> None:
@@ -255,6 +258,7 @@ class SlotCache:
 
     def release(self, sequence_id: int) -> None:
         """Forget a sequence; one that is unknown is no error."""
+        self.halfway.release(sequence_id)
         held = self._places.pop(sequence_id, None)
         if held is not None:
             self._free(*held)
