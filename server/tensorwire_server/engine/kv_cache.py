@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from tensorwire_server.scheduling.work import Load, Save, StepPlan
 
 SMALLEST_CLASS_TOKENS = 128
-# A prompt begins in a slot with room for so many more, else it would move with its first tokens.
+# On a CPU a prompt begins in a slot with room for so many more, else it would move with its first
+# tokens.
 # And nobody moves earlier than so many tokens before it must.
 _ROOM_TOKENS = 32
 # What an arena begins with: several slots of a small class, one of a large class.
@@ -140,11 +141,17 @@ class Arena:
 
     def _grow(self) -> None:
         num_slots = self.kv_L2SHPD.shape[2]
-        more = max(1, _FIRST_ALLOCATION_TOKENS // self.num_positions, num_slots // 2)
+        least = max(1, _FIRST_ALLOCATION_TOKENS // self.num_positions, num_slots // 2)
+        more = least
         if self._geometry.device.type == "cpu":
             slot_bytes = self.num_positions * self._geometry.bytes_per_token
-            more = max(more, min(_FIRST_SLOTS, _FIRST_ADDRESSES // slot_bytes))
-        grown = self._zeros(num_slots + more)
+            more = max(least, min(_FIRST_SLOTS, _FIRST_ADDRESSES // slot_bytes))
+        try:
+            grown = self._zeros(num_slots + more)
+        except MemoryError:
+            if more == least:
+                raise
+            grown = self._zeros(num_slots + least)  # addresses are short, memory is not yet
         for slot in range(len(self.lengths)):
             self.move_slot(slot, grown.tensor, slot)
         self._memory = grown
@@ -179,6 +186,8 @@ class SlotCache:
             sizes.append(2 * sizes[-1])
         sizes[-1] = max(context_tokens, 1)
         self.arenas = [Arena(geometry, size) for size in sizes]
+        # On a device a slot takes its memory whether it is filled or not, and moving costs little.
+        self._room_tokens = _ROOM_TOKENS if geometry.device.type == "cpu" else 0
         self.store = PageStore(geometry)
         self.halfway = Halfway()
         self._places: dict[int, tuple[int, int]] = {}  # sequence id -> arena, slot
@@ -202,7 +211,7 @@ class SlotCache:
             # Else it would move from class to class as it is read.
             if sequence_id not in self._places:
                 most = self.arenas[-1].num_positions
-                self._take(sequence_id, min(num_tokens + _ROOM_TOKENS, most))
+                self._take(sequence_id, min(num_tokens + self._room_tokens, most))
         for load in plan.loads:
             self._load(load)
         for index, arena in enumerate(self.arenas[:-1]):
