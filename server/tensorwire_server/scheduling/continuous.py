@@ -301,6 +301,7 @@ class ContinuousScheduler:
         """Take in that a step broke off, nobody knows where; returns who was in it, now dropped."""
         assert plan is self._outstanding, "only the latest plan can fail, once"
         self._outstanding = None
+        self._is_moving = False
         self._prefixes.note_failed(plan, self._running)
         dropped = [s for s in self._in_step if s.state is SequenceState.RUNNING]
         for sequence in dropped:
