@@ -105,7 +105,7 @@ class ContinuousScheduler:
         step_tokens: int,
         max_waiting: int,
         model: str = "",
-        slowdown: float = 2.4,
+        slowdown: float = 2.2,
         num_layers: int = 1,
         expected_share: float = 1.0,
         saved_on_leaving: int = 64,
