@@ -880,7 +880,7 @@ def test_beside_a_stream_a_prompt_goes_through_some_layers_at_a_time_and_is_samp
     subject.submit(sequence(2, prompt=10, max_new_tokens=1))
     run_one(subject, takes=lambda _: 20.0)  # a token takes longer than a step without any
     subject.submit(sequence(3, prompt=16, max_new_tokens=2))
-    seen = []
+    seen: list[tuple[int, int, tuple[int, int] | None, bool]] = []
     for _ in range(5):
         plan = subject.plan(0.0)
         assert plan is not None

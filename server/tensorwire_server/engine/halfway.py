@@ -45,7 +45,7 @@ class Halfway:
 
     def put(self, rows: Sequence[Row], layer: int, hidden_TC: torch.Tensor) -> None:
         """Keep what the tokens of these rows are before a layer."""
-        states = hidden_TC.split([len(row.token_ids) for row in rows])
+        states = torch.split(hidden_TC, [len(row.token_ids) for row in rows])
         for row, state_TC in zip(rows, states, strict=True):
             self._states.setdefault(row.sequence_id, {})[layer] = state_TC
 
