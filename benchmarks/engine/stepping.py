@@ -47,6 +47,7 @@ class Stepping:
             max_running=max_running,
             step_tokens=step_tokens,
             max_waiting=1 << 20,
+            num_layers=engine.card.resumable_layers,
             **more,
         )
         self._ids = count()

@@ -13,6 +13,8 @@ import asyncio
 import random
 import statistics
 import time
+from bisect import bisect
+from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +24,7 @@ from serving import serving
 from tensorwire import AsyncClient, Client
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
 STREAMS, LONG_PROMPT, UNDISTURBED = 8, 4096, 60
 PREFIX, OWN, ROUNDS = 1024, 8, 5
@@ -54,6 +56,10 @@ class Followed:
                 if len(self.times) >= self._wanted:
                     self._is_reached.set()
 
+    def num_tokens(self, at: float) -> int:
+        """Return how many there were at this time."""
+        return bisect(self.times, at)
+
     async def has_more(self, num_tokens: int) -> None:
         """Wait for so many tokens from now on."""
         self._wanted = len(self.times) + num_tokens
@@ -61,39 +67,64 @@ class Followed:
         await self._is_reached.wait()
 
 
+@asynccontextmanager
+async def _following(client: AsyncClient) -> AsyncIterator[list[Followed]]:
+    streams = [Followed() for _ in range(STREAMS)]
+    tasks = [asyncio.create_task(stream.follow(client)) for stream in streams]
+    yield streams
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _all_have(streams: list[Followed], num_more: int) -> float:
+    """Wait until all have so many tokens more; returns when that was."""
+    await asyncio.gather(*(stream.has_more(num_more) for stream in streams))
+    return time.perf_counter()
+
+
 def long_prompt(model: str) -> None:
-    """A prompt arrives beside streams that decode: how long do these wait for their tokens?"""
+    """A prompt arrives beside streams that decode: how long do these wait for their tokens?
+
+    The streams grow while it is read, and the time of a step with them. What is the prompt's doing
+    is seen from other streams, which make the same tokens, by number, without it.
+    """
 
     async def run(address: str) -> None:
-        streams = [Followed() for _ in range(STREAMS)]
         async with AsyncClient(address, timeout=600) as client:
-            tasks = [asyncio.create_task(stream.follow(client)) for stream in streams]
-            await asyncio.gather(*(stream.has_more(20) for stream in streams))  # prompts are read
-            since = time.perf_counter()
-            await asyncio.gather(*(stream.has_more(UNDISTURBED) for stream in streams))
-            began = time.perf_counter()
-            await client.generate("m", _ids(LONG_PROMPT), max_new_tokens=1, temperature=0.0)
-            ended = time.perf_counter()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        times = [stream.times for stream in streams]
-        alone = statistics.median(_gaps(times, since, began))
-        beside = _gaps(times, began, ended)
-        p99 = statistics.quantiles(beside, n=100)[98]
+            async with _following(client) as streams:
+                since = await _all_have(streams, 20)  # prompts are read
+                began = await _all_have(streams, UNDISTURBED)
+                await client.generate("m", _ids(LONG_PROMPT), max_new_tokens=1, temperature=0.0)
+                ended = time.perf_counter()
+                before, beside = _gaps(streams, since, began), _gaps(streams, began, ended)
+                first, last = (min(s.num_tokens(at) for s in streams) for at in (began, ended))
+            async with _following(client) as streams:
+                grown_since = await _all_have(streams, first)
+                grown = _gaps(streams, grown_since, await _all_have(streams, last - first))
         print(
-            f"{model}: median gap {alone * 1e3:.1f} ms; beside a prompt of {LONG_PROMPT} tokens"
-            f" median {statistics.median(beside) / alone:.2f}x, p99 {p99 / alone:.2f}x,"
-            f" worst {max(beside) / alone:.2f}x; read in {ended - began:.2f} s",
-            flush=True,
+            f"{model}: a prompt of {LONG_PROMPT} tokens was read in {ended - began:.2f} s", end=""
         )
+        print(f" beside {STREAMS} streams, which made tokens {first} to {last}")
+        for name, alone in (("before the prompt", before), ("of these tokens, alone", grown)):
+            median = statistics.median(alone)
+            print(
+                f"  gap {name}: median {median * 1e3:.1f} ms, p99 {_p99(alone) / median:.2f}x;"
+                f" beside the prompt: median {statistics.median(beside) / median:.2f}x,"
+                f" p99 {_p99(beside) / median:.2f}x, worst {max(beside) / median:.2f}x",
+                flush=True,
+            )
 
     with serving(f"--model=m={model_folder(model)}") as served:
         asyncio.run(run(served.address))
 
 
-def _gaps(times: list[list[float]], since: float, until: float) -> list[float]:
-    return [b - a for at in times for a, b in pairwise(at) if since <= b <= until]
+def _gaps(streams: list[Followed], since: float, until: float) -> list[float]:
+    return [b - a for s in streams for a, b in pairwise(s.times) if since <= b <= until]
+
+
+def _p99(gaps: list[float]) -> float:
+    return statistics.quantiles(gaps, n=100)[98]
 
 
 def shared_prefix(model: str) -> None:

@@ -19,7 +19,7 @@ from tensorwire_server.scheduling.sequences import Sequence
 from tensorwire_server.scheduling.work import GenerateEngine, Sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from tensorwire_server.scheduling.work import StepPlan
@@ -112,8 +112,13 @@ def run(
     stop_ids: frozenset[int] | None = None,
     cancel_after: Mapping[int, int] | None = None,
     expected_share: float = 1.0,
+    took_s: Callable[[StepPlan], float] = lambda _: 0.0,
 ) -> Run:
-    """Continue all requests to their end, or until they have as many tokens as `cancel_after`."""
+    """Continue all requests to their end, or until they have as many tokens as `cancel_after`.
+
+    Args:
+        took_s: what the scheduler is told that a step took; 0: nobody knows.
+    """
     pool = PagePool(num_pages, 16)
     scheduler = ContinuousScheduler(
         pool,
@@ -121,6 +126,7 @@ def run(
         step_tokens=step_tokens,
         max_waiting=len(requests),
         expected_share=expected_share,
+        num_layers=engine.card.resumable_layers,
     )
     stops = engine.card.eos_ids if stop_ids is None else stop_ids
     tokens: list[list[int]] = [[] for _ in requests]
@@ -152,7 +158,8 @@ def run(
                 num_prompt_tokens += len(row.token_ids)
         paths.update(_paths(plan))
         paths.update(_twins(plan, requests))
-        for emission in each(scheduler.commit(plan, engine.step(plan))):
+        result = engine.step(plan)
+        for emission in each(scheduler.commit(plan, result, took_s=took_s(plan))):
             assert emission.index == len(tokens[emission.sequence_id])
             tokens[emission.sequence_id].append(emission.token_id)
             finished += emission.finish is not None
@@ -190,6 +197,8 @@ def _paths(plan: StepPlan) -> Iterator[str]:
             yield "part of a prompt"
         if row.start and len(row.token_ids) > 1:
             yield "rest of a prompt"
+        if row.layers is not None:
+            yield "some of the layers"
         if any(row.start <= size < end for size in (128, 256)) and row.start:
             yield "grown into a larger slot"
     if plan.released and plan.rows:

@@ -205,11 +205,13 @@ def test_chunks_about_as_long_as_a_kernels_tiles_are_read_to_their_last_token(
     check_step(cache, histories, [row(0, 21, count)])
 
 
+@pytest.mark.parametrize("at_once", [weighing._SCORES_OF_A_HEAD, 5000])
 @pytest.mark.parametrize("count", [2, 9, 33, 99])
 def test_chunks_that_are_read_head_by_head_are_the_same(
-    count: int, monkeypatch: pytest.MonkeyPatch
+    count: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention, "_FEWEST_BY_HEAD", GROUPS * 2 * 100)
+    monkeypatch.setattr(weighing, "_SCORES_OF_A_HEAD", at_once)
     cache, histories = new_cache(), Histories(4)
     # The second ends with its context; behind the first one's end there is room, and no garbage.
     check_step(cache, histories, [row(0, 0, 101), row(1, 0, CONTEXT_TOKENS - count)])

@@ -1,13 +1,21 @@
 from __future__ import annotations
 
+import resource
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorwire_server.engine.kv_cache import KVGeometry, SlotCache
+from tensorwire_server.engine.memory import SYSTEM_PAGE_BYTES
 from tensorwire_server.scheduling.work import StepPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 GEOMETRY = KVGeometry(
     num_layers=2, num_heads=2, head_size=3, dtype=torch.float32, device=torch.device("cpu")
@@ -115,6 +123,36 @@ def test_a_prompt_is_read_into_a_slot_with_room_for_an_answer(prompt: int, posit
     cache.prepare(StepPlan(rows=(), released=(), reading=((1, prompt),)))
     arena, _ = cache.place(1)
     assert cache.arenas[arena].num_positions == positions
+
+
+def test_on_a_device_where_slots_take_memory_at_once_a_prompt_begins_in_the_smallest() -> None:
+    cache = SlotCache(replace(GEOMETRY, device=torch.device("meta")), context_tokens=512)
+    cache.prepare(StepPlan(rows=(), released=(), reading=((1, 128),)))
+    arena, _ = cache.place(1)
+    assert cache.arenas[arena].num_positions == 128
+
+
+@contextmanager
+def room_for(num_bytes: int) -> Iterator[None]:
+    """Let this process have so many bytes of addresses more, as `ulimit -v` does."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * SYSTEM_PAGE_BYTES + num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def test_where_addresses_are_short_no_more_slots_are_laid_out_than_needed() -> None:
+    cache = SlotCache(replace(GEOMETRY, head_size=512), context_tokens=8192)
+    slot_bytes = 8192 * 2 * 2 * 2 * 512 * 4
+    with room_for(2 * slot_bytes):
+        cache.reserve(1, 0, 5000)
+    fill(cache, 1, 0, 3)
+    assert content(cache, 1, 3) == [1001, 1002, 1003]
+    with room_for(slot_bytes // 2), pytest.raises(MemoryError, match=f"{2 * slot_bytes} bytes"):
+        cache.reserve(2, 0, 5000)
 
 
 @pytest.mark.parametrize(("head_size", "at_once"), [(16, 64), (2048, 8)])

@@ -38,9 +38,10 @@ class AnyHistory(RuleBasedStateMachine):
     @initialize(
         num_pages=st.integers(4, 24),
         max_running=st.integers(1, 5),
-        slack=st.integers(0, 6),
+        slack=st.integers(0, 12),
         expected_share=st.sampled_from([0.0, 0.0, 0.3, 1.0]),
         saved_on_leaving=st.sampled_from([0, 1, 64]),
+        num_layers=st.sampled_from([1, 3, 5]),
     )
     def start(
         self,
@@ -49,6 +50,7 @@ class AnyHistory(RuleBasedStateMachine):
         slack: int,
         expected_share: float,
         saved_on_leaving: int,
+        num_layers: int,
     ) -> None:
         self.pool = PagePool(num_pages, PAGE_TOKENS)
         self.step_tokens = max_running + slack
@@ -59,13 +61,16 @@ class AnyHistory(RuleBasedStateMachine):
             max_waiting=MAX_WAITING,
             expected_share=expected_share,
             saved_on_leaving=saved_on_leaving,
+            num_layers=num_layers,
         )
         self.now = 0.0
         self.next_id = 0
         self.live: dict[int, Sequence] = {}
         self.known: dict[int, Sequence] = {}
         self.ended: set[int] = set()
-        self.engine = ModelEngine(self.known, num_pages=num_pages, page_tokens=PAGE_TOKENS)
+        self.engine = ModelEngine(
+            self.known, num_pages=num_pages, page_tokens=PAGE_TOKENS, num_layers=num_layers
+        )
 
     @rule(
         text=st.integers(0, 2),
@@ -153,6 +158,7 @@ class AnyHistory(RuleBasedStateMachine):
         tokens = {number: token for number, token in sampled.items() if number not in failing}
         before = {number: live.num_new for number, live in self.live.items()}
         result = StepResult(tokens=tokens, failed=failing)
+        took_s *= sum(len(row.token_ids) for row in plan.rows)
         for emission in each(self.subject.commit(plan, result, took_s=took_s)):
             assert emission.index == before[emission.sequence_id]
             if emission.finish is not None:

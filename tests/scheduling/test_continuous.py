@@ -868,3 +868,51 @@ def test_prompts_are_not_slowed_down_for_prompts_of_one_token() -> None:
     for number in range(2, 22):
         subject.submit(sequence(number, prompt=1 + number % 2, max_new_tokens=2))
     assert len(fed(run_one(subject))) == 20, "some waited, though nobody is continued"
+
+
+def test_beside_a_stream_a_prompt_goes_through_some_layers_at_a_time_and_is_sampled_once() -> None:
+    subject = ContinuousScheduler(
+        PagePool(64, PAGE_TOKENS), max_running=4, step_tokens=20, max_waiting=16, num_layers=4
+    )
+    subject.submit(sequence(1, prompt=1, max_new_tokens=40))
+    for _ in range(3):
+        run_one(subject, takes=lambda _: 1.0)
+    subject.submit(sequence(2, prompt=10, max_new_tokens=1))
+    run_one(subject, takes=lambda _: 20.0)  # a token takes longer than a step without any
+    subject.submit(sequence(3, prompt=16, max_new_tokens=2))
+    seen: list[tuple[int, int, tuple[int, int] | None, bool]] = []
+    for _ in range(5):
+        plan = subject.plan(0.0)
+        assert plan is not None
+        assert plan.started == (() if seen else (3,))
+        (row,) = [row for row in plan.rows if row.sequence_id == 3]
+        seen.append((len(row.token_ids), row.start, row.layers, row.sample))
+        emitted = each(subject.commit(plan, answer(plan), took_s=9.0))
+        assert (3 in [one.sequence_id for one in emitted]) == seen[-1][-1]
+        subject.check_invariants()
+    assert seen == [
+        (16, 0, (0, 1), False),
+        (16, 0, (1, 2), False),
+        (16, 0, (2, 3), False),
+        (16, 0, (3, 4), True),
+        (1, 16, None, True),
+    ]
+
+
+def test_what_the_engine_had_to_move_is_forgotten_with_a_step_that_broke() -> None:
+    subject = scheduler(step_tokens=500, num_pages=500)
+    subject.submit(sequence(1))
+    plan = subject.plan(0.0)
+    assert plan is not None
+    subject.commit(plan, replace(answer(plan), moves_next=True))
+    plan = subject.plan(0.0)
+    assert plan is not None
+    assert subject.fail(plan) == [1]
+    # So what the next steps take counts: a prompt's token takes as long as a step without any.
+    subject.submit(sequence(2, prompt=10, max_new_tokens=9))
+    for took_s in (10.0, 1.0, 1.0):
+        plan = subject.plan(0.0)
+        assert plan is not None
+        subject.commit(plan, answer(plan), took_s=took_s)
+    subject.submit(sequence(3, prompt=300))
+    assert len(fed(run_one(subject))[3]) == 4

@@ -29,6 +29,7 @@ class Steps(Protocol):
     cache: SlotCache
     vocab_size: int
     num_parameters: int
+    resumable_layers: int  # see `ModelCard`
 
     def forward(self, rows: Sequence[Row]) -> tuple[list[Row], torch.Tensor]:
         """Run one forward pass.
@@ -46,6 +47,8 @@ def num_parameters(model: Any) -> int:
 
 class RaggedModel:
     """A causal model of transformers behind one call: rows in, logits of the sampled rows out."""
+
+    resumable_layers = 1
 
     def __init__(self, model: Any, cache: SlotCache) -> None:
         self._model = model

@@ -12,7 +12,8 @@ Two rules make attention over an arena one call without a gather:
 - whatever lies beyond a slot's length is zero: a masked key or value is multiplied by zero, and
   zero times a stale NaN would poison the slot's next owner.
 
-Beside the slots stands the store of the prefix cache (`page_store.py`). Both take memory where
+Beside the slots stand the store of the prefix cache (`page_store.py`), and what chunks have become
+that are between two layers (`halfway.py`). Slots and store take memory where
 something was written, and give it back (`memory.py`): what the scheduler counts in pages is what
 the process holds, but for the rest of a system page in each head's row (`KVGeometry.slack_bytes`).
 
@@ -26,6 +27,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from tensorwire_server.engine.device import free_bytes
+from tensorwire_server.engine.halfway import Halfway
 from tensorwire_server.engine.memory import SYSTEM_PAGE_BYTES, ZeroedTensor, round_up
 from tensorwire_server.engine.page_store import PageStore
 
@@ -37,7 +39,8 @@ if TYPE_CHECKING:
     from tensorwire_server.scheduling.work import Load, Save, StepPlan
 
 SMALLEST_CLASS_TOKENS = 128
-# A prompt begins in a slot with room for so many more, else it would move with its first tokens.
+# On a CPU a prompt begins in a slot with room for so many more, else it would move with its first
+# tokens.
 # And nobody moves earlier than so many tokens before it must.
 _ROOM_TOKENS = 32
 # What an arena begins with: several slots of a small class, one of a large class.
@@ -138,11 +141,17 @@ class Arena:
 
     def _grow(self) -> None:
         num_slots = self.kv_L2SHPD.shape[2]
-        more = max(1, _FIRST_ALLOCATION_TOKENS // self.num_positions, num_slots // 2)
+        least = max(1, _FIRST_ALLOCATION_TOKENS // self.num_positions, num_slots // 2)
+        more = least
         if self._geometry.device.type == "cpu":
             slot_bytes = self.num_positions * self._geometry.bytes_per_token
-            more = max(more, min(_FIRST_SLOTS, _FIRST_ADDRESSES // slot_bytes))
-        grown = self._zeros(num_slots + more)
+            more = max(least, min(_FIRST_SLOTS, _FIRST_ADDRESSES // slot_bytes))
+        try:
+            grown = self._zeros(num_slots + more)
+        except MemoryError:
+            if more == least:
+                raise
+            grown = self._zeros(num_slots + least)  # addresses are short, memory is not yet
         for slot in range(len(self.lengths)):
             self.move_slot(slot, grown.tensor, slot)
         self._memory = grown
@@ -177,7 +186,10 @@ class SlotCache:
             sizes.append(2 * sizes[-1])
         sizes[-1] = max(context_tokens, 1)
         self.arenas = [Arena(geometry, size) for size in sizes]
+        # On a device a slot takes its memory whether it is filled or not, and moving costs little.
+        self._room_tokens = _ROOM_TOKENS if geometry.device.type == "cpu" else 0
         self.store = PageStore(geometry)
+        self.halfway = Halfway()
         self._places: dict[int, tuple[int, int]] = {}  # sequence id -> arena, slot
 
     def prepare(self, plan: StepPlan) -> None:
@@ -199,7 +211,7 @@ class SlotCache:
             # Else it would move from class to class as it is read.
             if sequence_id not in self._places:
                 most = self.arenas[-1].num_positions
-                self._take(sequence_id, min(num_tokens + _ROOM_TOKENS, most))
+                self._take(sequence_id, min(num_tokens + self._room_tokens, most))
         for load in plan.loads:
             self._load(load)
         for index, arena in enumerate(self.arenas[:-1]):
@@ -255,6 +267,7 @@ class SlotCache:
 
     def release(self, sequence_id: int) -> None:
         """Forget a sequence; one that is unknown is no error."""
+        self.halfway.release(sequence_id)
         held = self._places.pop(sequence_id, None)
         if held is not None:
             self._free(*held)

@@ -135,6 +135,7 @@ def _load_generator(
         vocab_size=steps.vocab_size,
         eos_ids=_eos_ids(generation, wrapper),
         defaults=sampling_defaults(generation),
+        resumable_layers=steps.resumable_layers,
     )
     return Generator(steps, tokenizer, card)
 

@@ -25,7 +25,11 @@ def round_up(num_bytes: int) -> int:
 
 
 class ZeroedTensor:
-    """A tensor of zeros, parts of which can be made zero again, and their memory free."""
+    """A tensor of zeros, parts of which can be made zero again, and their memory free.
+
+    Raises:
+        MemoryError: a process may not have so many addresses.
+    """
 
     def __init__(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
         self._map: mmap.mmap | None = None
@@ -34,7 +38,12 @@ class ZeroedTensor:
             self.tensor = torch.zeros(tuple(shape), dtype=dtype, device=device)
             return
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-        self._map = mmap.mmap(-1, num_bytes, flags=flags)
+        try:
+            self._map = mmap.mmap(-1, num_bytes, flags=flags)
+        except OSError as error:
+            raise MemoryError(
+                f"the system grants no {num_bytes} bytes of addresses; is `ulimit -v` set?"
+            ) from error
         if hasattr(mmap, "MADV_NOHUGEPAGE"):
             # A huge page takes 2 MiB at the first byte written.
             self._map.madvise(mmap.MADV_NOHUGEPAGE)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 # How many scores (heads x queries x keys) are written out at once: 16 MiB in float32.
 _SCORES_AT_ONCE = 1 << 22
+# The same, of one key head: 4 MiB. The fewer, the more often all keys are read: a quarter as many
+# take up to twice as long. But memory for more is asked of the system anew each time.
+_SCORES_OF_A_HEAD = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,28 +107,35 @@ def collect(
 
 
 def collect_by_head(
-    q_HQD: torch.Tensor,
+    q_HGTD: torch.Tensor,
     k_HPD: torch.Tensor,
     v_HPD: torch.Tensor,
     scale: float,
-    mask_QP: torch.Tensor,
+    mask_TP: torch.Tensor,
 ) -> torch.Tensor:
-    """Return what each query collects: (H, Q, D).
+    """Return what each query collects: (H, G, T, D).
 
     torch's own kernel gives each thread heads of its own, of which there may be few, and multiplies
     by MKL, which uses half of what AVX512 can do on some CPUs. oneDNN shares out each product.
 
     Args:
-        q_HQD: a group's heads may be its queries.
-        k_HPD: float32 on a CPU, as all of these, where there is oneDNN.
+        q_HGTD: float32 on a CPU, as all of these, where there is oneDNN.
+        k_HPD: any number of positions.
         v_HPD: as many.
         scale: of the scores.
-        mask_QP: added to the scores of the last P positions; those before hide nothing.
+        mask_TP: added to the scores of the last P positions; those before hide nothing.
     """
     multiply: Any = torch.ops.mkldnn._linear_pointwise.default
-    collected = []
-    for q_QD, k_PD, v_PD in zip(q_HQD * scale, k_HPD, v_HPD, strict=True):
-        scores_QP = multiply(q_QD, k_PD, None, "none", [], "")
-        scores_QP[:, -mask_QP.shape[1] :] += mask_QP
-        collected.append(multiply(scores_QP.softmax(-1), v_PD.t(), None, "none", [], ""))
-    return torch.stack(collected)
+    _, num_groups, num_queries, _ = q_HGTD.shape
+    num_parts = -(-num_queries * num_groups * k_HPD.shape[1] // _SCORES_OF_A_HEAD)
+    step = -(-num_queries // num_parts)
+    collected = torch.empty_like(q_HGTD)
+    for q_GTD, k_PD, v_PD, out_GTD in zip(q_HGTD, k_HPD, v_HPD, collected, strict=True):
+        for begin in range(0, num_queries, step):
+            queries = slice(begin, begin + step)
+            q = q_GTD[:, queries] * scale
+            scores = multiply(q.flatten(0, 1), k_PD, None, "none", [], "")
+            scores.view(num_groups, -1, len(k_PD))[..., -mask_TP.shape[1] :] += mask_TP[queries]
+            out = multiply(scores.softmax(-1), v_PD.t(), None, "none", [], "")
+            out_GTD[:, queries] = out.view(q.shape)
+    return collected

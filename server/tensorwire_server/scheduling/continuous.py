@@ -16,7 +16,7 @@ The order of the queue is a time, and never changes: of arrival, later by up to 
 or no deadline, and earlier by `_STEP_S` for each of up to `_MOST_STEPS` steps of priority. So a
 higher priority goes first, and within a priority the nearer deadline; but whoever has waited long
 goes before all newcomers. Prompts are read in the same order with one half of what a step has for
-them; the other half is for the shortest ones.
+them; the other half is for the shortest ones (`chunks.py`).
 
 Whatever has run and is gone stands in the `released` of the next plan, so that the engine drops its
 cache before the freed pages are used again. `plan` and `commit` (or `fail`) alternate. A plan that
@@ -35,6 +35,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
 
+from tensorwire_server.scheduling.chunks import Chunks
 from tensorwire_server.scheduling.forecast import Forecast
 from tensorwire_server.scheduling.pace import Pace
 from tensorwire_server.scheduling.prefix_cache import PrefixCache
@@ -44,15 +45,13 @@ from tensorwire_server.scheduling.work import Load, Row, StepPlan
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from tensorwire_server.scheduling.chunks import Layers
     from tensorwire_server.scheduling.pages import PagePool
     from tensorwire_server.scheduling.work import StepResult
 
 _STEP_S = 30.0  # what a step of priority is worth in time of arrival
 # Everybody may ask for any priority: nobody is to get ahead of others by more than a minute.
 _MOST_STEPS = 2
-# Of a prompt whose tokens' log-probabilities are reported, logits of so many tokens in a step: they
-# take memory that nothing else bounds, 600 KB for a token of a vocabulary of 150,000.
-_REPORTED_LOGITS = 256
 
 
 class WaitingFull(Exception):
@@ -92,6 +91,7 @@ class ContinuousScheduler:
         step_tokens: of one step; beside sequences that are continued, prompts get less of it.
         model: its name and revision: prefixes are shared within it.
         slowdown: by how much prompts may slow down steps that continue sequences.
+        num_layers: see `ModelCard.resumable_layers`.
         expected_share: of `max_new_tokens`, that answers are taken to use before there were any.
         saved_on_leaving: pages of a sequence that leaves which go to the prefix cache at most.
         share_prefixes: between tenants.
@@ -105,7 +105,8 @@ class ContinuousScheduler:
         step_tokens: int,
         max_waiting: int,
         model: str = "",
-        slowdown: float = 2.5,
+        slowdown: float = 2.2,
+        num_layers: int = 1,
         expected_share: float = 1.0,
         saved_on_leaving: int = 64,
         share_prefixes: bool = False,
@@ -131,6 +132,8 @@ class ContinuousScheduler:
             pool, model, saved_on_leaving=saved_on_leaving, share=share_prefixes
         )
         self._pace = Pace(slowdown)
+        self._num_layers = num_layers
+        self._chunks = Chunks(num_layers=num_layers, most_tokens=step_tokens - max_running)
         self._forecast = Forecast(expected_share)
         self._short: list[Sequence] = []  # that have no page for their next token
         self._num_preemptions = 0
@@ -244,15 +247,19 @@ class ContinuousScheduler:
         """
         self._note_told(plan)
         self._note_pace(plan, took_s)
+        self._chunks.note_done()
         self._is_moving = result.moves_next
         emissions = Emissions()
         tokens, failed, running = result.tokens, result.failed, SequenceState.RUNNING
-        page_tokens = self._pool.page_tokens
+        page_tokens, num_layers = self._pool.page_tokens, self._num_layers
         add_id, add_index = emissions.sequence_ids.append, emissions.indexes.append
         add_token = emissions.token_ids.append
         for row, sequence in zip(plan.rows, self._in_step, strict=True):
             if sequence.state is not running:
                 continue  # cancelled while the step ran
+            if row.layers is not None and row.layers[1] < num_layers:
+                sequence.has_run = True
+                continue
             sequence.num_cached = num_cached = row.start + len(row.token_ids)
             id = sequence.id
             if failed and id in failed:
@@ -275,7 +282,7 @@ class ContinuousScheduler:
                     emissions.finishes[id] = "length"
                     self._finish(sequence)
                     continue
-                row.token_ids, row.start = (token_id,), num_cached
+                row.token_ids, row.start, row.layers = (token_id,), num_cached, None
                 if num_cached % page_tokens == 0:
                     self._grow(sequence)
                     row.pages = tuple(sequence.pages)
@@ -294,6 +301,7 @@ class ContinuousScheduler:
         """Take in that a step broke off, nobody knows where; returns who was in it, now dropped."""
         assert plan is self._outstanding, "only the latest plan can fail, once"
         self._outstanding = None
+        self._is_moving = False
         self._prefixes.note_failed(plan, self._running)
         dropped = [s for s in self._in_step if s.state is SequenceState.RUNNING]
         for sequence in dropped:
@@ -424,6 +432,7 @@ class ContinuousScheduler:
 
     def _stop_running(self, sequence: Sequence, *, keep: bool) -> None:
         del self._running[sequence.id]
+        self._chunks.forget(sequence)
         self._rows_are_next = self._is_blocked = False
         self._enqueue(self._prefixes.leave(sequence, keep=keep))
         self._released.append(sequence.id)
@@ -436,23 +445,24 @@ class ContinuousScheduler:
         reading: list[Sequence] = []
         for sequence in self._running.values():
             (decoding if sequence.num_to_feed == 1 else reading).append(sequence)
-        rows = [self._row(sequence, 1) for sequence in decoding]
-        budget = self._step_tokens - len(rows)
+        every_layer = 0, self._num_layers
+        rows = [self._row(sequence, 1, every_layer) for sequence in decoding]
+        paced = None
         # A prompt of one token looks like a decode, but is nobody who could be kept waiting.
         if reading and not all(sequence.is_reading for sequence in decoding):
-            paced = self._pace.prompt_tokens(len(decoding), len(reading), spares=self._is_moving)
-            budget = min(budget, paced)
-        chunks = _share(budget, reading)
-        rows += [self._row(sequence, num_tokens) for sequence, num_tokens in chunks]
+            num_prompts = len(reading)
+            paced = self._pace.prompt_tokens(len(decoding), num_prompts, spares=self._is_moving)
+        chunks, layers = self._chunks.next(reading, self._step_tokens - len(rows), paced)
+        rows += [self._row(sequence, num_tokens, layers) for sequence, num_tokens in chunks.items()]
         self._rows = tuple(rows)
-        self._in_step = decoding + [sequence for sequence, _ in chunks]
+        self._in_step = [*decoding, *chunks]
         self._num_decodes = len(decoding)
         loads = self._prefixes.loads
         self._loads = tuple(loads[s.id] for s in self._in_step if s.id in loads) if loads else ()
         self._started = tuple(s.id for s in self._in_step if not s.has_run)
         self._reading = tuple((s.id, len(s.tokens)) for s in self._in_step if s.is_reading)
 
-    def _row(self, sequence: Sequence, num_tokens: int) -> Row:
+    def _row(self, sequence: Sequence, num_tokens: int, layers: Layers) -> Row:
         start, tokens = sequence.num_cached, sequence.tokens
         end = start + num_tokens
         return Row(
@@ -460,10 +470,11 @@ class ContinuousScheduler:
             token_ids=tuple(tokens[start:end]),
             start=start,
             pages=tuple(sequence.pages[: self._pool.pages_for(end)]),
-            sample=end == len(tokens),
+            sample=end == len(tokens) and layers[1] == self._num_layers,
             sampling=sequence.sampling,
             history=tokens,
             num_prompt_tokens=len(sequence.prompt_ids),
+            layers=None if layers == (0, self._num_layers) else layers,
         )
 
     def _note_told(self, plan: StepPlan) -> None:
@@ -477,11 +488,12 @@ class ContinuousScheduler:
             self._is_blocked = False  # pages that were loaded can be evicted now
 
     def _note_pace(self, plan: StepPlan, took_s: float) -> None:
-        num_prompt_tokens = 0
+        num_prompt_tokens = 0.0  # of one that goes through some layers, as much
         for row in plan.rows[self._num_decodes :]:
             if row.sampling.reports:
                 return  # its tokens cost more than those of others
-            num_prompt_tokens += len(row.token_ids)
+            first, last = row.layers or (0, self._num_layers)
+            num_prompt_tokens += len(row.token_ids) * (last - first) / self._num_layers
         # Copies are a part of what a prompt costs, but not of what others cost.
         if self._is_moving:
             return
@@ -524,37 +536,6 @@ def _due(sequence: Sequence) -> float:
         slack = min(slack, max(0.0, sequence.deadline - sequence.arrived_at))
     steps = max(-_MOST_STEPS, min(_MOST_STEPS, sequence.priority))
     return sequence.arrived_at + slack - _STEP_S * steps
-
-
-def _share(budget: int, reading: list[Sequence]) -> list[tuple[Sequence, int]]:
-    """Return whose prompts are read on, and how many tokens of each.
-
-    One half is given out in the order of the queue, so that no prompt stands still for ever; the
-    rest to those that have least left, so that a short one does not wait for the end of a long one.
-    """
-    shares = dict.fromkeys(sorted(reading, key=_by_order), 0)
-    num_logits = _give(budget - budget // 2, [*shares], shares, _REPORTED_LOGITS)
-    _give(budget - sum(shares.values()), sorted(shares, key=_left), shares, num_logits)
-    return [(sequence, num_tokens) for sequence, num_tokens in shares.items() if num_tokens]
-
-
-def _give(budget: int, queue: list[Sequence], shares: dict[Sequence, int], num_logits: int) -> int:
-    """Add to the shares in this order; return how many logits are left that may be reported on."""
-    for sequence in queue:
-        given = shares[sequence]
-        num_tokens = min(budget, sequence.num_to_feed - given)
-        first = sequence.sampling.first_scored(len(sequence.prompt_ids))
-        if first is not None:
-            free = max(0, first - sequence.num_cached - given)
-            num_tokens = min(num_tokens, free + num_logits)
-            num_logits -= max(0, num_tokens - free)
-        shares[sequence] = given + num_tokens
-        budget -= num_tokens
-    return num_logits
-
-
-def _left(sequence: Sequence) -> int:
-    return sequence.num_to_feed
 
 
 def _by_order(sequence: Sequence) -> tuple[float, int]:

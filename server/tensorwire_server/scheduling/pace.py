@@ -19,7 +19,7 @@ from __future__ import annotations
 # What a new measurement counts against all before it. A prompt's tokens get dearer as it is read.
 _DECODE_WEIGHT, _TOKEN_WEIGHT = 0.1, 0.3
 _RARE_WEIGHT = 0.5  # of a step without prompts, where they are rare
-_BEFORE_WEIGHT = 0.05  # of such a step for what is taken as usual
+_BEFORE_WEIGHT = 0.02  # of such a step for what is taken as usual
 _FIRST_TOKENS = 256  # of a prompt, before anything is known
 _FEWEST_TOKENS = 4  # fewer, and reading takes so long that the streams themselves grow slow
 _OUTLIER = 2.0  # a step that takes so many times what is usual counts as this much
@@ -55,8 +55,8 @@ class Pace:
         self._num_pauses = 0
         self._spares = float(_MOST_SPARED)
 
-    def note(self, num_decodes: int, num_prompt_tokens: int, took_s: float) -> None:
-        """Take in what one step took."""
+    def note(self, num_decodes: int, num_prompt_tokens: float, took_s: float) -> None:
+        """Take in what one step took; tokens that went through half of the layers are half."""
         if took_s <= 0:
             return
         if not num_prompt_tokens:

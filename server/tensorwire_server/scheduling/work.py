@@ -77,6 +77,7 @@ class ModelCard:
     vocab_size: int = 0  # ids a client may send are 0 .. vocab_size - 1
     eos_ids: frozenset[int] = frozenset()
     embedding_size: int = 0
+    resumable_layers: int = 1  # of which a row may go through some in a step; 1: always through all
     # What unset options mean: temperature, top_k, top_p, min_p, repetition_penalty,
     # min_new_tokens; and bad_words, which hold always.
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -102,6 +103,9 @@ class Row:
     # All tokens of the sequence that are known, the prompt first: the scheduler's list, it grows.
     history: Sequence[int] = ()
     num_prompt_tokens: int = 0  # of them
+    # From which layer to which one, the last not included; None: through all. A row that stops
+    # early is followed by one of the same tokens that begins where it stopped.
+    layers: tuple[int, int] | None = None
 
     @property
     def num_logits(self) -> int:

@@ -88,6 +88,7 @@ class GenerateLoop:
             max_waiting=spec.max_requests,
             model=spec.model,
             slowdown=spec.max_slowdown,
+            num_layers=engine.card.resumable_layers,
             saved_on_leaving=budget.saved_on_leaving,
             share_prefixes=spec.share_prefixes,
         )

@@ -72,6 +72,72 @@ def test_the_size_of_prompt_chunks_changes_nothing(step_tokens: int) -> None:
     assert_right(compare(made.tokens, expected))
 
 
+def slow_prompts(plan: StepPlan) -> float:
+    """Say what a step took where a prompt's token takes as long as a whole step without any."""
+    tokens = [len(one.token_ids) * _share_of_layers(one) for one in plan.rows]
+    return 1.0 + sum(number for number in tokens if number > 1)
+
+
+def _share_of_layers(row: Row) -> float:
+    first, last = row.layers or (0, 3)
+    return (last - first) / 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["llama", "mistral-window", "qwen3", "olmo2"])
+def test_prompts_that_go_through_a_layer_at_a_time_equal_generate(variant: str) -> None:
+    requests = mixed_requests(16, seed=3)
+    expected = references(variant_folder(variant), requests)
+    limits = {3: 5, 7: 20}
+    made = run(
+        fused(variant), requests, num_pages=24, took_s=slow_prompts, cancel_after=limits,
+        expected_share=0.0,
+    )  # fmt: skip
+    for number in made.cancelled:
+        length = len(made.tokens[number])
+        expected[number] = expected[number][0][:length], expected[number][1][:length]
+    assert_right(compare(made.tokens, expected), at_least=350)
+    assert made.paths["some of the layers"] >= 30
+    assert made.stats["preemptions"] >= 1
+
+
+@pytest.mark.parametrize("variant", ["llama", "mistral-window", "olmo2"])
+def test_a_chunk_may_stop_behind_any_layer_and_go_on_beside_others(variant: str) -> None:
+    engine = fused(variant)
+    ids = [5 + 7 * i % 500 for i in range(150)]
+    right = logits_of(engine, ids)
+    beside = [9, 8, 7, 6, 5]
+    forward = engine._model.forward
+    with torch.inference_mode():
+        forward([row(0, ids[:60], sample=False), row(1, beside[:1], sample=False)])
+        for i, layers in enumerate([(0, 1), (1, 2), (1, 2), (2, 3)]):  # one is told twice
+            chunk = row(0, ids[60:], 60, sample=layers[1] == 3)
+            chunk.layers = layers
+            rows, logits = forward([chunk, row(1, beside[i + 1 : i + 2], i + 1)])
+            assert {one.sequence_id for one in rows} == ({0, 1} if chunk.sample else {1})
+        decoded = logits[[one.sequence_id for one in rows].index(1)].clone()
+        mine = logits[[one.sequence_id for one in rows].index(0)].clone()
+        forward([row(0, [3], 150), row(1, [3], 5)])
+        assert len(engine._model.cache.halfway) == 0
+        engine._model.cache.release(0)
+        engine._model.cache.release(1)
+    assert (mine - right[0]).abs().max() <= FLOAT_ERROR * right.abs().max()
+    alone = logits_of(engine, beside)
+    assert (decoded - alone[0]).abs().max() <= FLOAT_ERROR * alone.abs().max()
+
+
+def test_a_sequence_that_leaves_between_two_layers_leaves_nothing() -> None:
+    engine = fused("llama")
+    chunk = row(1, [5, 6, 7], sample=False)
+    chunk.layers = (0, 2)
+    assert engine.step(StepPlan(rows=(chunk,), released=())).tokens == {}
+    halfway = engine._model.cache.halfway
+    assert len(halfway) == 1
+    engine.step(StepPlan(rows=(), released=(1,)))
+    assert len(halfway) == 0
+    engine._model.cache.check_invariants()
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_fused_logits_are_those_of_the_modules(variant: str) -> None:
     modules = load(variant_folder(variant), device="cpu", backend="any")

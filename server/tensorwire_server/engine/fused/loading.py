@@ -119,6 +119,7 @@ class _Narrowing:
         self._model, self._reference = model, reference
         self.cache = model.cache
         self.vocab_size, self.num_parameters = model.vocab_size, model.num_parameters
+        self.resumable_layers = model.resumable_layers
 
     def forward(self, rows: Sequence[Row]) -> tuple[list[Row], torch.Tensor]:
         """See `Steps`."""

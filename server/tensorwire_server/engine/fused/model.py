@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from tensorwire_server.engine.attention import StepLayout
 from tensorwire_server.engine.fused.families import QKNorm
+from tensorwire_server.engine.halfway import parts_of
 from tensorwire_server.engine.sampler import wanted_logits
 
 if TYPE_CHECKING:
@@ -56,6 +57,16 @@ class ModelWeights:
     rotation_scale: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """Rows that go through layers together."""
+
+    layout: StepLayout
+    rotation: torch.Tensor  # (T, 1, D / 2) complex numbers, by the tokens' positions
+    wanted: list[Row]  # see `wanted_logits`
+    kept: torch.Tensor | None  # (R,) places of the tokens with logits; None: all have some
+
+
 class FusedModel:
     """A causal model behind one call: rows in, the logits that are wanted out."""
 
@@ -70,7 +81,9 @@ class FusedModel:
         self.cache = cache
         self.vocab_size = len(weights.embedding_VC)
         self.num_parameters = num_parameters
+        self.resumable_layers = description.num_layers
         self._d = description
+        self._device = cache.geometry.device
         self._weights = weights
         self.set_windows(description.windows)
         self._epsilon = torch.tensor(description.norm_epsilon)
@@ -92,31 +105,43 @@ class FusedModel:
             The rows whose logits are wanted (`wanted_logits`), and these in that order: (R, V),
             float32.
         """
-        layout = StepLayout(self.cache, rows)
-        ids = [token_id for row in layout.rows for token_id in row.token_ids]
-        wanted, places = wanted_logits(layout.rows)
-        device = self.cache.geometry.device
-        kept = None  # all of them
-        if len(wanted) < len(ids):
-            kept = torch.tensor(places, dtype=torch.long, device=device)
-        hidden_TC = self._embed(torch.tensor(ids, device=device))
-        rotation = self._rotation(torch.tensor(self.positions(layout.rows), device=device))
-        last = self._d.num_layers - 1
-        for index in range(last + 1):
-            is_last = index == last
-            hidden_TC = self._layer(index, hidden_TC, rotation, layout, kept if is_last else None)
-        if not wanted:
-            return [], hidden_TC.new_zeros(0, self.vocab_size, dtype=torch.float32)
-        logits = self._weights.head(self._norm(hidden_TC, self._weights.final_norm_C)).float()
-        if self._d.logits_scale != 1:
-            logits.mul_(self._d.logits_scale)
+        halfway, num_layers = self.cache.halfway, self._d.num_layers
+        halfway.begin(rows)
+        parts: dict[tuple[int, ...], _Part] = {}
+        logits, wanted = torch.empty(0, self.vocab_size, device=self._device), []
+        for first, last, there in parts_of(rows, num_layers):
+            ids = tuple(row.sequence_id for row in there)
+            part = parts[ids] = parts.get(ids) or self._part(there)
+            rows_there = part.layout.rows
+            hidden_TC = halfway.get(rows_there, first) if first else self._embed(rows_there)
+            for index in range(first, last):
+                hidden_TC = self._layer(index, hidden_TC, part)
+            if last < num_layers:
+                halfway.put(rows_there, last, hidden_TC)
+            elif part.wanted:
+                wanted, logits = part.wanted, self._logits(hidden_TC)
         return wanted, logits
+
+    def _part(self, rows: Sequence[Row]) -> _Part:
+        layout = StepLayout(self.cache, rows)
+        wanted, places = wanted_logits(layout.rows)
+        kept = None  # all of them
+        if len(wanted) < layout.num_tokens:
+            kept = torch.tensor(places, dtype=torch.long, device=self._device)
+        positions = torch.tensor(self.positions(layout.rows), device=self._device)
+        return _Part(layout=layout, rotation=self._rotation(positions), wanted=wanted, kept=kept)
+
+    def _logits(self, hidden_RC: torch.Tensor) -> torch.Tensor:
+        logits = self._weights.head(self._norm(hidden_RC, self._weights.final_norm_C)).float()
+        return logits if self._d.logits_scale == 1 else logits.mul_(self._d.logits_scale)
 
     def positions(self, rows: Sequence[Row]) -> list[int]:
         """Return the position of each token of the ragged row in its own sequence."""
         return [row.start + i for row in rows for i in range(len(row.token_ids))]
 
-    def _embed(self, ids_T: torch.Tensor) -> torch.Tensor:
+    def _embed(self, rows: Sequence[Row]) -> torch.Tensor:
+        ids = [token_id for row in rows for token_id in row.token_ids]
+        ids_T = torch.tensor(ids, device=self._device)
         hidden_TC = self._weights.embedding_VC[ids_T].to(self.cache.geometry.dtype)
         return hidden_TC if self._d.embedding_scale == 1 else hidden_TC * self._d.embedding_scale
 
@@ -126,23 +151,16 @@ class FusedModel:
         angles = positions_T[:, None, None].float() * weights.inverse_frequencies
         return torch.polar(torch.full_like(angles, weights.rotation_scale), angles)
 
-    def _layer(
-        self,
-        index: int,
-        hidden_TC: torch.Tensor,
-        rotation: torch.Tensor,
-        layout: StepLayout,
-        kept: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Run one layer; behind its attention only the `kept` tokens go on, None: all."""
+    def _layer(self, index: int, hidden_TC: torch.Tensor, part: _Part) -> torch.Tensor:
+        """Run one layer; behind the last one's attention only tokens with logits go on."""
         weights = self._weights.layers[index]
         after = self._d.family.norms_after
         x = hidden_TC if after else self._norm(hidden_TC, weights.attention_norm_C)
-        collected = self._attend(index, weights, x, rotation, layout)
-        if kept is not None:
-            if not len(kept):
+        collected = self._attend(index, weights, x, part)
+        if part.kept is not None and index == self._d.num_layers - 1:
+            if not part.wanted:
                 return hidden_TC
-            collected, hidden_TC = collected[kept], hidden_TC[kept]
+            collected, hidden_TC = collected[part.kept], hidden_TC[part.kept]
         norm = weights.attention_norm_C if after else None
         hidden_TC = self._add(weights.attention_out, collected, hidden_TC, norm)
         x = hidden_TC if after else self._norm(hidden_TC, weights.feed_norm_C)
@@ -151,24 +169,19 @@ class FusedModel:
         return self._add(weights.feed_out, F.silu(gate).mul_(up), hidden_TC, norm)
 
     def _attend(
-        self,
-        index: int,
-        weights: LayerWeights,
-        x_TC: torch.Tensor,
-        rotation: torch.Tensor,
-        layout: StepLayout,
+        self, index: int, weights: LayerWeights, x_TC: torch.Tensor, part: _Part
     ) -> torch.Tensor:
         """Return (T, N x D)."""
         d = self._d
         qkv_TxD = weights.qkv(x_TC).view(len(x_TC), -1, d.head_size)
         if weights.q_norm is not None:
             self._norm_qk(weights, qkv_TxD)
-        _turn(qkv_TxD[:, : d.num_heads + d.num_kv_heads], rotation)
+        _turn(qkv_TxD[:, : d.num_heads + d.num_kv_heads], part.rotation)
         q, k, v = torch.split(
             qkv_TxD.transpose(0, 1), [d.num_heads, d.num_kv_heads, d.num_kv_heads]
         )
         scale, extra = d.attention_scale, self._extras[index]
-        return layout.attend(index, q, k, v, scale, extra).flatten(1)
+        return part.layout.attend(index, q, k, v, scale, extra).flatten(1)
 
     def _norm_qk(self, weights: LayerWeights, qkv_TxD: torch.Tensor) -> None:
         """Normalise queries and keys in place."""
