@@ -131,7 +131,6 @@ def _opened(values: dict[str, Any], frame: Frame, limits: Limits) -> dict[str, A
     for name, value in values.items():
         if type(value) is Ext:
             if source is None:
-                _check_segments(frame, limits)
                 source = TensorSource(frame.segments, limits)
             values[name] = source.ext_hook(value.code, bytes(value.data))
     return values
@@ -194,17 +193,10 @@ def _check_items(limits: Limits, items: list[Any]) -> None:
         raise _Extraordinary
 
 
-def _check_segments(frame: Frame, limits: Limits) -> None:
-    if frame.aux > limits.segments:
-        raise BadTensor(f"{frame.aux} segments; a message carries at most {limits.segments}")
-
-
 # -- frames on their way through a gateway ---------------------------------------------------------
 
 
 def _request_packed(frame: Frame, limits: Limits) -> Request:
-    if frame.aux:
-        _check_segments(frame, limits)
     # A copy, and the values stay in it: the frame's memory is used again by the next read.
     read = _read(read_packed_request, bytes(frame.meta))
     params = bytes(read.params)
@@ -223,8 +215,6 @@ def _request_packed(frame: Frame, limits: Limits) -> Request:
 
 
 def _result_packed(frame: Frame, limits: Limits) -> PackedResult:
-    if frame.aux:
-        _check_segments(frame, limits)
     read = _read(read_packed_result, bytes(frame.meta))
     return PackedResult(
         frame.stream,
