@@ -488,7 +488,12 @@ class FakeServer:
 
     def reset_all(self) -> None:
         """Reset every connection; the listener stays."""
-        self.do(lambda: [session.reset() for session in self.sessions])
+
+        def reset() -> None:
+            for session in list(self.sessions):
+                session.reset()
+
+        self.do(reset)
 
     def abort_all(self) -> None:
         """Cut every connection as a crash does; the listener stays."""
