@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-import select
 import socket
-import struct
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -38,7 +36,7 @@ from tensorwire_protocol.roles import Role
 from tensorwire_protocol.transports.blocking import BlockingTransport, Mailbox
 
 from protocol.samples import KEY, end, event, request, wire
-from protocol.transports.driving import PATIENCE_S
+from protocol.transports.driving import PATIENCE_S, reset, tcp_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,11 +54,7 @@ class Peer:
 
     def reset(self) -> None:
         """Reset the connection, and wait until the client's kernel knows."""
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.sock.close()
-        poll = select.poll()
-        poll.register(self.near, 0)  # nothing but the end
-        assert poll.poll(PATIENCE_S * 1000)
+        reset(self.near, self.sock)
 
     def hear(self, count: int) -> list[Message]:
         """Read until `count` messages have come in all; return those that are new."""
@@ -89,14 +83,6 @@ class Peer:
             while chunk := self.sock.recv(65536):
                 data += chunk
         return data
-
-
-def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    """Return both ends of a TCP connection, which unlike a Unix one can be reset."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        near = socket.create_connection(listener.getsockname())
-        far, _ = listener.accept()
-    return near, far
 
 
 @contextmanager
