@@ -6,9 +6,13 @@ Fails where it keeps less than 90 %, or where an attack leaves the gateway more 
 The server asks for a login; attackers have one, but for those that are there before it. Each round
 measures the client without and with the attacker, then the attacker alone; ratios are taken within
 a round. Attackers come back when they are cut, a bounded number of times a second, and run at the
-lowest priority: in truth they would burn somebody else's processor. Where client and server share
-two cores, what the attacker's process takes from both looks like what the gateway loses; the share
-of a core that the gateway spends on the attacker alone does not have that flaw.
+lowest priority: in truth they would burn somebody else's processor.
+
+Where client and server share two cores, what the attacker's process and the kernel's work for it
+take from both looks like what the gateway loses. So each round has a control as well: the same
+client of the same gateway, while the attacker visits a bare listener instead (`sink.py`), which
+reads and cuts where the gateway does. Only what is kept counts; beside it stands what was kept
+beside the bare listener, and the ratio of the two, which is the gateway's own part.
 """
 
 from __future__ import annotations
@@ -19,9 +23,11 @@ import contextlib
 import os
 import socket
 import statistics
+import struct
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,6 +47,8 @@ _DEPTH = 16  # requests that the healthy client has in flight
 _WARM_S = 0.5
 _LEAST_KEPT = 0.9
 _MOST_GROWTH_BYTES = 16 * MIB
+_SINK = Path(__file__).with_name("sink.py")
+_TCP_INFO_ACKED = struct.Struct("@120xQ")  # tcpi_bytes_acked
 _VARIABLES = ("TENSORWIRE_ADDRESS", "TENSORWIRE_TOKEN")  # of the attacker: others see arguments
 
 
@@ -153,6 +161,7 @@ ATTACKS: dict[str, Callable[[], Visit]] = {
     "strangers": lambda: _strangers,
     "before-login": lambda: _ask_before_login,
 }
+_LEAVING = ("trickling", "strangers", "before-login")
 
 
 def attack(name: str, visits_per_s: float) -> None:
@@ -167,6 +176,17 @@ def attack(name: str, visits_per_s: float) -> None:
         with socket.create_connection((host, int(port)), timeout=10) as sock:
             visit(sock, greeting)
         time.sleep(max(0.0, began + 1 / visits_per_s - time.monotonic()))
+
+
+def bytes_of_visit(name: str, place: Ground) -> int | None:
+    """Return how many bytes of one visit are taken before it is cut; None: it leaves by itself."""
+    if name in _LEAVING:
+        return None
+    with place.connect() as sock:
+        ATTACKS[name]()(sock, place.greeting())
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_ACKED.size)
+        acked: int = _TCP_INFO_ACKED.unpack(info)[0]
+        return acked
 
 
 # -- the healthy client ---------------------------------------------------------------------------
@@ -196,38 +216,68 @@ async def _compare(
     name: str, place: Ground, *, rounds: int, seconds: float, visits_per_s: float
 ) -> bool:
     """Print what an attack does; say if that is within the bounds."""
-    quiet, attacked, shares = [], [], []
-    async with AsyncClient(place.address, token=place.token) as client:
-        async with _attacking(name, place, visits_per_s):
+    quiet, attacked, control, shares = [], [], [], []
+    cut_after = await asyncio.to_thread(bytes_of_visit, name, place)
+    async with (
+        AsyncClient(place.address, token=place.token) as client,
+        _sink(cut_after) as sink,
+    ):
+        async with _attacking(name, place.address, place.token, visits_per_s):
             await _measure(client, seconds)  # what a first time needs is not counted
         before_bytes = place.rss_bytes
         for _ in range(rounds):
             quiet.append(await _measure(client, seconds))
-            async with _attacking(name, place, visits_per_s):
+            async with _attacking(name, sink, place.token, visits_per_s):
+                control.append(await _measure(client, seconds))
+            async with _attacking(name, place.address, place.token, visits_per_s):
                 attacked.append(await _measure(client, seconds))
                 cpu_s, began = place.cpu_s, time.monotonic()
                 await asyncio.sleep(seconds)
                 shares.append((place.cpu_s - cpu_s) / (time.monotonic() - began))
-    kept = [b / a for a, b in zip(quiet, attacked, strict=True)]
+    kept, kept_beside_sink, of_that = (
+        [b / a for a, b in zip(before, after, strict=True)]
+        for before, after in ((quiet, attacked), (quiet, control), (control, attacked))
+    )
     growth_bytes = place.rss_bytes - before_bytes
     is_met = statistics.median(kept) >= _LEAST_KEPT and growth_bytes <= _MOST_GROWTH_BYTES
     print(
         f"{name:12} {'met   ' if is_met else 'MISSED'}"
-        f" throughput kept {statistics.median(kept):.2f} [{min(kept):.2f}..{max(kept):.2f}]"
-        f"   the gateway's share of a core for the attacker"
-        f" {statistics.median(shares):.3f} [{min(shares):.3f}..{max(shares):.3f}]"
+        f" throughput kept {_spread(kept)}   beside a bare listener {_spread(kept_beside_sink)}"
+        f"   of that {_spread(of_that)}"
+        f"   the gateway's share of a core for the attacker {_spread(shares)}"
         f"   growth {growth_bytes / MIB:+.1f} MiB",
         flush=True,
     )
     return is_met
 
 
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} [{min(values):.2f}..{max(values):.2f}]"
+
+
 @contextlib.asynccontextmanager
-async def _attacking(name: str, place: Ground, visits_per_s: float) -> AsyncIterator[None]:
+async def _sink(cut_after: int | None) -> AsyncIterator[str]:
+    """Yield the address of a bare listener."""
+    bound = [] if cut_after is None else ["--cut-after", str(cut_after)]
+    sink = await asyncio.create_subprocess_exec(
+        sys.executable, _SINK, *bound, stdout=subprocess.PIPE
+    )
+    try:
+        assert sink.stdout is not None
+        yield (await sink.stdout.readline()).decode().strip()
+    finally:
+        sink.kill()
+        await sink.wait()
+
+
+@contextlib.asynccontextmanager
+async def _attacking(
+    name: str, address: str, token: str, visits_per_s: float
+) -> AsyncIterator[None]:
     attacker = await asyncio.create_subprocess_exec(
         sys.executable, __file__, "--attack", name, "--visits-per-s", str(visits_per_s),
         stdout=subprocess.PIPE,
-        env=os.environ | dict(zip(_VARIABLES, (place.address, place.token), strict=True)),
+        env=os.environ | dict(zip(_VARIABLES, (address, token), strict=True)),
     )  # fmt: skip
     assert attacker.stdout is not None
     await attacker.stdout.readline()

@@ -186,7 +186,7 @@ class Link:
         """Send `call`.
 
         Raises:
-            TensorwireError: it could not be sent, or (executed: maybe) only in part.
+            TensorwireError: it could not be sent.
         """
         self.home.check()
         deadline = None if call.timeout_s is None else time.monotonic() + call.timeout_s
@@ -201,7 +201,7 @@ class Link:
         """Send what `build` makes on a connection that lives.
 
         Raises:
-            TensorwireError: it could not be sent, or (executed: maybe) only in part.
+            TensorwireError: it could not be sent.
         """
         pool = self._bulk_pool if call.is_bulk else self.pool
         num_tries = 0
@@ -209,18 +209,11 @@ class Link:
             self.home.check()
             transport = pool.get(call, deadline)
             num_tries += 1
-            was_built = False
-
-            def build_and_note(stream: int) -> Request | Resume:
-                nonlocal was_built
-                was_built = True
-                return build(stream)
-
             try:
-                return transport, transport.open(build_and_note)
+                return transport, transport.open(build)
             except (ConnectionFailed, Unauthenticated, Busy) as error:
-                # While nothing of the request has left, it may go on another connection.
-                if was_built or self.home.is_closed or num_tries == _TRIES:
+                # Nothing of the request has left, so it may go on another connection.
+                if self.home.is_closed or num_tries == _TRIES:
                     raise for_call(self.explained(transport, error)) from error.__cause__
 
     def explained(self, transport: BlockingTransport, error: TensorwireError) -> TensorwireError:

@@ -141,7 +141,7 @@ def _is_usable(transport: BlockingTransport) -> bool:
         transport.catch_up()
     except TensorwireError:
         return False
-    return transport.error is None and not transport.connection.peer_is_leaving
+    return transport.send_error is None and not transport.connection.peer_is_leaving
 
 
 def _no_time_to_connect(call: Call[Any]) -> DeadlineExceeded:

@@ -807,7 +807,9 @@ class Receiver {
     const { frame_bytes, preauth_bytes } = this.limits;
     const limit = this.greeting && this.fromOpener ? Math.min(frame_bytes, preauth_bytes) : frame_bytes;
     if (bodyBytes > limit) throw this.toldInText(bytes) ?? wireError("FRAME_TOO_LARGE", `a frame of ${bodyBytes} bytes`);
-    this.header = { bodyBytes, number: bytes[4], flags: bytes[5], aux: bytes.readUInt16LE(6), stream, metaBytes };
+    const [number, aux] = [bytes[4], bytes.readUInt16LE(6)];
+    if (KINDS.get(number)?.segments && aux > this.limits.segments) throw wireError("FRAMING", `${aux} segments`);
+    this.header = { bodyBytes, number, flags: bytes[5], aux, stream, metaBytes };
   }
 
   // Section 2: in place of the first frame, an answerer of another kind may say in text what it is.
@@ -831,7 +833,7 @@ class Receiver {
     if (metaEnd > body.length || (!more && metaEnd < body.length)) throw wireError("FRAMING", "meta and body disagree");
     const frame = { kind, stream, aux, meta: body.subarray(8 * count, metaEnd), count, hasBody };
     if (kind.name === "DATA") Object.assign(frame, { payload: body, last: (flags & END_FLAG) !== 0 });
-    if (count <= this.limits.segments) this.cutSegments(frame, body, metaEnd);
+    this.cutSegments(frame, body, metaEnd);
     this.checkKind(kind, stream);
     if (OPENING.includes(kind.name) && !this.greeting) this.claim(stream);
     return frame;
@@ -887,10 +889,9 @@ class Receiver {
   }
 
   // Step 10: name and text of an error of the request. For an answer the same is an error of the connection.
-  tooLarge({ hasBody, meta, count, table }) {
+  tooLarge({ hasBody, meta, table }) {
     if (hasBody && !this.features.has("body")) return ["UNSUPPORTED", "BODY without the feature"];
     if (meta.length > this.limits[metaLimit(this.fromOpener)]) return ["TOO_LARGE", "the meta is too large"];
-    if (count > this.limits.segments) return ["BAD_TENSOR", "too many segments"];
     if (hasBody && sumOf(table.lengths) > this.limits.message_bytes) return ["TOO_LARGE", "the body is too large"];
     return null;
   }

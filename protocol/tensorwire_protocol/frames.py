@@ -241,7 +241,7 @@ class FrameDecoder:
         if kind == _DATA and self.sinks is not None:
             self._at += HEADER_BYTES
             return self._open_sink(header)
-        total = self._announced_bytes(body_bytes)
+        total = self._announced_bytes(body_bytes, kind, aux)
         if left < total:
             self._stash(total)
             return None
@@ -259,7 +259,7 @@ class FrameDecoder:
             if header[1] == _DATA and self.sinks is not None:
                 self._drop_partial()
                 return self._open_sink(header)
-            self._wanted_bytes = self._announced_bytes(header[0])
+            self._wanted_bytes = self._announced_bytes(header[0], header[1], header[3])
         if self._partial_bytes < self._wanted_bytes:
             if self._partial_bytes == len(self._partial):
                 self._grow(self._partial, self._wanted_bytes)
@@ -271,7 +271,7 @@ class FrameDecoder:
     def _open_sink(self, header: tuple[int, ...]) -> Frame | None:
         """Let the bytes of a DATA frame go where they belong, those first that are here."""
         num_bytes, kind, flags, aux, stream, meta_bytes = header
-        self._announced_bytes(num_bytes)
+        self._announced_bytes(num_bytes, kind, aux)
         _check_header(kind, flags, aux)
         if meta_bytes:
             raise BadFraming("a DATA frame has no meta")
@@ -296,13 +296,18 @@ class FrameDecoder:
         frame, self._sink, self._data, self._data_bytes = self._data, None, None, 0
         return frame
 
-    def _announced_bytes(self, body_bytes: int) -> int:
-        # Refuse on the announced size: waiting for the body would let a peer make us buffer
-        # whatever it likes.
+    def _announced_bytes(self, body_bytes: int, kind: int, aux: int) -> int:
+        # Refuse on what is announced: waiting for the body would let a peer make us buffer
+        # whatever it likes, and a table of 65,535 segments has half a megabyte.
         if body_bytes > self.max_frame_bytes:
             raise FrameTooLarge(
                 f"a frame of {body_bytes} bytes was announced; at most {self.max_frame_bytes}"
                 " are accepted"
+            )
+        if aux > self._max_segments and kind in SEGMENT_KINDS:
+            raise BadFraming(
+                f"a frame with {aux} segments was announced; a message carries at most"
+                f" {self._max_segments}"
             )
         return HEADER_BYTES + body_bytes
 
@@ -335,7 +340,7 @@ class FrameDecoder:
         meta_end = meta_start + meta_bytes
         if meta_end > len(whole):
             raise BadFraming("a frame's meta is longer than its body")
-        if flags & _BODY and meta_end == len(whole) and num_segments <= self._max_segments:
+        if flags & _BODY and meta_end == len(whole):
             lengths = struct.unpack_from(f"<{num_segments}Q", whole, HEADER_BYTES)
             return Frame(kind, flags, aux, stream, whole[meta_start:meta_end], [], lengths)
         if not num_segments or flags & _BODY:
@@ -345,9 +350,6 @@ class FrameDecoder:
                 raise BadFraming("a DATA frame has no meta")
             segments = [whole[meta_end:]] if kind == _DATA else []
             return Frame(kind, flags, aux, stream, whole[meta_start:meta_end], segments)
-        if num_segments > self._max_segments:
-            # The codec refuses this request; cutting 65,535 segments first would be a gift.
-            return Frame(kind, flags, aux, stream, whole[meta_start:meta_end], [])
         if not owned:
             copy = aligned_buffer(len(whole))
             copy[:] = whole

@@ -14,7 +14,6 @@ from tensorwire_protocol.bodies import (
     early_places,
 )
 from tensorwire_protocol.errors import (
-    BadTensor,
     Busy,
     DeadlineExceeded,
     Executed,
@@ -159,10 +158,6 @@ class Transfers:
             TooLarge, Busy, RequestRefused: it is not wanted; `discard` it.
             Flood: too many begin and do not end.
         """
-        if frame.aux > self._limits.segments:
-            raise BadTensor(
-                f"{frame.aux} segments; a message carries at most {self._limits.segments}"
-            )
         num_bytes = sum(frame.lengths)
         limit = self._limits.message_bytes
         if num_bytes > limit:

@@ -24,6 +24,8 @@ The model's name says what happens to a request, so that a test needs nothing el
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 import threading
 import zlib
 from collections import Counter
@@ -340,6 +342,14 @@ class Session:
         assert raw is not None
         raw.abort()
 
+    def reset(self) -> None:
+        """Cut the socket as a middlebox does, which forgets connections."""
+        raw = self.transport._transport
+        assert raw is not None
+        no_farewell = struct.pack("ii", 1, 0)
+        raw.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_farewell)
+        raw.abort()
+
 
 def _reports(run: Run) -> dict[str, Any]:
     """Log-probabilities by arithmetic: the i-th token has -i, the likeliest are 0, 1, …"""
@@ -476,6 +486,15 @@ class FakeServer:
             return action()
 
         return asyncio.run_coroutine_threadsafe(run(), self._loop).result(10)
+
+    def reset_all(self) -> None:
+        """Reset every connection; the listener stays."""
+
+        def reset() -> None:
+            for session in list(self.sessions):
+                session.reset()
+
+        self.do(reset)
 
     def abort_all(self) -> None:
         """Cut every connection as a crash does; the listener stays."""

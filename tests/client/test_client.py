@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import select
 import signal
 import socket
 import subprocess
@@ -345,6 +346,63 @@ def test_a_request_that_did_not_leave_goes_on_a_new_connection(
         assert client.health()["status"] == "ready"
         assert server.num_connections == 2
         assert len(server.requests) == 2
+
+
+def spend_budget(client: Client) -> None:
+    """Leave no retry that is charged for."""
+    while client._link.budget.take(time.monotonic()):
+        pass
+
+
+def test_a_request_that_a_reset_meets_on_its_way_costs_no_retry(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Client(server.address) as client:
+        client.health()
+        (transport,) = client._link.pool.transports
+        is_over = select.poll()
+        is_over.register(transport._sock.fileno(), 0)
+        server.reset_all()
+        assert is_over.poll(10_000)
+        looks = iter([True])  # it looked alive, and the request was on its way
+        usable = pool._is_usable
+        monkeypatch.setattr(pool, "_is_usable", lambda t: next(looks, None) or usable(t))
+        spend_budget(client)
+        assert client.health()["status"] == "ready"
+        assert server.num_connections == 2
+
+
+def test_a_connection_that_was_cut_is_replaced_freely_one_that_never_greeted_is_not() -> None:
+    num_accepted = 0
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            nonlocal num_accepted
+            while True:
+                try:
+                    sock, _ = listener.accept()
+                except OSError:  # the test is over
+                    return
+                num_accepted += 1
+                with sock:
+                    if num_accepted == 1:
+                        greet(sock)
+
+        def greet(sock: socket.socket) -> None:
+            peer = Connection(Role.SERVER, features=(FEATURE_RESUME,))
+            while not peer.num_streams:
+                peer.feed(sock.recv(1 << 16))
+                sock.sendall(b"".join(peer.take_output()))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with Client(f"127.0.0.1:{listener.getsockname()[1]}") as client:
+            spend_budget(client)
+            with pytest.raises(ConnectionLost):
+                client.tokenize("m", "x")
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+    assert num_accepted == 2
 
 
 # -- what else may answer --------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from tensorwire_protocol.errors import ErrorCode, InternalError
 from tensorwire_protocol.frames import PREFACE
 from tensorwire_protocol.limits import CLIENT_LINK, Limits
 from tensorwire_protocol.messages import (
+    Cancel,
     End,
     Event,
     EventBatch,
@@ -534,6 +535,29 @@ def test_a_violation_ends_the_session_and_stops_its_requests(run_fast: Run) -> N
             assert isinstance(failure, Failure)
             assert (failure.stream, failure.code) == (0, ErrorCode.SEQUENCE)
             assert not opened.gateway.sessions
+            assert [cancel.stream for cancel in worker.cancels] == [1]
+            worker.end(1, Finish.CANCELLED)
+            client.close()
+            await pass_time()
+
+    run_fast(test)
+
+
+def test_requests_that_a_violation_follows_in_the_same_read_are_not_begun(run_fast: Run) -> None:
+    async def test() -> None:
+        async with house() as opened:
+            worker = await opened.add_worker()
+            client = BareClient(*await opened.connect_socket())
+            client.greet(request(1))
+            await pass_time()
+            # What stops a request that runs is heard all the same.
+            client.send_bytes(wire(Cancel(stream=1)) + wire(request(3)) + wire(request(2)))
+            await pass_time()
+            client.read()
+            failure = client.messages[-1]
+            assert isinstance(failure, Failure)
+            assert (failure.stream, failure.code) == (0, ErrorCode.SEQUENCE)
+            assert [submit.stream for submit in worker.submits] == [1]
             assert [cancel.stream for cancel in worker.cancels] == [1]
             worker.end(1, Finish.CANCELLED)
             client.close()

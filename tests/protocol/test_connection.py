@@ -515,10 +515,6 @@ BAD_REQUESTS: dict[str, tuple[bytes, ErrorCode]] = {
     "an empty meta": (bad_request(1, b""), ErrorCode.BAD_META),
     "a short key": (wire(request(1, key=b"short")), ErrorCode.BAD_META),
     "an ext type": (bad_request(1, b"\xd4\x05\x00"), ErrorCode.BAD_TENSOR),
-    "too many segments": (
-        HEADER.pack(65 * 8 + 1, Kind.REQ, Flag.BODY, 65, 1, 1) + bytes(65 * 8) + b"\xc0",
-        ErrorCode.UNSUPPORTED,
-    ),
     "a body that was not negotiated": (
         HEADER.pack(8 + len(GOOD_META), Kind.REQ, Flag.BODY, 1, 1, len(GOOD_META))
         + bytes(8)

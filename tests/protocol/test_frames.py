@@ -14,6 +14,7 @@ from tensorwire_protocol.errors import BadFraming, FrameTooLarge
 from tensorwire_protocol.frames import (
     HEADER,
     PREFACE,
+    SEGMENT_KINDS,
     Flag,
     Frame,
     FrameDecoder,
@@ -270,10 +271,17 @@ def test_the_layout_of_later_kinds_is_not_judged() -> None:
     assert got[0] == 0x80
 
 
-def test_more_segments_than_allowed_are_not_even_cut() -> None:
-    frame = with_table(*[0] * 65, body=bytes(-(16 + 65 * 8 + 1) % 64))
-    (got,) = feed(FrameDecoder(max_frame_bytes=1024, max_segments=64), frame)
-    assert (got[2], got[-1]) == (65, [])
+@pytest.mark.parametrize("first", [1, 15, 16])
+@pytest.mark.parametrize("kind", sorted(SEGMENT_KINDS))
+def test_more_segments_than_allowed_are_refused_on_the_header_alone(kind: int, first: int) -> None:
+    def read(count: int) -> list[tuple[Any, ...]]:
+        decoder = FrameDecoder(max_frame_bytes=1024, max_segments=64)
+        announced = HEADER.pack(8 * count + 1, kind, 0, count, 1, 1)
+        return feed(decoder, announced[:first]) + feed(decoder, announced[first:])
+
+    assert read(64) == []  # the table is still to come
+    with pytest.raises(BadFraming, match=r"65 segments .* at most 64"):
+        read(65)
 
 
 def test_a_body_that_is_to_follow_has_its_table_here_and_its_bytes_elsewhere() -> None:

@@ -290,7 +290,6 @@ def test_a_body_is_refused_on_its_announced_size(size: int, code: ErrorCode | No
 
 
 REFUSED = {
-    "too many segments": (head_of(request(1), *[1] * 65), ErrorCode.BAD_TENSOR),
     "a meta that is none": (
         build_body(build_segmented_frame(Kind.REQ, 1, b"\x90", [memoryview(bytes(70))]))[0],
         ErrorCode.BAD_META,

@@ -18,7 +18,7 @@ from tensorwire_protocol.codec.checks import (
     tokens_column,
 )
 from tensorwire_protocol.codec.unpack import unpack
-from tensorwire_protocol.errors import BadMeta, BadTensor, Executed
+from tensorwire_protocol.errors import BadMeta, Executed
 from tensorwire_protocol.frames import SEGMENT_KINDS, Flag, Frame
 from tensorwire_protocol.messages import (
     Ack,
@@ -67,8 +67,6 @@ def decode(frame: Frame, limits: Limits) -> Message:
     """
     meta = None
     if frame.kind in SEGMENT_KINDS:
-        if frame.aux > limits.segments:
-            raise BadTensor(f"{frame.aux} segments; a message carries at most {limits.segments}")
         meta = unpack(frame.meta, limits, TensorSource(frame.segments, limits).ext_hook)
     elif frame.kind != Kind.DATA:
         meta = unpack(frame.meta, limits)

@@ -153,7 +153,6 @@ def _opened(values: dict[str, Any], frame: Frame, limits: Limits) -> dict[str, A
     for name, value in values.items():
         if type(value) is Ext:
             if source is None:
-                _check_segments(frame, limits)
                 source = TensorSource(frame.segments, limits)
             values[name] = source.ext_hook(value.code, bytes(value.data))
     return values
@@ -216,17 +215,10 @@ def _check_items(limits: Limits, items: list[Any]) -> None:
         raise _Extraordinary
 
 
-def _check_segments(frame: Frame, limits: Limits) -> None:
-    if frame.aux > limits.segments:
-        raise BadTensor(f"{frame.aux} segments; a message carries at most {limits.segments}")
-
-
 # -- frames on their way through a gateway ---------------------------------------------------------
 
 
 def _request_packed(frame: Frame, limits: Limits) -> Request:
-    if frame.aux:
-        _check_segments(frame, limits)
     # A copy, and the values stay in it: the frame's memory is used again by the next read.
     op, key, model, inputs, params, deadline_ms, credit, priority, trace = _read(
         _read_packed_request, _read_other_packed_request, bytes(frame.meta)
@@ -248,8 +240,6 @@ def _request_packed(frame: Frame, limits: Limits) -> Request:
 
 
 def _result_packed(frame: Frame, limits: Limits) -> PackedResult:
-    if frame.aux:
-        _check_segments(frame, limits)
     outputs, usage, timings, extra = _read(
         _read_packed_result, _read_other_packed_result, bytes(frame.meta)
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import threading
 from typing import TYPE_CHECKING, Protocol, cast
 
 from tensorwire_protocol.errors import ConnectionLost, SlowConsumer, TensorwireError
 from tensorwire_protocol.frames import SCRATCH_BYTES
-from tensorwire_protocol.roles import State
+from tensorwire_protocol.roles import OPENERS, State
 from tensorwire_protocol.transports.polling import AnswerWatch
 
 if TYPE_CHECKING:
@@ -155,7 +157,20 @@ class AioTransport(asyncio.BufferedProtocol):
         if self._abort_timer is not None:  # it would keep every closed connection for 5 s
             self._abort_timer.cancel()
             _lingering().pop(self, None)
+        if exc is not None and self.connection.role in OPENERS:
+            self._read_rest()
         self._end(exc)
+
+    def _read_rest(self) -> None:
+        """Take what had come before a send failed: loops give the socket up without reading it."""
+        assert self._transport is not None
+        sock = self._transport.get_extra_info("socket")
+        is_tls = self._transport.get_extra_info("sslcontext") is not None
+        if sock is None or is_tls or not hasattr(os, "readv"):  # Windows, where a reset drops it
+            return
+        with contextlib.suppress(OSError):  # nothing is left, or the reset shows at last
+            while not self._lost and (count := os.readv(sock.fileno(), [self.get_buffer(-1)])):
+                self.buffer_updated(count)
 
     def _end(self, exc: Exception | None) -> None:
         """Tell the driver, once, that nothing comes or goes any more."""

@@ -3,6 +3,10 @@
 Leader and followers: of the callers that wait for an answer, one reads the socket for all and
 hands out what belongs to others; when it has its own answer it passes the lead on. A lone caller
 pays no hand-over at all (measured: 1.2x the latency of a bare socket, a background event loop 4x).
+
+A send that fails does not end it: what the peer had sent before is read first. A reset leaves it in
+the kernel's receive queue (on Linux; Windows drops the queue). What the peer's own kernel had not
+yet sent, because our window was full, is lost with the connection.
 """
 
 from __future__ import annotations
@@ -94,6 +98,7 @@ class BlockingTransport:
         self._waiting: deque[Mailbox] = deque()
         self._has_leader = False
         self._error: TensorwireError | None = None
+        self._send_error: ConnectionLost | None = None  # what had come before it is still read
         self._given_up: deque[tuple[Mailbox, str]] = deque()  # to be cancelled by the next send
         self._pinged = False  # since something was heard
         connection.on_timer(time.monotonic())
@@ -118,12 +123,20 @@ class BlockingTransport:
         """Why the connection ended, or None while it lives."""
         return self._error
 
+    @property
+    def send_error(self) -> TensorwireError | None:
+        """Why nothing can be sent any more, or None; answers may still be read."""
+        return self._error or self._send_error
+
     def open(self, build: Callable[[int], Request | Resume]) -> Mailbox:
         """Send the request that `build` makes for a new stream id.
 
+        A connection that is lost while the request is sent is told by `receive`, behind what the
+        server may have said of it: that it is too large, for example.
+
         Raises:
-            Busy: the server takes no further stream at present; `build` was not called.
-            TensorwireError: the request cannot be sent, or the connection is lost.
+            Busy: the server takes no further stream at present; nothing was sent.
+            TensorwireError: the request cannot be sent, or the connection was lost before.
         """
         mailbox: Mailbox | None = None
 
@@ -133,11 +146,14 @@ class BlockingTransport:
                 limit = self.connection.peer_limits.streams
                 raise Busy(f"{limit} streams are open on this connection; wait")
             request = build(self.connection.next_stream())
-            mailbox = Mailbox(request.stream)
             self.connection.send(request)
-            self._mailboxes[request.stream] = mailbox
+            mailbox = self._mailboxes[request.stream] = Mailbox(request.stream)
 
-        self._send_queued(queue)
+        try:
+            self._send_queued(queue)
+        except TensorwireError:
+            if mailbox is None:
+                raise
         assert mailbox is not None
         return mailbox
 
@@ -148,8 +164,8 @@ class BlockingTransport:
     def _send_queued(self, queue: Callable[[], None]) -> None:
         with self._send_lock:
             with self._lock:
-                if self._error:
-                    raise self._error.with_traceback(None)
+                if error := self.send_error:
+                    raise error.with_traceback(None)
                 queue()
                 self._queue_cancels()
                 output = self.connection.take_output(DATA_BYTES)
@@ -163,13 +179,33 @@ class BlockingTransport:
                 self._sock.sendall(buffer)
         except OSError as error:
             lost = ConnectionLost(f"the connection was lost: {error}")
-            with self._lock:
-                self._end(lost)
-            raise lost from error
+            self._stop_sending(lost)
+            raise (self._error or lost) from error
         except BaseException:
             # Ctrl-C in the middle of a frame: the peer could make no sense of what comes next.
             self._cut("a call was interrupted while it sent")
             raise
+
+    def _stop_sending(self, lost: ConnectionLost) -> None:
+        """See to it that what came before the end is read, then end."""
+        with self._lock:
+            self._send_error = lost
+            if self._has_leader:
+                return  # whoever leads goes on to the end, and so may this thread itself
+            self._has_leader = True
+        try:
+            self._read_rest(lost)
+        finally:
+            self._stop_leading()
+
+    def _read_rest(self, lost: ConnectionLost) -> None:
+        """Read what is there; nothing comes any more that it would make sense to wait for."""
+        while self._error is None:
+            if self._is_readable(0):
+                self._read_once()
+            else:
+                with self._lock:
+                    self._end(lost)
 
     def cancel(self, mailbox: Mailbox, reason: str = "cancelled", *, wait: bool = True) -> None:
         """Give a stream up: CANCEL is sent, what still arrives for it is dropped.
@@ -204,7 +240,7 @@ class BlockingTransport:
             if not self._lock.acquire(blocking=False):
                 return
             try:
-                if self._error:
+                if self.send_error:
                     return
                 self._queue_cancels()
                 output = self.connection.take_output(0)
@@ -285,6 +321,9 @@ class BlockingTransport:
         heard = time.monotonic()
         self._pinged = False
         while not (mailbox.items or mailbox.is_cancelled or self._error):
+            if self._send_error:
+                self._read_rest(self._send_error)
+                return
             # A part of what is large at a time: what arrives meanwhile is not left lying.
             has_bulk = self.connection.has_bulk
             if has_bulk:
@@ -316,7 +355,8 @@ class BlockingTransport:
                 self._end(PeerSilent(f"nothing was heard for {now - heard:.0f} s"))
         elif now - heard >= limits.ping_after_s and not self._pinged:
             self._pinged = True
-            self.send(Ping())
+            with contextlib.suppress(TensorwireError):  # it is kept, and what came is read first
+                self.send(Ping())
 
     def _read_once(self) -> None:
         try:
@@ -325,7 +365,7 @@ class BlockingTransport:
             return  # a part of a TLS record
         except OSError as error:
             with self._lock:
-                self._end(ConnectionLost(f"the connection was lost: {error}"))
+                self._end(self._send_error or ConnectionLost(f"the connection was lost: {error}"))
         except TensorwireError:
             raise
         except BaseException:
@@ -338,15 +378,16 @@ class BlockingTransport:
         with self._lock:
             if count == 0:
                 where = " in the middle of a frame" if self.connection.is_mid_frame else ""
-                self._end(ConnectionLost(f"the server closed the connection{where}"))
+                closed = ConnectionLost(f"the server closed the connection{where}")
+                self._end(self._send_error or closed)
                 return
             for message in self.connection.received(count, time.monotonic()):
                 self._deliver(message)
-            has_output = self.connection.pending_bytes > 0
+            has_output = self.connection.pending_bytes > 0 and not self._send_error
             is_closed = self.connection.is_closed
             if is_closed:
                 self._end(self.connection.error or ConnectionLost("the connection was closed"))
-        if is_closed:
+        if is_closed and not self._send_error:
             self._say_last_words()
         elif has_output:
             # A failure is kept as the error; what was received before it is still handed out.
@@ -413,7 +454,7 @@ class BlockingTransport:
             return
         try:
             with self._lock:
-                if self._error or not self._mailboxes:
+                if self.send_error or not self._mailboxes:
                     return
                 for stream in self._mailboxes:
                     self.connection.send(Cancel(stream=stream))

@@ -136,7 +136,10 @@ class Session:
         """Take what the client sent."""
         for message in messages:
             if isinstance(message, (Request, Resume)):
-                self._on_opening(message)
+                # A violation came right behind it: nobody would hear the answer, and whoever
+                # floods would have bought work with it.
+                if self._connection.state is not _CLOSED:
+                    self._on_opening(message)
             elif isinstance(message, Cancel):
                 live = self._live.get(message.stream)
                 if live is not None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import select
+import socket
+import struct
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +15,23 @@ if TYPE_CHECKING:
     from tensorwire_protocol.messages import Message
 
 PATIENCE_S = 5.0  # what a test waits for comes at once, or the test has failed
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """Return both ends of a TCP connection, which unlike a Unix one can be reset."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+    return near, far
+
+
+def reset(near: socket.socket, far: socket.socket) -> None:
+    """Reset a connection from its far end, and wait until the kernel knows at the near one."""
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    far.close()
+    poll = select.poll()
+    poll.register(near, 0)  # nothing but the end
+    assert poll.poll(PATIENCE_S * 1000)
 
 
 class Recorder:

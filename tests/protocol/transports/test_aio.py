@@ -39,7 +39,7 @@ from tensorwire_protocol.roles import Role
 from tensorwire_protocol.transports.aio import AioTransport, shared_scratch
 
 from protocol.samples import cut, end, event, plain, request, wire
-from protocol.transports.driving import PATIENCE_S, Recorder
+from protocol.transports.driving import PATIENCE_S, Recorder, reset, tcp_pair
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -199,6 +199,22 @@ def test_a_peer_that_closes_with_an_open_stream_is_lost(run: Run) -> None:
             with pytest.raises(ConnectionLost):
                 transport.send(end(1, 0))
             transport.flush()
+
+    run(test)
+
+
+def test_what_came_before_a_reset_reaches_the_driver_although_a_send_failed_first(run: Run) -> None:
+    async def test() -> None:
+        near, far = tcp_pair()
+        client, recorder = await attach(Role.CLIENT, near)
+        client.send(request(client.connection.next_stream()))
+        client.flush()
+        far.sendall(wire(Welcome(session=bytes(16))) + wire(end(1, 0)))
+        reset(near, far)
+        client.send(request(client.connection.next_stream()))
+        client.flush()
+        assert isinstance(await recorder.until_lost(), ConnectionLost)
+        assert [m.KIND.name for m in recorder.messages] == ["WELCOME", "END"]
 
     run(test)
 

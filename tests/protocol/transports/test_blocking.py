@@ -36,10 +36,10 @@ from tensorwire_protocol.roles import Role
 from tensorwire_protocol.transports.blocking import BlockingTransport, Mailbox
 
 from protocol.samples import KEY, end, event, request, wire
-from protocol.transports.driving import PATIENCE_S
+from protocol.transports.driving import PATIENCE_S, reset, tcp_pair
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 class Peer:
@@ -50,6 +50,11 @@ class Peer:
         self.sock.settimeout(PATIENCE_S)
         self.connection = Connection(Role.SERVER)
         self.heard: list[Message] = []
+        self.near = sock  # the client's end
+
+    def reset(self) -> None:
+        """Reset the connection, and wait until the client's kernel knows."""
+        reset(self.near, self.sock)
 
     def hear(self, count: int) -> list[Message]:
         """Read until `count` messages have come in all; return those that are new."""
@@ -81,14 +86,19 @@ class Peer:
 
 
 @contextmanager
-def link() -> Iterator[tuple[BlockingTransport, Peer]]:
+def link(
+    pair: Callable[[], tuple[socket.socket, socket.socket]] = socket.socketpair,
+    scratch: memoryview | None = None,
+) -> Iterator[tuple[BlockingTransport, Peer]]:
     """Yield a greeted client and its peer."""
-    near, far = socket.socketpair()
+    near, far = pair()
     peer = Peer(far)
-    transport = BlockingTransport(near, Connection(Role.CLIENT, features=(FEATURE_PASSIVE,)))
+    client = Connection(Role.CLIENT, features=(FEATURE_PASSIVE,), scratch=scratch)
+    transport = BlockingTransport(near, client)
     try:
         peer.hear(1)
         transport.catch_up()
+        peer.near = near
         yield transport, peer
     finally:
         transport.close()
@@ -287,6 +297,65 @@ def test_an_answer_is_handed_out_although_the_pong_behind_it_cannot_be_sent() ->
         peer.say(end(1, 0), Ping())
         peer.sock.close()
         assert isinstance(transport.receive(mailbox, soon()), End)
+
+
+# -- what came before a send failed ----------------------------------------------------------------
+
+
+def test_an_answer_that_came_before_a_reset_is_handed_out_although_a_send_failed_first() -> None:
+    with link(tcp_pair) as (transport, peer):
+        mailbox, other = ask(transport), ask(transport)
+        peer.hear(3)
+        peer.say(event(1, 0, [4]), end(1, 1))
+        peer.reset()
+        with pytest.raises(ConnectionLost, match="reset"):
+            transport.send(Ping())
+        assert isinstance(transport.receive(mailbox, soon()), Event)
+        assert isinstance(transport.receive(mailbox, soon()), End)
+        with pytest.raises(ConnectionLost, match="reset"):
+            transport.receive(other, soon())
+
+
+def test_whoever_reads_goes_on_to_the_end_when_it_can_send_no_more() -> None:
+    with link(tcp_pair, scratch=memoryview(bytearray(64))) as (transport, peer):
+        mailbox = ask(transport)
+        peer.hear(2)
+        # The first read brings the PING, whose answer fails; the END comes in a later one.
+        peer.say(Ping(), *[event(1, i, [i]) for i in range(50)], end(1, 50))
+        peer.reset()
+        got = [transport.receive(mailbox, soon()) for _ in range(51)]
+        assert isinstance(got[-1], End)
+
+
+def test_what_a_server_said_before_it_cut_a_request_short_is_its_answer() -> None:
+    with link(tcp_pair) as (transport, peer):
+        refusal = Failure(stream=1, code=int(TooLarge.code), message="too much of it")
+
+        def refuse() -> None:
+            peer.sock.recv(16)
+            peer.sock.sendall(wire(refusal))
+            peer.sock.close()  # most of the request was not read, which makes it a reset
+
+        peer.near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        much = {"x": np.zeros(250_000, np.int32)}
+        mailbox = transport.open(lambda stream: request(stream, op="infer", inputs=much))
+        answer = transport.receive(mailbox, soon())
+        thread.join(PATIENCE_S)
+        assert isinstance(answer, Failure)
+        assert answer.message == "too much of it"
+
+
+def test_why_a_server_ended_a_connection_is_told_although_a_send_failed_first() -> None:
+    with link(tcp_pair) as (transport, peer):
+        peer.sock.sendall(wire(Failure(stream=0, code=0x0105, message="enough")))
+        peer.reset()
+        with pytest.raises(ConnectionFailed, match="enough"):
+            transport.send(Ping())
+        with pytest.raises(ConnectionFailed, match="enough"):
+            ask(transport)
 
 
 def test_a_request_that_cannot_be_sent_leaves_the_connection_as_it_was() -> None:
