@@ -168,14 +168,17 @@ class AioTransport(asyncio.BufferedProtocol):
         Raises:
             TensorwireError: as `Connection.send`.
         """
-        self.connection.send(message)
-        if not self._flush_is_due:
-            self._schedule_flush()
+        connection = self.connection
+        connection.send(message)
         # After a last word the socket is closed at the end of the turn: whoever sends is not to
         # hear meanwhile that the connection is lost.
-        if self.connection.pending_bytes >= self._early_bytes and not self.connection.is_closed:
-            self._early_bytes = _EARLY_BYTES
-            self.flush()
+        if self._flush_is_due or connection.is_closed or connection.num_streams > 1:
+            self._schedule_flush()
+            if connection.pending_bytes >= self._early_bytes and not connection.is_closed:
+                self._early_bytes = _EARLY_BYTES
+                self.flush()
+        else:
+            self.flush()  # nothing would join it
 
     def _schedule_flush(self) -> None:
         if not self._flush_is_due:
