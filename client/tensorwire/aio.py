@@ -44,8 +44,12 @@ async def _change(reply: AsyncReply[Any]) -> None:
 
 async def _outcome(reply: AsyncReply[T]) -> T:
     """Wait for the end; return the result or raise the error."""
-    while not reply.is_ended:
-        await _change(reply)
+    try:
+        while not reply.is_ended:
+            await reply.change()
+    except BaseException:
+        reply.leave()
+        raise
     return cast("T", reply.outcome())
 
 

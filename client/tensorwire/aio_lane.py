@@ -113,6 +113,11 @@ class AsyncReply(Generic[T]):
         """Say if it was sent on any connection yet."""
         return self.stream > 0
 
+    @property
+    def left_s(self) -> float | None:
+        """How many seconds are left before the deadline."""
+        return None if self.deadline is None else self.deadline - self.loop.time()
+
     def check_deadline(self, now: float) -> None:
         """Give up if the server should have ended the call long ago."""
         if self.deadline is not None and self.deadline + GRACE_S <= now:
@@ -254,8 +259,8 @@ class Lane:
         if not self.is_lost:
             self.start()
 
-    def begin(self, reply: AsyncReply[Any], how: Again) -> None:
-        """Send a call, or ask for the rest of its answer.
+    def begin(self, reply: AsyncReply[Any], how: Again, left_s: float | None) -> None:
+        """Send a call, of whose timeout `left_s` is left, or ask for the rest of its answer.
 
         Raises:
             TensorwireError: it could not be sent.
@@ -266,7 +271,6 @@ class Lane:
             collector = reply.collector
             message = reply.call.resume(stream, len(collector.token_ids), collector.num_chars)
         else:
-            left_s = None if reply.deadline is None else reply.deadline - self.loop.time()
             message = reply.call.request(stream, left_s)
         self.transport.send(message)
         self._replies[stream] = reply

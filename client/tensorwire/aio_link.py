@@ -65,7 +65,7 @@ class AsyncLink:
         reply = AsyncReply(self, call, attempts, loop, deadline, keeps_deltas=keeps_deltas)
         lane = self._pool_of(call).find()
         if lane is not None:
-            lane.begin(reply, _REQUEST)
+            lane.begin(reply, _REQUEST, call.timeout_s)
         return reply
 
     async def connect(self, reply: AsyncReply[Any]) -> None:
@@ -85,7 +85,7 @@ class AsyncLink:
             try:
                 lane = await pool.get(reply.call, reply.deadline)
                 if not reply.is_ended:  # it may have been left meanwhile
-                    lane.begin(reply, how)
+                    lane.begin(reply, how, reply.left_s)
                 return
             except TensorwireError as error:
                 retry = self._after(reply, error)

@@ -143,18 +143,12 @@ def _result(frame: Frame, limits: Limits) -> Result:
     meta = bytes(frame.meta)  # which is read and compared faster than a view
     read = _read_result(meta)
     _check_same(read, meta)
+    for values in read:
+        for name in values:
+            if len(name) > _NAME_CHARS:
+                raise _Extraordinary
     outputs, usage, timings, extra = read
-    _check_names(outputs)
-    _check_names(usage)
-    _check_names(timings)
-    _check_names(extra)
     return Result(frame.stream, _opened(outputs, frame, limits), usage, timings, extra)
-
-
-def _check_names(values: dict[str, Any]) -> None:
-    for name in values:
-        if len(name) > _NAME_CHARS:
-            raise _Extraordinary
 
 
 def _opened(values: dict[str, Any], frame: Frame, limits: Limits) -> dict[str, Any]:

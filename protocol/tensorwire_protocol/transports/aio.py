@@ -172,13 +172,14 @@ class AioTransport(asyncio.BufferedProtocol):
         connection.send(message)
         # After a last word the socket is closed at the end of the turn: whoever sends is not to
         # hear meanwhile that the connection is lost.
-        if self._flush_is_due or connection.is_closed or connection.num_streams > 1:
+        if not self._flush_is_due:
+            if connection.num_streams <= 1 and not connection.is_closed:
+                self.flush()  # nothing would join it
+                return
             self._schedule_flush()
-            if connection.pending_bytes >= self._early_bytes and not connection.is_closed:
-                self._early_bytes = _EARLY_BYTES
-                self.flush()
-        else:
-            self.flush()  # nothing would join it
+        if connection.pending_bytes >= self._early_bytes and not connection.is_closed:
+            self._early_bytes = _EARLY_BYTES
+            self.flush()
 
     def _schedule_flush(self) -> None:
         if not self._flush_is_due:
