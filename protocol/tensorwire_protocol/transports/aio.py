@@ -185,7 +185,7 @@ class AioTransport(asyncio.BufferedProtocol):
         # hear meanwhile that the connection is lost.
         if not self._flush_is_due:
             if connection.num_streams <= 1 and not connection.is_closed:
-                self.flush()  # nothing would join it
+                self._flush_and_watch()  # nothing would join it
                 return
             self._schedule_flush()
         if connection.pending_bytes >= self._early_bytes and not connection.is_closed:
@@ -200,6 +200,9 @@ class AioTransport(asyncio.BufferedProtocol):
     def _end_turn(self) -> None:
         self._flush_is_due = False
         self._early_bytes = _FIRST_EARLY_BYTES
+        self._flush_and_watch()
+
+    def _flush_and_watch(self) -> None:
         self.flush()
         if self._watch is not None and not self._lost:
             self._watch.note_output()
