@@ -67,7 +67,7 @@ def _waiting_on(sock: socket.socket | TlsSocket) -> Callable[[float], bool]:
 def _ticks(sock: socket.socket | TlsSocket) -> bool:
     """Have `recv` give up after a tick, so that nobody need wait in `poll` first; False: it cannot.
 
-    Two system calls for an answer instead of one would be 8 us of a small request's 150 (measured).
+    A quarter of a lone caller's CPU went into `poll` (measured).
     """
     if not isinstance(sock, socket.socket) or not hasattr(select, "poll"):
         return False
