@@ -26,9 +26,31 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tensorwire.aio_lane import AsyncReply
-    from tensorwire.calls import Array, Call, GenerateOptions, Prompt, Prompts, RequestOptions
+    from tensorwire.call import Call
+    from tensorwire.calls import Array, GenerateOptions, Prompt, Prompts, RequestOptions
 
 T = TypeVar("T")
+
+
+async def _change(reply: AsyncReply[Any]) -> None:
+    """Wait until something has changed; cancelling the task cancels the call."""
+    change = reply.change()
+    try:
+        await change
+    except BaseException:
+        reply.leave()
+        raise
+
+
+async def _outcome(reply: AsyncReply[T]) -> T:
+    """Wait for the end; return the result or raise the error."""
+    try:
+        while not reply.is_ended:
+            await reply.change()
+    except BaseException:
+        reply.leave()
+        raise
+    return cast("T", reply.outcome())
 
 
 class AsyncStream:
@@ -65,7 +87,7 @@ class AsyncStream:
                 if reply.error is not None:
                     raise reply.error
                 raise StopAsyncIteration
-            await reply.wait()
+            await _change(reply)
         return reply.deltas.popleft()
 
     async def _start(self) -> AsyncReply[Any]:
@@ -362,8 +384,10 @@ class AsyncClient:
         )
 
     async def _one(self, call: Call[T]) -> T:
-        reply = await self._link.open(call)
-        return cast("T", await reply.outcome())
+        reply = self._link.begin(call)
+        if not reply.was_sent:
+            await self._link.connect(reply)
+        return await _outcome(reply)
 
     async def _all(self, many: list[Call[Any]]) -> list[Any]:
         """Return the results of many calls, in flight at once, in order."""
@@ -372,10 +396,10 @@ class AsyncClient:
         try:
             for call in many:
                 if len(open_replies) >= calls.MAX_IN_FLIGHT:
-                    results.append(await open_replies.popleft().outcome())
+                    results.append(await _outcome(open_replies.popleft()))
                 open_replies.append(await self._link.open(call))
             while open_replies:
-                results.append(await open_replies.popleft().outcome())
+                results.append(await _outcome(open_replies.popleft()))
         finally:
             for reply in open_replies:
                 reply.cancel()

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from tensorwire_protocol.messages import Message, Request, Resume
 
     from tensorwire.address import Address
-    from tensorwire.calls import Call
+    from tensorwire.call import Call
     from tensorwire.retrying import Attempts
 
 T = TypeVar("T")
@@ -107,6 +107,16 @@ class AsyncReply(Generic[T]):
     def is_sent_on(self, lane: Lane, stream: int) -> None:
         """Note where the answer will come."""
         self.lane, self.stream = lane, stream
+
+    @property
+    def was_sent(self) -> bool:
+        """Say if it was sent on any connection yet."""
+        return self.stream > 0
+
+    @property
+    def left_s(self) -> float | None:
+        """How many seconds are left before the deadline."""
+        return None if self.deadline is None else self.deadline - self.loop.time()
 
     def check_deadline(self, now: float) -> None:
         """Give up if the server should have ended the call long ago."""
@@ -180,22 +190,20 @@ class AsyncReply(Generic[T]):
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    async def wait(self) -> None:
-        """Wait until something has changed; cancelling the task cancels the call."""
+    def change(self) -> asyncio.Future[None]:
+        """Return a future that is done when something has changed; see `leave`."""
         if self._waiter is not None:
             raise ClientUnusable("another task already waits for this stream")
-        waiter = self._waiter = self.loop.create_future()
-        try:
-            await waiter
-        except BaseException:
-            self._waiter = None
-            self.cancel()
-            raise
+        self._waiter = self.loop.create_future()
+        return self._waiter
 
-    async def outcome(self) -> T | Generation:
-        """Wait for the end; return the result or raise the error."""
-        while not self.is_ended:
-            await self.wait()
+    def leave(self) -> None:
+        """Cancel the call: the task that waited for a change was cancelled."""
+        self._waiter = None
+        self.cancel()
+
+    def outcome(self) -> T | Generation:
+        """Return the result of what has ended, or raise its error."""
         if self.error is not None:
             raise self.error
         return cast("T | Generation", self.result)
@@ -251,8 +259,8 @@ class Lane:
         if not self.is_lost:
             self.start()
 
-    def begin(self, reply: AsyncReply[Any], how: Again) -> None:
-        """Send a call, or ask for the rest of its answer.
+    def begin(self, reply: AsyncReply[Any], how: Again, left_s: float | None) -> None:
+        """Send a call, of whose timeout `left_s` is left, or ask for the rest of its answer.
 
         Raises:
             TensorwireError: it could not be sent.
@@ -263,7 +271,6 @@ class Lane:
             collector = reply.collector
             message = reply.call.resume(stream, len(collector.token_ids), collector.num_chars)
         else:
-            left_s = None if reply.deadline is None else reply.deadline - self.loop.time()
             message = reply.call.request(stream, left_s)
         self.transport.send(message)
         self._replies[stream] = reply
@@ -314,9 +321,10 @@ class Lane:
                     reply.take(message)
             elif isinstance(message, Goaway):
                 self._last_taken = message.last_stream
-        self._was_greeted = self._was_greeted or self.transport.connection.state in _GREETED
-        if self._was_greeted and not self.greeted.done():
-            self.greeted.set_result(None)
+        if not self._was_greeted and self.transport.connection.state in _GREETED:
+            self._was_greeted = True
+            if not self.greeted.done():
+                self.greeted.set_result(None)
         if not self._replies and self.transport.connection.peer_is_leaving:
             self.transport.close()
         self._on_change()

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tensorwire_protocol.errors import ConnectionLost, TensorwireError
 
 from tensorwire.aio_lane import AsyncReply
 from tensorwire.aio_pool import AsyncPool
-from tensorwire.dialing import Home, chance, fastest_codec
+from tensorwire.dialing import chance, fastest_codec
 from tensorwire.errors import ClientUnusable
+from tensorwire.home import Home
 from tensorwire.retrying import Again, Attempts, RetryBudget
 
 if TYPE_CHECKING:
-    from tensorwire.calls import Call
+    from tensorwire.call import Call
     from tensorwire.dialing import Route
     from tensorwire.retrying import Retry
 
 T = TypeVar("T")
 _REQUEST: Final = Again.REQUEST  # as a name of its own, see the protocol's `roles`
+_get_ident: Final = get_ident
 
 
 class AsyncLink:
@@ -36,9 +39,21 @@ class AsyncLink:
         self._bulk_pool = AsyncPool(route, self.home, waits_for_greeting=True)
         self._rescues: dict[asyncio.Task[None], AsyncReply[Any]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread_id = 0  # that runs the loop
 
     async def open(self, call: Call[T], *, keeps_deltas: bool = False) -> AsyncReply[T]:
         """Send `call`.
+
+        Raises:
+            TensorwireError: it could not be sent.
+        """
+        reply = self.begin(call, keeps_deltas=keeps_deltas)
+        if not reply.was_sent:
+            await self.connect(reply)
+        return reply
+
+    def begin(self, call: Call[T], *, keeps_deltas: bool = False) -> AsyncReply[T]:
+        """Send `call` if a connection has a place for it; if not, `connect` must follow.
 
         Raises:
             TensorwireError: it could not be sent.
@@ -48,13 +63,21 @@ class AsyncLink:
         deadline = None if call.timeout_s is None else loop.time() + call.timeout_s
         attempts = Attempts(self._max_attempts, self._budget)
         reply = AsyncReply(self, call, attempts, loop, deadline, keeps_deltas=keeps_deltas)
-        pool = self._bulk_pool if call.is_bulk else self.pool
-        lane = pool.find()
+        lane = self._pool_of(call).find()
         if lane is not None:
-            lane.begin(reply, _REQUEST)
-        else:
-            await self._start(reply, _REQUEST, pool)
+            lane.begin(reply, _REQUEST, call.timeout_s)
         return reply
+
+    async def connect(self, reply: AsyncReply[Any]) -> None:
+        """Send the call of `reply` as soon as a connection has a place for it.
+
+        Raises:
+            TensorwireError: it could not be sent.
+        """
+        await self._start(reply, _REQUEST, self._pool_of(reply.call))
+
+    def _pool_of(self, call: Call[Any]) -> AsyncPool:
+        return self._bulk_pool if call.is_bulk else self.pool
 
     async def _start(self, reply: AsyncReply[Any], how: Again, pool: AsyncPool) -> None:
         """Send a call, or ask for the rest; again while that fails and may be tried."""
@@ -62,7 +85,7 @@ class AsyncLink:
             try:
                 lane = await pool.get(reply.call, reply.deadline)
                 if not reply.is_ended:  # it may have been left meanwhile
-                    lane.begin(reply, how)
+                    lane.begin(reply, how, reply.left_s)
                 return
             except TensorwireError as error:
                 retry = self._after(reply, error)
@@ -103,20 +126,23 @@ class AsyncLink:
         try:
             await asyncio.sleep(retry.wait_s)
             if not reply.is_ended:
-                pool = self._bulk_pool if reply.call.is_bulk else self.pool
-                await self._start(reply, retry.how, pool)
+                await self._start(reply, retry.how, self._pool_of(reply.call))
         except TensorwireError as error:
             reply.end(error=error)
 
     def _check_loop(self) -> asyncio.AbstractEventLoop:
-        loop = asyncio.get_running_loop()
-        if self._loop is None:
-            self._loop = loop
-        elif self._loop is not loop:
+        # To find out which loop runs is a system call in some versions of Python; whether ours
+        # does, on this thread, is none.
+        loop = self._loop
+        if loop is not None and loop.is_running() and self._thread_id == _get_ident():
+            return loop
+        running = asyncio.get_running_loop()
+        if loop is not None and loop is not running:
             raise ClientUnusable(
                 "this AsyncClient belongs to another event loop: make one inside each asyncio.run"
             )
-        return loop
+        self._loop, self._thread_id = running, _get_ident()
+        return running
 
     async def close(self) -> None:
         """End all connections."""

@@ -19,8 +19,9 @@ from tensorwire.dialing import cannot_connect, tune
 from tensorwire.errors import for_call
 
 if TYPE_CHECKING:
-    from tensorwire.calls import Call
-    from tensorwire.dialing import Home, Route
+    from tensorwire.call import Call
+    from tensorwire.dialing import Route
+    from tensorwire.home import Home
 
 _TRIES = 3  # to find a connection that has not ended before the request could be queued
 

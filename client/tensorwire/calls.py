@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from math import ceil
-from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 
 import numpy as np
 from tensorwire_protocol.errors import BadParams, BadTensor, InternalError
-from tensorwire_protocol.frames import DATA_BYTES
-from tensorwire_protocol.messages import Request, Resume
 from tensorwire_protocol.operations import (
     MAX_CHOICES,
     OPERATIONS,
@@ -26,7 +23,7 @@ from tensorwire_protocol.operations import (
 )
 from tensorwire_protocol.tensors import RawTensor
 
-from tensorwire.keys import new_key
+from tensorwire.call import Call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,7 +36,6 @@ if TYPE_CHECKING:
     Array = NDArray[Any] | RawTensor
 
 T = TypeVar("T")
-_LONGEST_MS = 2**32 - 1
 _SEEDS = 2**63  # that there are
 MAX_IN_FLIGHT = 256  # of one list; a server takes 512 streams on one connection
 _EMBED_TEXTS = 64  # in one request: their vectors must fit one frame
@@ -92,63 +88,6 @@ class GenerateOptions(RequestOptions, total=False):
     logprobs: int | None  # of each token, and of the 0 to 20 likeliest in its place
     prompt_logprobs: int | None  # the same for the prompt's tokens
     echo: bool | None  # True: the prompt's text comes before the answer's; not in a chat
-
-
-class Call(Generic[T]):
-    """One request, ready to be sent on any stream; `read` makes its result from a RES."""
-
-    __slots__ = ("inputs", "key", "model", "op", "params", "priority", "read", "timeout_s")
-
-    def __init__(
-        self,
-        op: str,
-        read: Callable[[Result], T],
-        model: str | None,
-        inputs: Mapping[str, Any],
-        params: Mapping[str, Any],
-        timeout_s: float | None,
-        priority: int = 0,
-    ) -> None:
-        self.op = op
-        self.read = read
-        self.model = model
-        self.inputs = inputs
-        self.params = params
-        self.timeout_s = timeout_s
-        self.priority = priority
-        self.key = new_key()
-
-    @property
-    def is_bulk(self) -> bool:
-        """Say if the request is too large for one frame."""
-        return sum(map(_num_bytes, self.inputs.values())) > DATA_BYTES
-
-    def request(self, stream: int, left_s: float | None) -> Request:
-        """Return the message; `left_s` is what is left of the timeout."""
-        left_ms = None if left_s is None else max(1, min(ceil(left_s * 1000), _LONGEST_MS))
-        return Request(
-            stream,
-            self.op,
-            self.key,
-            self.model,
-            self.inputs,
-            self.params,
-            left_ms,
-            priority=self.priority,
-        )
-
-    def resume(self, stream: int, next_index: int, next_char: int) -> Resume:
-        """Return the message that asks for the rest, behind what has arrived."""
-        return Resume(stream=stream, key=self.key, next_index=next_index, next_char=next_char)
-
-
-def _num_bytes(value: Any) -> int:
-    """Return the bytes of the arrays in an input."""
-    if type(value) is np.ndarray:
-        return value.nbytes
-    if type(value) is RawTensor:
-        return value.bits.nbytes
-    return sum(map(_num_bytes, value)) if type(value) is list else 0
 
 
 def _call(

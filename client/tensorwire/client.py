@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from tensorwire.calls import Array, Call, GenerateOptions, Prompt, Prompts, RequestOptions
+    from tensorwire.call import Call
+    from tensorwire.calls import Array, GenerateOptions, Prompt, Prompts, RequestOptions
     from tensorwire.link import Reply
 
 T = TypeVar("T")

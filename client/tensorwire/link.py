@@ -17,8 +17,9 @@ from tensorwire_protocol.messages import TERMINAL, Failure
 from tensorwire_protocol.roles import State
 
 from tensorwire.collecting import GRACE_S, Collector, gave_up
-from tensorwire.dialing import Home, chance, explained, fastest_codec
+from tensorwire.dialing import chance, explained, fastest_codec
 from tensorwire.errors import for_call
+from tensorwire.home import Home
 from tensorwire.pool import Pool
 from tensorwire.retrying import Again, Attempts, RetryBudget
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from tensorwire_protocol.messages import Message, Request, Resume
     from tensorwire_protocol.transports.blocking import BlockingTransport, Mailbox
 
-    from tensorwire.calls import Call
+    from tensorwire.call import Call
     from tensorwire.dialing import Route
     from tensorwire.retrying import Retry
 

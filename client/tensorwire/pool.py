@@ -15,8 +15,9 @@ from tensorwire.dialing import cannot_connect, new_connection, tune
 if TYPE_CHECKING:
     from tensorwire_protocol.transports.tls import TlsSocket
 
-    from tensorwire.calls import Call
-    from tensorwire.dialing import Home, Route
+    from tensorwire.call import Call
+    from tensorwire.dialing import Route
+    from tensorwire.home import Home
 
 
 class Pool:

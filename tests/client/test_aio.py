@@ -183,6 +183,17 @@ def test_another_event_loop_is_refused(server: FakeServer) -> None:
         asyncio.run(client.health())
 
 
+def test_another_event_loop_is_refused_while_the_own_one_runs(server: FakeServer) -> None:
+    async def main() -> None:
+        async with AsyncClient(server.address) as client:
+            await client.health()
+            with pytest.raises(ClientUnusable, match="another event loop"):
+                await asyncio.to_thread(asyncio.run, client.health())
+            assert (await client.health())["status"] == "ready"
+
+    asyncio.run(main())
+
+
 def test_one_lost_connection_gives_each_task_an_error_of_its_own(server: FakeServer) -> None:
     async def main() -> list[Any]:
         async with AsyncClient(server.address, max_attempts=1) as client:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
+    from tensorwire.call import Call
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_texts_to_embed_are_cut_by_number_and_by_size() -> None:
     def sizes(texts: list[str]) -> list[int]:
         return [len(call.request(1, None).inputs["texts"]) for call in embed(texts)]
 
-    def embed(texts: list[str]) -> list[calls.Call[NDArray[np.float32]]]:
+    def embed(texts: list[str]) -> list[Call[NDArray[np.float32]]]:
         return calls.embed("m", texts, {}, None)
 
     assert sizes(["x"] * 130) == [64, 64, 2]

@@ -21,9 +21,9 @@ _I32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 _Key = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 _Priority = Annotated[int, msgspec.Meta(ge=-100, le=100)]
 # What is ordinary: within these bounds no usual limit can be broken.
-_NAME_CHARS, NAME_BYTES = 16, 64
+NAME_CHARS, NAME_BYTES = 16, 64
 ITEMS = 64
-_Name = Annotated[str, msgspec.Meta(max_length=_NAME_CHARS)]
+_Name = Annotated[str, msgspec.Meta(max_length=NAME_CHARS)]
 _few = msgspec.Meta(max_length=ITEMS)
 _Texts = Annotated[list[str], _few]
 _Values = Annotated[dict[_Name, bool | int | float | str | _Texts | Ext | None], _few]
@@ -85,11 +85,13 @@ class _SubmitMeta(_Meta):
     tenant: str
 
 
-class _ResultMeta(_Meta):
-    outputs: _Values
-    usage: _Numbers
-    timings: _Numbers
-    extra: _Scalars
+# Its keys are not bounded here: that costs as much as all else. `typed` looks at them.
+_Result = tuple[
+    Annotated[dict[str, bool | int | float | str | _Texts | Ext | None], _few],
+    Annotated[dict[str, int | float], _few],
+    Annotated[dict[str, int | float], _few],
+    Annotated[dict[str, bool | int | float | str | None], _few],
+]
 
 
 _PackedResult = tuple[msgspec.Raw, msgspec.Raw, msgspec.Raw, msgspec.Raw]
@@ -141,7 +143,7 @@ read_request = Decoder(_RequestMeta).decode
 read_packed_request = Decoder(_PackedRequest).decode
 read_other_packed_request = Decoder(_PackedRequestMeta).decode
 read_submit = Decoder(_SubmitMeta).decode
-read_result = Decoder(_ResultMeta).decode
+read_result = Decoder(_Result).decode
 read_packed_result = Decoder(_PackedResult).decode
 read_other_packed_result = Decoder(_PackedResultMeta).decode
 read_event = Decoder(_EventMeta).decode

@@ -25,6 +25,7 @@ from tensorwire_protocol.codec.encode import encode
 from tensorwire_protocol.codec.metas import (
     ITEMS,
     NAME_BYTES,
+    NAME_CHARS,
     read_end,
     read_event,
     read_event_batch,
@@ -74,11 +75,14 @@ _FIXMAPS: Final = [bytes((_FIXMAP | num_items,)) for num_items in range(_FIXMAP_
 # Names of this module, which compiled code need not look up.
 _raw: Final = msgspec.Raw
 _EMPTY_MAP: Final = msgspec.Raw(_FIXMAPS[0])
+_ext: Final = Ext
+_read_result: Final = read_result
 _read_packed_request: Final = read_packed_request
 _read_other_packed_request: Final = read_other_packed_request
 _read_packed_result: Final = read_packed_result
 _read_other_packed_result: Final = read_other_packed_result
 _write: Final = write
+_NAME_CHARS: Final = NAME_CHARS
 _REQ: Final = int(Kind.REQ)
 _SUBMIT: Final = int(Kind.SUBMIT)
 _RES: Final = int(Kind.RES)
@@ -95,8 +99,8 @@ class _Extraordinary(Exception):
     """Not what is decoded here."""
 
 
-def _check_same(read: msgspec.Struct, meta: memoryview) -> None:
-    if write(read) != meta:
+def _check_same(read: object, meta: bytes | memoryview) -> None:
+    if _write(read) != meta:
         raise _Extraordinary
 
 
@@ -136,22 +140,22 @@ def _submit(frame: Frame, limits: Limits) -> Submit:
 
 
 def _result(frame: Frame, limits: Limits) -> Result:
-    read = read_result(frame.meta)
-    _check_same(read, frame.meta)
-    return Result(
-        frame.stream,
-        _opened(read.outputs, frame, limits),
-        read.usage,
-        read.timings,
-        read.extra,
-    )
+    meta = bytes(frame.meta)  # which is read and compared faster than a view
+    read = _read_result(meta)
+    _check_same(read, meta)
+    for values in read:
+        for name in values:
+            if len(name) > _NAME_CHARS:
+                raise _Extraordinary
+    outputs, usage, timings, extra = read
+    return Result(frame.stream, _opened(outputs, frame, limits), usage, timings, extra)
 
 
 def _opened(values: dict[str, Any], frame: Frame, limits: Limits) -> dict[str, Any]:
     """Put arrays in the places of their descriptors."""
     source: TensorSource | None = None
     for name, value in values.items():
-        if type(value) is Ext:
+        if type(value) is _ext:
             if source is None:
                 source = TensorSource(frame.segments, limits)
             values[name] = source.ext_hook(value.code, bytes(value.data))
@@ -196,8 +200,9 @@ def _step(frame: Frame, limits: Limits) -> Step:
 
 
 def _end(frame: Frame, _: Limits) -> End:
-    read = read_end(frame.meta)
-    _check_same(read, frame.meta)
+    meta = bytes(frame.meta)
+    read = read_end(meta)
+    _check_same(read, meta)
     return End(
         frame.stream,
         FINISH[read.finish],

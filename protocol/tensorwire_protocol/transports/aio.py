@@ -194,12 +194,16 @@ class AioTransport(asyncio.BufferedProtocol):
         Raises:
             TensorwireError: as `Connection.send`.
         """
-        self.connection.send(message)
-        if not self._flush_is_due:
-            self._schedule_flush()
+        connection = self.connection
+        connection.send(message)
         # After a last word the socket is closed at the end of the turn: whoever sends is not to
         # hear meanwhile that the connection is lost.
-        if self.connection.pending_bytes >= self._early_bytes and not self.connection.is_closed:
+        if not self._flush_is_due:
+            if connection.num_streams <= 1 and not connection.is_closed:
+                self._flush_and_watch()  # nothing would join it
+                return
+            self._schedule_flush()
+        if connection.pending_bytes >= self._early_bytes and not connection.is_closed:
             self._early_bytes = _EARLY_BYTES
             self.flush()
 
@@ -211,6 +215,9 @@ class AioTransport(asyncio.BufferedProtocol):
     def _end_turn(self) -> None:
         self._flush_is_due = False
         self._early_bytes = _FIRST_EARLY_BYTES
+        self._flush_and_watch()
+
+    def _flush_and_watch(self) -> None:
         self.flush()
         if self._watch is not None and not self._lost:
             self._watch.note_output()

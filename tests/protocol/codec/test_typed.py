@@ -77,6 +77,19 @@ def test_a_key_twice_is_refused_wherever_it_is(fields: list[bytes]) -> None:
     assert outcome(TYPED, frame) is outcome(PLAIN, frame) is BadMeta
 
 
+@pytest.mark.parametrize("at", range(4))
+@pytest.mark.parametrize(
+    ("key", "is_taken"), [("x" * 64, True), ("x" * 65, False), ("é" * 33, False)]
+)
+def test_a_long_key_is_taken_alike_wherever_it_is(at: int, key: str, is_taken: bool) -> None:
+    fields: list[dict[str, int]] = [{}, {}, {}, {}]
+    fields[at] = {key: 1}
+    frame = build_frame(Kind.RES, 1, msgpack.packb(fields))
+    found = outcome(TYPED, frame)
+    assert repr(found) == repr(outcome(PLAIN, frame))
+    assert (found is not BadMeta) == is_taken
+
+
 @pytest.mark.parametrize("value", [{1, 2}, 1 + 2j, object(), b"x" * 3, (1, 2), np.float32(1.5)])
 def test_a_value_of_python_goes_or_is_refused_alike(value: Any) -> None:
     """msgspec would write sets and dates; they have no place on the wire."""

@@ -387,14 +387,35 @@ def test_one_turn_of_the_loop_makes_one_write(run: Run) -> None:
     async def test() -> None:
         transport, below = AioTransport(Connection(Role.CLIENT), Recorder()), FakeTransport()
         transport.connection_made(below)
-        for stream in range(1, 11):
-            transport.send(request(stream))
-        assert below.writes == [GREETING]
+        transport.send(request(1))
         await asyncio.sleep(0)
-        assert below.writes == [GREETING, b"".join(wire(request(i)) for i in range(1, 11))]
+        num_before = len(below.writes)
+        for stream in range(2, 11):
+            transport.send(request(stream))
+        assert len(below.writes) == num_before
+        await asyncio.sleep(0)
+        assert below.writes[num_before:] == [b"".join(wire(request(i)) for i in range(2, 11))]
         transport.send(request(11))
         await asyncio.sleep(0)
-        assert len(below.writes) == 3
+        assert len(below.writes) == num_before + 2
+
+    run(test)
+
+
+def test_what_nothing_can_join_does_not_wait_for_the_end_of_the_turn(run: Run) -> None:
+    async def test() -> None:
+        transport, below = AioTransport(Connection(Role.SERVER), Recorder()), FakeTransport()
+        transport.connection_made(below)
+        transport.connection.feed(GREETING + wire(request(1)) + wire(request(2)))
+        transport.flush()
+        greeted = len(below.writes)
+        transport.send(event(1, 0, [4]))
+        assert below.writes[greeted:] == []  # the other stream may have something to say as well
+        transport.send(end(2, 0))
+        await asyncio.sleep(0)
+        assert below.writes[greeted:] == [wire(event(1, 0, [4])) + wire(end(2, 0))]
+        transport.send(end(1, 1))
+        assert below.writes[greeted + 1 :] == [wire(end(1, 1))]
 
     run(test)
 
@@ -403,10 +424,12 @@ def test_a_turn_that_sends_much_does_not_keep_the_peer_waiting_for_its_end(run: 
     async def test() -> None:
         transport, below = AioTransport(Connection(Role.CLIENT), Recorder()), FakeTransport()
         transport.connection_made(below)
-        requests = [wire(request(i)) for i in range(1, 301)]
-        for stream in range(1, 301):
+        transport.send(request(1))
+        num_before = len(below.writes)
+        requests = [wire(request(i)) for i in range(2, 302)]
+        for stream in range(2, 302):
             transport.send(request(stream))
-        _, first, *more = below.writes
+        first, *more = below.writes[num_before:]
         whole = b"".join(requests)
         early = len(first) + sum(map(len, more))
         # The first soon, so that the peer begins; then each worth a system call of its own.
@@ -414,7 +437,7 @@ def test_a_turn_that_sends_much_does_not_keep_the_peer_waiting_for_its_end(run: 
         assert all(4096 <= len(write) < 4096 + len(requests[-1]) for write in more)
         assert len(whole) - 4096 < early < len(whole)
         await asyncio.sleep(0)
-        assert b"".join(below.writes[1:]) == whole
+        assert b"".join(below.writes[num_before:]) == whole
 
     run(test)
 
@@ -423,9 +446,10 @@ def test_each_turn_of_the_loop_has_a_first_write_that_is_soon(run: Run) -> None:
     async def test() -> None:
         transport, below = AioTransport(Connection(Role.CLIENT), Recorder()), FakeTransport()
         transport.connection_made(below)
+        transport.send(request(1))
         for turn in range(3):
             num_before = len(below.writes)
-            for stream in range(1, 31):  # more than 1,024 bytes, less than 4,096 more
+            for stream in range(2, 32):  # more than 1,024 bytes, less than 4,096 more
                 transport.send(request(30 * turn + stream))
             assert len(below.writes) == num_before + 1
             await asyncio.sleep(0)
