@@ -71,7 +71,7 @@ class NeverFits(Exception):
         self.needed_tokens, self.limit_tokens = needed_tokens, limit_tokens
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class Emissions:
     """The new tokens of one step as columns, at most one for each sequence.
 
@@ -248,9 +248,10 @@ class ContinuousScheduler:
         emissions = Emissions()
         tokens, failed, running = result.tokens, result.failed, SequenceState.RUNNING
         page_tokens = self._pool.page_tokens
-        add_id, add_index = emissions.sequence_ids.append, emissions.indexes.append
-        add_token = emissions.token_ids.append
-        for row, sequence in zip(plan.rows, self._in_step, strict=True):
+        ids, indexes, token_ids = emissions.sequence_ids, emissions.indexes, emissions.token_ids
+        in_step = self._in_step
+        for at, row in enumerate(plan.rows):
+            sequence = in_step[at]
             if sequence.state is not running:
                 continue  # cancelled while the step ran
             sequence.num_cached = num_cached = row.start + len(row.token_ids)
@@ -263,9 +264,9 @@ class ContinuousScheduler:
                 self._note_read(sequence, row)
             if row.sample:
                 token_id, known = tokens[id], sequence.tokens
-                add_id(id)
-                add_index(len(known) - len(sequence.prompt_ids))
-                add_token(token_id)
+                ids.append(id)
+                indexes.append(len(known) - len(sequence.prompt_ids))
+                token_ids.append(token_id)
                 known.append(token_id)
                 if token_id in sequence.stop_ids:
                     emissions.finishes[id] = "stop"

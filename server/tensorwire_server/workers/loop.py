@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence as PySequence  # noqa: TC003 (the compiled form asks)
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -26,7 +27,6 @@ from tensorwire_server.workers.kv_budget import find_kv_budget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from collections.abc import Sequence as PySequence
 
     from tensorwire_protocol.errors import TensorwireError
 
@@ -42,7 +42,7 @@ OUTCOMES_AHEAD = 16
 _GATHERED_TOKENS = 16_384  # so many go into one frame with ease
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Leave:
     """Drop what was submitted under this id, wherever it is."""
 
@@ -50,7 +50,7 @@ class Leave:
     is_whole: bool = False  # the answer ended by itself, by what only its text shows
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(kw_only=True)
 class StepOutcome:
     """What one turn of the loop did, for the asyncio side."""
 

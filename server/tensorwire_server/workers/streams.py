@@ -91,8 +91,8 @@ class TextStream(Stream):
         "first_at", "last_at", "tokens",
     )  # fmt: skip
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, link: Link, number: int, attempt: int, id: int, arrived_at: float) -> None:
+        super().__init__(link, number, attempt, id, arrived_at)
         self.tokens: list[int] = []  # earlier attempts' included
         self.first_at: float | None = None
         self.last_at = 0.0
@@ -222,8 +222,8 @@ class ArrayStream(Stream):
 
     __slots__ = ("_num_missing", "outcomes")
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, link: Link, number: int, attempt: int, id: int, arrived_at: float) -> None:
+        super().__init__(link, number, attempt, id, arrived_at)
         self.outcomes: list[Any] = []
         self._num_missing = 0
 
