@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import heapq
 import math
-from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -71,7 +70,6 @@ class NeverFits(Exception):
         self.needed_tokens, self.limit_tokens = needed_tokens, limit_tokens
 
 
-@dataclass(kw_only=True, eq=False)
 class Emissions:
     """The new tokens of one step as columns, at most one for each sequence.
 
@@ -79,10 +77,11 @@ class Emissions:
     `generate` counts its EOS; a detokenizer that skips special tokens gives it no text.
     """
 
-    sequence_ids: list[int] = field(default_factory=list)
-    indexes: list[int] = field(default_factory=list)  # over all new tokens, earlier attempts' too
-    token_ids: list[int] = field(default_factory=list)
-    finishes: dict[int, str] = field(default_factory=dict)  # "stop" or "length", by sequence id
+    def __init__(self) -> None:
+        self.sequence_ids: list[int] = []
+        self.indexes: list[int] = []  # over all new tokens, earlier attempts' too
+        self.token_ids: list[int] = []
+        self.finishes: dict[int, str] = {}  # "stop" or "length", by sequence id
 
 
 class ContinuousScheduler:

@@ -138,7 +138,7 @@ class Load:
     token_ids: tuple[int, ...]  # what these pages stand for
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)  # not frozen, as `Row`: there is one for each step
 class StepPlan:
     """One forward pass over a ragged batch; no sequence stands in it twice.
 
@@ -157,7 +157,7 @@ class StepPlan:
     reading: tuple[tuple[int, int], ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)  # not frozen, as `Row`: there is one for each step
 class StepResult:
     """What a step made: each row with `sample` is in exactly one of the two maps."""
 

@@ -133,7 +133,9 @@ class Answers:
     def on_batch(self, outcome: BatchOutcome) -> None:
         """Answer the requests whose last item this batch had."""
         registry = self._registry
-        for item, result in zip(outcome.items, outcome.results, strict=True):
+        results = outcome.results
+        for at, item in enumerate(outcome.items):
+            result = results[at]
             stream = registry.streams.get(item.request_id)
             if stream is None:
                 continue  # ended meanwhile

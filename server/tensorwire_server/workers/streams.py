@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tensorwire_protocol.messages import End, Finish, Result, Step
 from tensorwire_protocol.tensors import ids_checksum
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from tensorwire_server.workers.logprobs import LogprobBook
     from tensorwire_server.workers.text import StopMatcher
     from tensorwire_server.workers.waiting import Job
+
+_monotonic: Final = time.monotonic  # a name that compiled code need not look up
 
 
 class Stream:
@@ -54,7 +56,7 @@ class Stream:
 
     def timings(self) -> dict[str, float]:
         """Return what END and RES say of the time spent, up to now."""
-        now = time.monotonic()
+        now = _monotonic()
         started_at = now if self.started_at is None else self.started_at
         return {
             "queued_ms": (started_at - self.arrived_at) * 1000,
