@@ -169,6 +169,7 @@ LOWEST = {
     "listen.max_connections_per_source": 1,
     "listen.max_unauthenticated": 1,
     "listen.drain_s": 0,
+    "listen.busy_poll_us": 0,
     "admission.max_requests": 1,
     "admission.max_requests_per_model": 1,
     "admission.memory_bytes": 16 * 1024 * 1024,

@@ -10,7 +10,7 @@ where a dataclass takes 170, and a field of it 1 ns to read instead of 25 (measu
 from __future__ import annotations
 
 from enum import Enum, IntEnum
-from inspect import signature
+from inspect import isgetsetdescriptor
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from tensorwire_protocol.errors import Executed, TensorwireError, from_wire
@@ -592,7 +592,10 @@ _M = TypeVar("_M", bound=WireMessage)
 
 def field_names(message: Message) -> tuple[str, ...]:
     """Return the names of its fields, in the order of the wire."""
-    return tuple(signature(type(message)).parameters)
+    if hasattr(message, "__dict__"):
+        return tuple(vars(message))
+    # Of the compiled form, whose fields are descriptors of the class.
+    return tuple(name for name, value in vars(type(message)).items() if isgetsetdescriptor(value))
 
 
 def changed(message: _M, **changes: Any) -> _M:

@@ -386,7 +386,7 @@ def _utf8(raw: np.ndarray[Any, Any], name: str) -> str:
         raise BadMeta(f"{name} is not valid UTF-8") from error
 
 
-def milliseconds(seconds: float) -> int:
+def milliseconds(seconds: Any) -> int:
     """Return a duration as the wire carries it, at least 1 ms and never early.
 
     Raises:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tensorwire_protocol.limits import CLIENT_LINK
+from tensorwire_protocol.transports.polling import BusyPoll
 
 from tensorwire_server import __version__
 from tensorwire_server.config import parse_bytes
@@ -102,6 +103,7 @@ class Server:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self.stop)
+        self._poll = BusyPoll(loop, self.config.listen.busy_poll_us / 1e6)
         self._gateway = Gateway(
             self.config.admission,
             replace(
@@ -115,6 +117,7 @@ class Server:
             unnamed=self._unnamed,
             credentials=self._credentials,
             bodies=IntakeMemory(self._slab),
+            poll=self._poll,
         )
         if self._tls is None and not is_loopback(self.config.listen.host):
             log.warning("listening_in_plain host=%s", self.config.listen.host)
@@ -194,7 +197,7 @@ class Server:
             for i in range(counts[spec.name]):
                 self._start_local(spec, pool, i, threads)
         for host, port in self._remotes:
-            replica = Replica(f"{host}:{port}", on_change=self._on_replica_change)
+            replica = Replica(f"{host}:{port}", on_change=self._on_replica_change, poll=self._poll)
             self._unnamed.append(replica)
             self._spawn(keep_connected(replica, host, port))
 
@@ -204,7 +207,10 @@ class Server:
 
     def _start_local(self, spec: ModelSpec, pool: ModelPool, index: int, threads: int) -> None:
         replica = Replica(
-            f"{spec.name}/{index}", on_change=self._on_replica_change, model=spec.name
+            f"{spec.name}/{index}",
+            on_change=self._on_replica_change,
+            model=spec.name,
+            poll=self._poll,
         )
         pool.replicas.append(replica)
         own = self.config.models.get(spec.name)
@@ -227,6 +233,7 @@ class Server:
                 max_wait_ms=batching.max_wait_ms,
                 max_slowdown=batching.max_slowdown,
                 share_prefixes=batching.share_prefixes,
+                busy_poll_us=self.config.listen.busy_poll_us,
                 kv_bytes=parse_bytes(kv_memory, "kv_memory"),
                 kv_share=1 / num_local,
             ),

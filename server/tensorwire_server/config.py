@@ -76,6 +76,8 @@ class ListenConfig:
     max_connections_per_source: int | None = None  # of one IPv4 address or IPv6 /64; None: no bound
     max_unauthenticated: int = 512  # of them that have not logged in; the oldest has to go
     drain_s: float = 30.0  # after SIGTERM, for what runs
+    # So long after output, gateway and workers stay awake for a near answer; 0: never.
+    busy_poll_us: int = 80
 
     def __post_init__(self) -> None:
         _require(0 <= self.port <= 65535, "listen.port", "from 0 to 65535", self.port)
@@ -83,6 +85,8 @@ class ListenConfig:
             value = getattr(self, key)
             _require(value is None or value >= 1, f"listen.{key}", ">= 1", value)
         _require_seconds(self.drain_s, "listen.drain_s")
+        poll_us = self.busy_poll_us
+        _require(0 <= poll_us <= 10_000, "listen.busy_poll_us", "from 0 to 10000", poll_us)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Protocol, cast
 from tensorwire_protocol.errors import ConnectionLost, SlowConsumer, TensorwireError
 from tensorwire_protocol.frames import SCRATCH_BYTES
 from tensorwire_protocol.roles import State
+from tensorwire_protocol.transports.polling import AnswerWatch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tensorwire_protocol.connection import Connection
     from tensorwire_protocol.messages import Message
+    from tensorwire_protocol.transports.polling import BusyPoll
 
 _CLOSE_PATIENCE_S = 5.0  # for the last words to a peer that does not read
 _DISCARD_BYTES = 4 * 1024 * 1024  # from a peer that does not stop when it is told why
@@ -63,9 +65,15 @@ class Driver(Protocol):
 
 
 class AioTransport(asyncio.BufferedProtocol):
-    """Moves bytes between a socket and a `Connection`; few flushes in a turn of the loop."""
+    """Moves bytes between a socket and a `Connection`; few flushes in a turn of the loop.
 
-    def __init__(self, connection: Connection, driver: Driver) -> None:
+    Args:
+        poll: keeps the loop awake for a moment after output, where answers are near.
+    """
+
+    def __init__(
+        self, connection: Connection, driver: Driver, poll: BusyPoll | None = None
+    ) -> None:
         self.connection = connection
         self.is_paused = False  # the peer does not read; unsent bytes are above the high water
         self.written_bytes = 0  # handed to the loop since the beginning
@@ -75,6 +83,7 @@ class AioTransport(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._flush_is_due = False
         self._early_bytes = _FIRST_EARLY_BYTES
+        self._watch = AnswerWatch(poll) if poll is not None and poll.window_s else None
         self._lost = False
         self._discarded_bytes = 0
         self._abort_timer: asyncio.TimerHandle | None = None
@@ -117,6 +126,8 @@ class AioTransport(asyncio.BufferedProtocol):
         if self._lost:
             self._discard(nbytes)
             return
+        if self._watch is not None:
+            self._watch.note_input()
         messages = self.connection.received(nbytes, self._loop.time())
         if messages:
             self._driver.on_messages(messages)
@@ -186,6 +197,8 @@ class AioTransport(asyncio.BufferedProtocol):
         self._flush_is_due = False
         self._early_bytes = _FIRST_EARLY_BYTES
         self.flush()
+        if self._watch is not None and not self._lost:
+            self._watch.note_output()
 
     def flush(self) -> None:
         """Hand all queued bytes to the loop; close the socket if the connection has ended."""

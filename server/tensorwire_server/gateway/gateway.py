@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     from tensorwire_protocol.limits import Limits
     from tensorwire_protocol.messages import Request, Resume
+    from tensorwire_protocol.transports.polling import BusyPoll
 
     from tensorwire_server.config import AdmissionConfig
     from tensorwire_server.gateway.auth import Credentials
@@ -78,6 +79,7 @@ class Gateway:
             list takes them out.
         credentials: whom to serve; None for everybody who can connect.
         bodies: where large requests land.
+        poll: keeps the loop awake while answers are near.
         clock: monotonic seconds.
     """
 
@@ -92,6 +94,7 @@ class Gateway:
         unnamed: Sequence[Replica] = (),
         credentials: Credentials | None = None,
         bodies: IntakeMemory | None = None,
+        poll: BusyPoll | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.models = models
@@ -106,6 +109,7 @@ class Gateway:
         self._software = software
         self._credentials = credentials
         self.bodies = bodies
+        self._poll = poll
         self._loop = asyncio.get_running_loop()
         self.now = clock
         self.started_at = clock()
@@ -159,6 +163,7 @@ class Gateway:
             authenticator=None if credentials is None else credentials.over(is_private=is_private),
             nonce=b"" if credentials is None else os.urandom(NONCE_BYTES),
             bodies=self.bodies,
+            poll=self._poll,
         )
         self.sessions[session] = on_closed
         self._deserted.clear()

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from tensorwire_protocol.bodies import Memory
     from tensorwire_protocol.limits import Limits
     from tensorwire_protocol.receive_memory import ReceiveMemory
+    from tensorwire_protocol.transports.polling import BusyPoll
 
     from tensorwire_server.gateway.requests import LiveRequest
 
@@ -84,6 +85,7 @@ class Session:
         authenticator: Authenticator | None = None,
         nonce: bytes = b"",
         bodies: Memory | None = None,
+        poll: BusyPoll | None = None,
     ) -> None:
         connection = Connection(
             Role.SERVER,
@@ -98,7 +100,7 @@ class Session:
             bodies=bodies,
             codec=PACKING,
         )
-        self.transport = AioTransport(connection, self)
+        self.transport = AioTransport(connection, self, poll)
         self._connection = connection
         self._handler = handler
         self._loop = loop

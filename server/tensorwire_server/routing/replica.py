@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from tensorwire_protocol.bodies import Sharing
     from tensorwire_protocol.messages import Message, Submit
+    from tensorwire_protocol.transports.polling import BusyPoll
 
 log = logging.getLogger(__name__)
 _CLOSED: Final = State.CLOSED  # see `roles`
@@ -70,10 +71,16 @@ class Replica:
         name: for logs and `stats`, for example "demo/0".
         model: what it must hold; None for a remote one, which says it the first time it is ready.
         on_change: called when `state`, `card` or `detail` have changed.
+        poll: keeps the loop awake while answers are near.
     """
 
     def __init__(
-        self, name: str, *, on_change: Callable[[Replica], None], model: str | None = None
+        self,
+        name: str,
+        *,
+        on_change: Callable[[Replica], None],
+        model: str | None = None,
+        poll: BusyPoll | None = None,
     ) -> None:
         self.name = name
         self.model = model
@@ -85,6 +92,7 @@ class Replica:
         self.is_permanently_failed = False
         self.has_beaten = False  # on the present connection: what answers is a worker
         self._on_change = on_change
+        self._poll = poll
         self._on_link_lost: Callable[[], None] | None = None
         self._transport: AioTransport | None = None
         self._attempts: dict[int, _Attempt] = {}
@@ -129,7 +137,7 @@ class Replica:
             sharing=sharing,
             codec=PACKING,
         )
-        self._transport = AioTransport(connection, self)
+        self._transport = AioTransport(connection, self, self._poll)
         return self._transport
 
     def on_messages(self, messages: Sequence[Message]) -> None:

@@ -17,6 +17,7 @@ import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tensorwire_protocol.messages import Heartbeat
+from tensorwire_protocol.transports.polling import BusyPoll
 
 from tensorwire_server.telemetry.process import settle_garbage_collector
 from tensorwire_server.workers.arrays import ArrayLoop, InlineArrays
@@ -65,6 +66,9 @@ class WorkerHost:
         self._loop = asyncio.get_running_loop()
         self._sharing = sharing
         self._service = Service(spec, sharing)
+        streams = self._service.registry.streams
+        # What computes needs the interpreter more than a loop that looks around does.
+        self._poll = BusyPoll(self._loop, spec.busy_poll_us / 1e6, is_free=lambda: not streams)
         self._links: set[Link] = set()
         self._is_draining = False
         self._code_when_drained = ExitCode.DRAINED
@@ -85,7 +89,11 @@ class WorkerHost:
     def build_link(self) -> Link:
         """Return a link for a fresh connection from a gateway."""
         link = Link(
-            self._service, on_greeted=self._greeted, on_lost=self._lost, sharing=self._sharing
+            self._service,
+            on_greeted=self._greeted,
+            on_lost=self._lost,
+            sharing=self._sharing,
+            poll=self._poll,
         )
         link.is_draining = self._is_draining
         self._links.add(link)

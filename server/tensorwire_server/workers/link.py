@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tensorwire_protocol.bodies import Sharing
     from tensorwire_protocol.errors import TensorwireError
     from tensorwire_protocol.messages import Message
+    from tensorwire_protocol.transports.polling import BusyPoll
 
     from tensorwire_server.workers.service import Service
     from tensorwire_server.workers.streams import Stream
@@ -37,6 +38,7 @@ class Link:
         on_greeted: the peer is known; it wants to hear how far the model is.
         on_lost: nothing comes or goes any more; its work is already dropped.
         sharing: memory in common with the gateway, where it runs on this machine.
+        poll: keeps the loop awake while requests are near.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Link:
         on_greeted: Callable[[Link], None],
         on_lost: Callable[[Link], None],
         sharing: Sharing | None = None,
+        poll: BusyPoll | None = None,
     ) -> None:
         self.streams: dict[int, Stream] = {}  # open ones, by their number on this link
         self.is_draining = False
@@ -63,7 +66,7 @@ class Link:
             codec=TYPED,
             sharing=sharing,
         )
-        self.transport = AioTransport(self._connection, self)
+        self.transport = AioTransport(self._connection, self, poll)
 
     @property
     def is_greeted(self) -> bool:

@@ -28,6 +28,8 @@ class WorkerSpec:
     share_prefixes: bool = False  # between tenants
     max_slowdown: float = 2.5  # of running sequences by prompts that are read beside them
 
+    busy_poll_us: int = 80  # after output, while nothing runs; 0: never
+
     max_items: int = 64  # of one batch of embed and infer
     max_batch_tokens: int = 8192
     max_wait_ms: float = 0.0  # while one batch runs, the next one gathers by itself
