@@ -19,7 +19,7 @@ HEADERS = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("
 CAN_COMPILE = echo '\#include <Python.h>' | $(CC) -fsyntax-only -x c -I$(HEADERS) - 2>/dev/null
 NO_COMPILER := no C compiler with the headers of Python was found (Debian: apt-get install gcc python3-dev)
 # What runs on compiled modules; of the system's tests not those that ask about models or wheels.
-TESTS_COMPILED := tests/protocol tests/gateway tests/routing tests/client $(filter-out \
+TESTS_COMPILED := tests/protocol tests/gateway tests/routing tests/scheduling tests/client $(filter-out \
 	$(patsubst %,tests/system/test_%.py,answers backends sampling thin_install), \
 	$(wildcard tests/system/test_*.py))
 TORCH := $(shell grep '^torch==' constraints.txt)

@@ -84,12 +84,11 @@ class Desk:
 def outcome(index: int, made: dict[int, str], **more: Any) -> StepOutcome:
     """A step that made a letter, the one at `index`, for some sequences."""
     finishes = more.pop("finishes", {})
-    emissions = Emissions(
-        sequence_ids=list(made),
-        indexes=[index] * len(made),
-        token_ids=[ord(letter) for letter in made.values()],
-        finishes=finishes,
-    )
+    emissions = Emissions()
+    emissions.sequence_ids += made
+    emissions.indexes += [index] * len(made)
+    emissions.token_ids += [ord(letter) for letter in made.values()]
+    emissions.finishes |= finishes
     return StepOutcome(emissions=emissions, num_rows=len(made), **more)
 
 

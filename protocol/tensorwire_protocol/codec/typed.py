@@ -81,6 +81,7 @@ _read_packed_request: Final = read_packed_request
 _read_other_packed_request: Final = read_other_packed_request
 _read_packed_result: Final = read_packed_result
 _read_other_packed_result: Final = read_other_packed_result
+_read_submit: Final = read_submit
 _write: Final = write
 _NAME_CHARS: Final = NAME_CHARS
 _REQ: Final = int(Kind.REQ)
@@ -122,20 +123,21 @@ def _request(frame: Frame, limits: Limits) -> Request:
 
 
 def _submit(frame: Frame, limits: Limits) -> Submit:
-    read = read_submit(frame.meta)
+    read = _read_submit(frame.meta)
     _check_same(read, frame.meta)
+    op, key, attempt, model, inputs, params, deadline_ms, priority, so_far, tenant = read
     return Submit(
         frame.stream,
-        read.op,
-        read.key,
-        read.attempt,
-        read.model,
-        _opened(read.inputs, frame, limits),
-        read.params,
-        read.deadline_ms,
-        read.priority,
-        unpacked_ids(read.so_far, "so_far") if read.so_far else [],
-        read.tenant,
+        op,
+        key,
+        attempt,
+        model,
+        _opened(inputs, frame, limits),
+        params,
+        deadline_ms,
+        priority,
+        unpacked_ids(so_far, "so_far") if so_far else [],
+        tenant,
     )
 
 

@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import heapq
 import math
-from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -70,7 +69,6 @@ class NeverFits(Exception):
         self.needed_tokens, self.limit_tokens = needed_tokens, limit_tokens
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
 class Emissions:
     """The new tokens of one step as columns, at most one for each sequence.
 
@@ -78,10 +76,11 @@ class Emissions:
     `generate` counts its EOS; a detokenizer that skips special tokens gives it no text.
     """
 
-    sequence_ids: list[int] = field(default_factory=list)
-    indexes: list[int] = field(default_factory=list)  # over all new tokens, earlier attempts' too
-    token_ids: list[int] = field(default_factory=list)
-    finishes: dict[int, str] = field(default_factory=dict)  # "stop" or "length", by sequence id
+    def __init__(self) -> None:
+        self.sequence_ids: list[int] = []
+        self.indexes: list[int] = []  # over all new tokens, earlier attempts' too
+        self.token_ids: list[int] = []
+        self.finishes: dict[int, str] = {}  # "stop" or "length", by sequence id
 
 
 class ContinuousScheduler:
@@ -252,9 +251,10 @@ class ContinuousScheduler:
         emissions = Emissions()
         tokens, failed, running = result.tokens, result.failed, SequenceState.RUNNING
         page_tokens, num_layers = self._pool.page_tokens, self._num_layers
-        add_id, add_index = emissions.sequence_ids.append, emissions.indexes.append
-        add_token = emissions.token_ids.append
-        for row, sequence in zip(plan.rows, self._in_step, strict=True):
+        ids, indexes, token_ids = emissions.sequence_ids, emissions.indexes, emissions.token_ids
+        in_step = self._in_step
+        for at, row in enumerate(plan.rows):
+            sequence = in_step[at]
             if sequence.state is not running:
                 continue  # cancelled while the step ran
             if row.layers is not None and row.layers[1] < num_layers:
@@ -270,9 +270,9 @@ class ContinuousScheduler:
                 self._note_read(sequence, row)
             if row.sample:
                 token_id, known = tokens[id], sequence.tokens
-                add_id(id)
-                add_index(len(known) - len(sequence.prompt_ids))
-                add_token(token_id)
+                ids.append(id)
+                indexes.append(len(known) - len(sequence.prompt_ids))
+                token_ids.append(token_id)
                 known.append(token_id)
                 if token_id in sequence.stop_ids:
                     emissions.finishes[id] = "stop"

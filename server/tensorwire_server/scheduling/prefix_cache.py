@@ -32,7 +32,7 @@ _ROOTS_AT_MOST = 1024
 _HELD_BACK_AT_MOST = 4  # times; after that a sequence computes its prefix itself
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(kw_only=True)
 class PrefixCounts:
     """What happened since the start."""
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from tensorwire_server.scheduling.work import Sampling
+from tensorwire_server.scheduling.work import Sampling  # noqa: TC001 (the compiled form asks)
 
 
 class SequenceState(Enum):
@@ -18,7 +16,7 @@ class SequenceState(Enum):
     FINISHED = "finished"  # holds nothing
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class Sequence:
     """A request as the scheduler sees it; only the scheduler writes to it after `submit`.
 

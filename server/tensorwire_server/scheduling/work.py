@@ -6,11 +6,9 @@ and the torch-free fakes (`oracle`, `echo`) can be exchanged for one another.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence  # noqa: TC003 (the compiled form asks)
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +81,7 @@ class ModelCard:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
+@dataclass
 class Row:
     """One sequence's share of a step: feed `token_ids` at positions `start`, `start + 1`, …
 
@@ -121,7 +119,7 @@ class Row:
         return end - max(self.start, first)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Save:
     """Copy positions `start` to `end` - 1 of a sequence into a page of the prefix cache.
 
@@ -135,7 +133,7 @@ class Save:
     page_tokens: int  # that there is room for in a page; as many, or fewer, are saved
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Load:
     """Begin a sequence with pages of the prefix cache, from position 0 on."""
 
@@ -144,7 +142,7 @@ class Load:
     token_ids: tuple[int, ...]  # what these pages stand for
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(kw_only=True)  # not frozen, as `Row`: there is one for each step
 class StepPlan:
     """One forward pass over a ragged batch; no sequence stands in it twice.
 
@@ -163,18 +161,18 @@ class StepPlan:
     reading: tuple[tuple[int, int], ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(kw_only=True)  # not frozen, as `Row`: there is one for each step
 class StepResult:
     """What a step made: each row with `sample` is in exactly one of the two maps."""
 
-    tokens: Mapping[int, int]  # sequence id -> sampled token id
-    failed: Mapping[int, str]  # sequence id -> why (for example non-finite logits)
+    tokens: dict[int, int]  # sequence id -> sampled token id
+    failed: dict[int, str]  # sequence id -> why (for example non-finite logits)
     scores: Sequence[Scores] = ()  # of the sequences that want them
     # The next step has to move what sequences hold, besides: it had better read no prompts.
     moves_next: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Scores:
     """Log-probabilities of some tokens of one sequence, as the model gives them.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -132,7 +133,9 @@ class Answers:
     def on_batch(self, outcome: BatchOutcome) -> None:
         """Answer the requests whose last item this batch had."""
         registry = self._registry
-        for item, result in zip(outcome.items, outcome.results, strict=True):
+        results = outcome.results
+        for at, item in enumerate(outcome.items):
+            result = results[at]
             stream = registry.streams.get(item.request_id)
             if stream is None:
                 continue  # ended meanwhile
@@ -160,13 +163,17 @@ class Answers:
 def _by_stream(outcomes: Sequence[StepOutcome]) -> dict[int, tuple[int, list[int]]]:
     """Return the first index and the tokens that the outcomes have for each sequence."""
     gathered: dict[int, tuple[int, list[int]]] = {}
-    for outcome in outcomes:
-        made = outcome.emissions
-        for id, index, token_id in zip(
-            made.sequence_ids, made.indexes, made.token_ids, strict=True
-        ):
+    # Steps of the same sequences, as most are that follow each other, are turned over together.
+    for ids, steps in groupby(outcomes, _sequence_ids):
+        made = [outcome.emissions for outcome in steps]
+        by_sequence = zip(*[one.token_ids for one in made], strict=True)
+        for id, index, token_ids in zip(ids, made[0].indexes, by_sequence, strict=True):
             if id in gathered:
-                gathered[id][1].append(token_id)
+                gathered[id][1].extend(token_ids)
             else:
-                gathered[id] = (index, [token_id])
+                gathered[id] = (index, [*token_ids])
     return gathered
+
+
+def _sequence_ids(outcome: StepOutcome) -> list[int]:
+    return outcome.emissions.sequence_ids

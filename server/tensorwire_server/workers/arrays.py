@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tensorwire_server.scheduling.microbatch import MicroBatcher
 from tensorwire_server.workers.faults import as_wire_error
@@ -22,23 +21,24 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)  # not frozen: that costs three times as much, for each request
+# Plain classes, as messages are: there is one of each for each request.
 class ArrayItem:
     """One text's ids or one set of named arrays; a request has one or more."""
 
-    request_id: int
-    index: int  # within its request
-    payload: Any
-    cost_tokens: int
+    def __init__(self, request_id: int, index: int, payload: Any, cost_tokens: int) -> None:
+        self.request_id: Final = request_id
+        self.index: Final = index  # within its request
+        self.payload: Final = payload
+        self.cost_tokens: Final = cost_tokens
 
 
-@dataclass(frozen=True, slots=True)
 class BatchOutcome:
     """What one run of the engine made of its items."""
 
-    items: list[ArrayItem]
-    results: list[Any]  # by item; an Exception fails its request
-    started_at: float
+    def __init__(self, items: list[ArrayItem], results: list[Any], started_at: float) -> None:
+        self.items: Final = items
+        self.results: Final = results  # by item; an Exception fails its request
+        self.started_at: Final = started_at
 
 
 class ArrayLoop:

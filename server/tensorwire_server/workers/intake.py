@@ -172,10 +172,9 @@ class Intake:
         self._registry.add_items(stream, len(payloads))
         if not compute.is_inline:  # else the answer itself leaves in the same write
             stream.link.send(Ack(stream=stream.number, prompt_tokens=stream.prompt_tokens))
-        self._registry.commands += [
-            ArrayItem(stream.id, index, payload, cost)
-            for index, (payload, cost) in enumerate(zip(payloads, costs, strict=True))
-        ]
+        commands, id = self._registry.commands, stream.id
+        for index, payload in enumerate(payloads):
+            commands.append(ArrayItem(id, index, payload, costs[index]))
 
     # -- the tokenizer's thread -----------------------------------------------------------------
 

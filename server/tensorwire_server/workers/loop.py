@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tensorwire_protocol.errors import BadParams, Busy, NumericError
 
@@ -42,7 +42,7 @@ OUTCOMES_AHEAD = 16
 _GATHERED_TOKENS = 16_384  # so many go into one frame with ease
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Leave:
     """Drop what was submitted under this id, wherever it is."""
 
@@ -50,18 +50,29 @@ class Leave:
     is_whole: bool = False  # the answer ended by itself, by what only its text shows
 
 
-@dataclass(slots=True, kw_only=True)
 class StepOutcome:
     """What one turn of the loop did, for the asyncio side."""
 
-    emissions: Emissions = field(default_factory=Emissions)
-    failed: dict[int, TensorwireError] = field(default_factory=dict)
-    expired: list[int] = field(default_factory=list)
-    started: tuple[int, ...] = ()  # ran for the first time, at `started_at`
-    started_at: float = 0.0
-    loaded: PySequence[Load] = ()  # what of them, or of others, came out of the prefix cache
-    num_rows: int = 0
-    scores: PySequence[Scores] = ()
+    def __init__(
+        self,
+        *,
+        emissions: Emissions | None = None,
+        failed: dict[int, TensorwireError] | None = None,
+        expired: PySequence[int] = (),
+        started: tuple[int, ...] = (),  # ran for the first time, at `started_at`
+        started_at: float = 0.0,
+        loaded: PySequence[Load] = (),  # what of them, or of others, came out of the prefix cache
+        num_rows: int = 0,
+        scores: PySequence[Scores] = (),
+    ) -> None:
+        self.emissions = Emissions() if emissions is None else emissions
+        self.failed = {} if failed is None else failed
+        self.expired: Final = expired
+        self.started: Final = started
+        self.started_at: Final = started_at
+        self.loaded: Final = loaded
+        self.num_rows: Final = num_rows
+        self.scores = scores
 
 
 class GenerateLoop:

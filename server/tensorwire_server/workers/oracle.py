@@ -147,7 +147,7 @@ class ByteTokenizer:
         return _Characters()
 
 
-@dataclass(slots=True)
+@dataclass
 class _Slot:
     """What stands for a sequence's cache."""
 
@@ -213,7 +213,7 @@ class OracleEngine:
         for row in plan.rows:
             id = row.sequence_id
             slot = slots.get(id)
-            if slot is None or row.start == 0 or id in loads:
+            if slot is None or row.start == 0 or (loads and id in loads):
                 slot = slots[id] = _Slot(_hasher(row.sampling.seed, ()))
                 if id in loads:
                     slot.num_cached = len(loads[id])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tensorwire_protocol.messages import End, Finish, Result, Step
 from tensorwire_protocol.tensors import ids_checksum
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from tensorwire_server.workers.logprobs import LogprobBook
     from tensorwire_server.workers.text import StopMatcher
     from tensorwire_server.workers.waiting import Job
+
+_monotonic: Final = time.monotonic  # a name that compiled code need not look up
 
 
 class Stream:
@@ -54,7 +56,7 @@ class Stream:
 
     def timings(self) -> dict[str, float]:
         """Return what END and RES say of the time spent, up to now."""
-        now = time.monotonic()
+        now = _monotonic()
         started_at = now if self.started_at is None else self.started_at
         return {
             "queued_ms": (started_at - self.arrived_at) * 1000,
@@ -91,8 +93,8 @@ class TextStream(Stream):
         "first_at", "last_at", "tokens",
     )  # fmt: skip
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, link: Link, number: int, attempt: int, id: int, arrived_at: float) -> None:
+        super().__init__(link, number, attempt, id, arrived_at)
         self.tokens: list[int] = []  # earlier attempts' included
         self.first_at: float | None = None
         self.last_at = 0.0
@@ -222,8 +224,8 @@ class ArrayStream(Stream):
 
     __slots__ = ("_num_missing", "outcomes")
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, link: Link, number: int, attempt: int, id: int, arrived_at: float) -> None:
+        super().__init__(link, number, attempt, id, arrived_at)
         self.outcomes: list[Any] = []
         self._num_missing = 0
 
