@@ -91,6 +91,8 @@ class Fitting:
     ) -> None:
         """Read a frame as the peer will."""
         _, kind, _, aux, stream, meta_bytes = unpack_header(buffers[0])
+        if aux > self.limits.segments:
+            raise self._refusal(f"{aux} arrays in one message; the peer accepts", "segments")
         start = HEADER_BYTES + 8 * aux
         meta = memoryview(buffers[0])[start : start + meta_bytes]
         if body is not None:

@@ -58,6 +58,7 @@ def test_no_array_is_inline_only_because_a_peer_would_take_it() -> None:
         ({"meta_depth": 3}, {"x": [[1]]}, {}, "deep"),
         ({"container_items": 40}, {}, {"x": [1] * 41}, "within the limits"),
         ({}, {}, {"x": [1] * 4097}, "within the limits"),
+        ({"segments": 2}, {name: np.arange(3000) for name in "abc"}, {}, "3 arrays .* accepts 2"),
     ],
 )
 def test_an_answer_written_for_others_is_refused_where_a_peer_would_not_read_it(
