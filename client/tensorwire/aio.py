@@ -44,12 +44,13 @@ async def _change(reply: AsyncReply[Any]) -> None:
 
 async def _outcome(reply: AsyncReply[T]) -> T:
     """Wait for the end; return the result or raise the error."""
-    try:
-        while not reply.is_ended:
-            await reply.change()
-    except BaseException:
-        reply.leave()
-        raise
+    while not reply.is_ended:
+        change = reply.change()
+        try:
+            await change
+        except BaseException:
+            reply.leave()
+            raise
     return cast("T", reply.outcome())
 
 

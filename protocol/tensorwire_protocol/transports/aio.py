@@ -157,9 +157,11 @@ class AioTransport(asyncio.BufferedProtocol):
         if self._abort_timer is not None:  # it would keep every closed connection for 5 s
             self._abort_timer.cancel()
             _lingering().pop(self, None)
-        if exc is not None and self.connection.role in OPENERS:
-            self._read_rest()
-        self._end(exc)
+        try:
+            if isinstance(exc, OSError) and self.connection.role in OPENERS:
+                self._read_rest()
+        finally:
+            self._end(exc)
 
     def _read_rest(self) -> None:
         """Take what had come before a send failed: loops give the socket up without reading it."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import select
+import signal
 import socket
 import struct
 import threading
@@ -81,6 +82,11 @@ def _ticks(sock: socket.socket | TlsSocket) -> bool:
     except OSError:  # where a timeval is not two longs
         return False
     return True
+
+
+def _is_alarm_set() -> bool:
+    """Say if a timer sends signals: after each, Python begins `recv` anew, and with it the tick."""
+    return signal.getitimer(signal.ITIMER_REAL)[0] > 0
 
 
 class Mailbox:
@@ -379,7 +385,8 @@ class BlockingTransport:
         """Read once something comes; False if nothing has within `wait_s`."""
         # Inside a frame the bytes go into memory that a cancel by another thread gives back: nobody
         # waits with a hand on that.
-        if self._ticks and wait_s == _TICK_S and not self.connection.is_mid_frame:
+        may_tick = self._ticks and wait_s == _TICK_S and not self.connection.is_mid_frame
+        if may_tick and not _is_alarm_set():
             return self._read_once()
         if self._is_readable(wait_s):
             self._read_once()

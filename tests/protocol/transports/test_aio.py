@@ -42,7 +42,7 @@ from protocol.samples import cut, end, event, plain, request, wire
 from protocol.transports.driving import PATIENCE_S, Recorder, reset, tcp_pair
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
     Test = Callable[[], Coroutine[Any, Any, None]]
     Run = Callable[[Test], None]
@@ -217,6 +217,43 @@ def test_what_came_before_a_reset_reaches_the_driver_although_a_send_failed_firs
         assert [m.KIND.name for m in recorder.messages] == ["WELCOME", "END"]
 
     run(test)
+
+
+class Faulty(Recorder):
+    """A driver with a fault."""
+
+    def on_messages(self, messages: Sequence[Message]) -> None:
+        super().on_messages(messages)
+        if any(isinstance(message, Result) for message in messages):
+            raise KeyError("a fault of the driver")
+
+
+@pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
+def test_a_driver_that_fails_on_what_came_last_is_told_of_the_end(kind: str) -> None:
+    factory = pytest.importorskip(kind).new_event_loop
+    faults: list[Any] = []
+
+    async def test() -> None:
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, context: faults.append(context.get("exception"))
+        )
+        near, far = tcp_pair()
+        recorder = Faulty()
+        connection = Connection(Role.CLIENT, scratch=shared_scratch())
+        _, client = await asyncio.get_running_loop().create_connection(
+            lambda: AioTransport(connection, recorder), sock=near
+        )
+        client.send(request(connection.next_stream()))
+        client.flush()
+        far.sendall(wire(Welcome(session=bytes(16))) + wire(Result(stream=1)))
+        reset(near, far)
+        client.send(request(connection.next_stream()))
+        client.flush()
+        assert isinstance(await recorder.until_lost(), ConnectionLost)
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(test())
+    assert any(isinstance(fault, KeyError) for fault in faults)
 
 
 def test_a_peer_that_closes_with_nothing_open_is_no_error(run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import socket
 import threading
 import time
@@ -178,6 +179,22 @@ def test_nothing_in_time_is_none_and_the_answer_can_still_come() -> None:
         peer.hear(2)
         peer.say(end(1, 0))
         assert isinstance(transport.receive(mailbox, soon()), End)
+
+
+def test_a_deadline_is_kept_where_a_timer_interrupts_every_wait() -> None:
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
+    try:
+        with link() as (transport, _):
+            mailbox = ask(transport)
+            # Where the deadline is not kept, the end comes from elsewhere, as an error.
+            rescue = threading.Timer(PATIENCE_S, transport.close)
+            rescue.start()
+            assert transport.receive(mailbox, time.monotonic() + 1.5) is None
+            rescue.cancel()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_deadline_in_the_past_still_takes_what_has_come() -> None:
