@@ -194,6 +194,9 @@ def worker(
     backend: Annotated[str, typer.Option(help="auto, any or fused.")] = "auto",
     quantize: Annotated[str, typer.Option(help="none or int8.")] = "none",
     kv_memory: _KVMemory = None,
+    busy_poll_us: Annotated[
+        int, typer.Option(min=0, max=10_000, help="As listen.busy_poll_us of `serve`.")
+    ] = 80,
 ) -> None:
     """Run one worker for a gateway elsewhere, which names it with `serve --remote`."""
     from tensorwire_server.models.spec import parse_spec
@@ -219,6 +222,7 @@ def worker(
         backend=backend,
         quantize=quantize,
         kv_bytes=parse_bytes(kv_memory, "--kv-memory"),
+        busy_poll_us=busy_poll_us,
     )
     # Threads are read from the environment when torch is loaded: a fresh process, as everywhere.
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
