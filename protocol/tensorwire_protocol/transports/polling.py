@@ -49,13 +49,13 @@ class BusyPoll:
     def look_until(self, moment: float) -> None:
         """Stay awake until then."""
         self._until = moment
-        if not self.is_looking and self._is_free():
+        if not self.is_looking:
             self.is_looking = True
             self._loop.call_soon(self._look)
 
     def _look(self) -> None:
         # What waits to be called makes the loop ask for input without sleeping.
-        if self.now() < self._until:
+        if self.now() < self._until and self._is_free():
             _give_way()
             self._loop.call_soon(self._look)
         else:
