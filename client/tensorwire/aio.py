@@ -47,7 +47,7 @@ async def _outcome(reply: AsyncReply[T]) -> T:
     while not reply.is_ended:
         change = reply.change()
         try:
-            await change
+            await change  # not through `_change`: this is on the way of every call
         except BaseException:
             reply.leave()
             raise

@@ -481,6 +481,7 @@ class Connection:
         return None
 
     def _note_terminal(self, message: Message) -> Message | None:
+        # Spelled out, not as `TERMINAL`: compiled code compares these one by one.
         assert isinstance(message, (Result, Failure, End, PackedResult, EncodedTerminal))
         stream = message.stream
         if isinstance(message, Failure) and stream == 0:
