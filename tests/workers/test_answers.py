@@ -115,6 +115,19 @@ def test_steps_that_are_taken_together_leave_in_one_frame() -> None:
     asyncio.run(test())
 
 
+def test_steps_of_the_same_sequences_begin_where_the_first_of_them_did() -> None:
+    async def test() -> None:
+        desk = Desk()
+        desk.open(1)
+        desk.open(2)
+        desk.take(outcome(5, {1: "a", 2: "x"}), outcome(6, {1: "b", 2: "y"}))
+        (step,) = desk.steps
+        assert (step.streams, step.first_indexes, step.counts) == ([101, 102], [5, 5], [2, 2])
+        assert step.tokens == [*map(ord, "abxy")]
+
+    asyncio.run(test())
+
+
 def test_one_step_alone_needs_no_counts() -> None:
     async def test() -> None:
         desk = Desk()
