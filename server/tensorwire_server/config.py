@@ -240,7 +240,7 @@ class BatchingConfig:
     max_items: int = 64  # of one batch of an encoder
     max_batch_tokens: int = 8192  # of one batch of an encoder
     max_wait_ms: float = 0.0  # the longest a lone request is held back
-    max_slowdown: float = 2.2  # of running texts by a few prompts that are read beside them
+    max_slowdown: float = 2.0  # of running texts by a few prompts that are read beside them
     share_prefixes: bool = False  # computed prompts, between everybody who may log in
 
     def __post_init__(self) -> None:

@@ -104,7 +104,7 @@ class ContinuousScheduler:
         step_tokens: int,
         max_waiting: int,
         model: str = "",
-        slowdown: float = 2.2,
+        slowdown: float = 2.0,
         num_layers: int = 1,
         expected_share: float = 1.0,
         saved_on_leaving: int = 64,

@@ -26,7 +26,7 @@ class WorkerSpec:
     kv_bytes: int | None = None  # of the key/value cache; None: a share of what is free
     kv_share: float = 1.0  # of what is free for caches on this machine
     share_prefixes: bool = False  # between tenants
-    max_slowdown: float = 2.2  # of running sequences by prompts that are read beside them
+    max_slowdown: float = 2.0  # of running sequences by prompts that are read beside them
 
     busy_poll_us: int = 80  # after output, while nothing runs; 0: never
 
