@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,13 @@ from tensorwire_server.scheduling.continuous import ContinuousScheduler
 from tensorwire_server.scheduling.pages import PagePool
 from tensorwire_server.scheduling.sequences import Sequence
 from tensorwire_server.scheduling.work import Sampling, StepPlan, StepResult
-from tensorwire_server.workers.loop import OUTCOMES_AHEAD, GenerateLoop, Leave, StepOutcome
+from tensorwire_server.workers.loop import (
+    GATHERING_S,
+    OUTCOMES_AHEAD,
+    GenerateLoop,
+    Leave,
+    StepOutcome,
+)
 from tensorwire_server.workers.oracle import OracleEngine, oracle_tokens
 from tensorwire_server.workers.spec import WorkerSpec
 
@@ -50,10 +57,10 @@ class Programmed(OracleEngine):
 class Driven:
     """A loop on its thread, with its outcomes in a queue."""
 
-    def __init__(self, spec: WorkerSpec = SPEC) -> None:
+    def __init__(self, spec: WorkerSpec = SPEC, gathering_s: float = GATHERING_S) -> None:
         self.engine = Programmed()
         self.outcomes: SimpleQueue[StepOutcome] = SimpleQueue()
-        self.loop = GenerateLoop(self.engine, spec, post=self.outcomes.put)
+        self.loop = GenerateLoop(self.engine, spec, post=self.outcomes.put, gathering_s=gathering_s)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -121,6 +128,46 @@ def test_a_step_is_posted_once_with_the_tokens_of_all(driven: Driven) -> None:
     for id, prompt in ((1, b"one"), (2, b"two")):
         made = [e.token_id for o in outcomes for e in each(o.emissions) if e.sequence_id == id]
         assert made == oracle_tokens(prompt, 1, 3)
+
+
+def learn_that_prompts_take_long(driven: Driven) -> None:
+    """Read one of two tokens in a quarter of a second."""
+    driven.engine.before_step = lambda plan: time.sleep(0.25)
+    driven.join(1, b"hi", max_new_tokens=1)
+    assert driven.next().started == (1,)
+    driven.engine.before_step = lambda plan: None
+
+
+def wait_until_taken(driven: Driven) -> None:
+    while not driven.loop._commands.empty():
+        pass
+
+
+def test_where_requests_come_in_bursts_an_idle_engine_lets_the_rest_of_one_come() -> None:
+    driven = Driven(gathering_s=0.5)
+    learn_that_prompts_take_long(driven)
+
+    def before(plan: StepPlan) -> None:
+        driven.engine.before_step = lambda plan: None
+        driven.join(3, b"while the first of a burst is read")
+
+    driven.engine.before_step = before
+    driven.join(2, b"the first of a burst")
+    assert driven.next().started == (2,)
+    driven.tokens_of(3)
+    driven.join(4, bytes([4]) * 1000)
+    wait_until_taken(driven)
+    driven.join(5, bytes([5]) * 1000)
+    assert driven.next().started == (4, 5)
+    driven.close()
+
+
+def test_whoever_comes_alone_does_not_wait_for_a_burst() -> None:
+    driven = Driven(gathering_s=60.0)  # far more than `next` waits
+    learn_that_prompts_take_long(driven)
+    driven.join(2, bytes(4000), max_new_tokens=1)  # 5 % of what that takes are 25 s
+    assert driven.next().started == (2,)
+    driven.close()
 
 
 @pytest.mark.parametrize(

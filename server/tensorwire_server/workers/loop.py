@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 from tensorwire_protocol.errors import BadParams, Busy, NumericError
@@ -40,6 +40,12 @@ log = logging.getLogger(__name__)
 # so that a model faster than the wire costs one frame for some steps, not one for each.
 OUTCOMES_AHEAD = 16
 _GATHERED_TOKENS = 16_384  # so many go into one frame with ease
+
+# Where requests come in bursts, an idle engine lets the rest of one come before it reads the first
+# prompts: else the rest would wait until these are read, and all would run in smaller batches. For
+# so much of the time that the first ones take, and no longer than this.
+_GATHERING_SHARE, GATHERING_S = 0.05, 0.005
+_SHORTEST_GATHERING_S = 0.0001  # nothing comes in less
 
 
 @dataclass(frozen=True)
@@ -80,12 +86,18 @@ class GenerateLoop:
 
     Args:
         post: takes each outcome to the asyncio side, which answers with `outcome_taken`.
+        gathering_s: how long, at most, an idle engine waits for the rest of a burst.
     """
 
     is_inline = False
 
     def __init__(
-        self, engine: GenerateEngine, spec: WorkerSpec, *, post: Callable[[StepOutcome], None]
+        self,
+        engine: GenerateEngine,
+        spec: WorkerSpec,
+        *,
+        post: Callable[[StepOutcome], None],
+        gathering_s: float = GATHERING_S,
     ) -> None:
         self.engine = engine
         self.num_steps = 0
@@ -104,6 +116,8 @@ class GenerateLoop:
             share_prefixes=spec.share_prefixes,
         )
         self._post_outcome = post
+        self._gathering_s = gathering_s
+        self._comes_in_bursts = False  # so it was when the engine was idle before
         self._commands: SimpleQueue[list[Sequence | Leave]] = SimpleQueue()
         # A semaphore, of the one kind that is written in C.
         self._permits: SimpleQueue[None] = SimpleQueue()
@@ -127,11 +141,30 @@ class GenerateLoop:
     def run(self) -> None:
         """Work until the process ends."""
         while True:
+            is_idle = not self._scheduler.num_running
             if not self._turn():
                 self._publish_load()
                 self._apply(self._commands.get())
+            elif is_idle and self._scheduler.num_running:
+                self._comes_in_bursts |= not self._commands.empty()
             while not self._commands.empty():
                 self._apply(self._commands.get())
+            if self._comes_in_bursts and not self._scheduler.num_running:
+                self._gather()
+
+    def _gather(self) -> None:
+        """Wait for the rest of a burst, as long as that is little beside what has come."""
+        began = time.monotonic()
+        while True:
+            patience_s = _GATHERING_SHARE * self._scheduler.seconds_to_read()
+            left_s = began + min(patience_s, self._gathering_s) - time.monotonic()
+            if left_s < _SHORTEST_GATHERING_S:
+                return
+            try:
+                self._apply(self._commands.get(timeout=left_s))
+            except Empty:
+                self._comes_in_bursts = self._scheduler.num_waiting > 1
+                return
 
     def _turn(self) -> bool:
         """Run one step; False if there was none to run."""
