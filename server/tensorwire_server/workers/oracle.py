@@ -11,6 +11,7 @@ import hashlib
 import os
 import signal
 import time
+from functools import lru_cache
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,6 +23,8 @@ from tensorwire_server.workers.options import parse_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from tensorwire_server.scheduling.work import StepPlan
 
@@ -40,7 +43,7 @@ _SLOW_STEP_S = 0.1
 _MASK = (1 << 64) - 1
 _GAMMA, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # splitmix64's
 # The same for arrays, which take as long to turn a number into one of theirs as for ten tokens.
-_CONSTANTS = tuple(map(np.uint64, (_GAMMA, _MIX_1, _MIX_2, 30, 27, 31, FIRST_GENERATED_ID)))
+_CONSTANTS = tuple(map(np.uint64, (_MIX_1, _MIX_2, 30, 27, 31, FIRST_GENERATED_ID)))
 _BLOCK_TOKENS = 128  # hashed together, for what ten cost that are hashed alone
 
 
@@ -87,12 +90,15 @@ def _token(state: int, position: int, vocab: int) -> int:
     return FIRST_GENERATED_ID + (z ^ (z >> 31)) % (vocab - FIRST_GENERATED_ID)
 
 
+@lru_cache(maxsize=8)
+def _strides(count: int) -> NDArray[np.uint64]:
+    return np.arange(count, dtype=np.uint64) * np.uint64(_GAMMA)
+
+
 def _tokens(state: int, start: int, count: int, vocab: int) -> list[int]:
     """Return what `_token` gives at `count` positions from `start` on."""
-    gamma, mix_1, mix_2, by_30, by_27, by_31, first = _CONSTANTS
-    z = np.arange(start, start + count, dtype=np.uint64)
-    z *= gamma
-    z += np.uint64(state)
+    mix_1, mix_2, by_30, by_27, by_31, first = _CONSTANTS
+    z = _strides(count) + np.uint64((state + start * _GAMMA) & _MASK)
     z ^= z >> by_30
     z *= mix_1
     z ^= z >> by_27
