@@ -33,7 +33,8 @@ class Shaping:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Not frozen, as `Row`: there is one for each request. But nobody changes it.
+@dataclass(kw_only=True, unsafe_hash=True)
 class Sampling:
     """How the next token of one sequence is chosen, fully resolved (no unset values)."""
 
