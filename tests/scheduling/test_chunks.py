@@ -16,13 +16,14 @@ GREEDY: dict[str, Any] = {"temperature": 0.0, "top_k": None, "top_p": 1.0, "seed
 
 
 def prompt(number: int, num_tokens: int, **sampling: Any) -> Sequence:
-    return Sequence(
+    sequence = Sequence(
         id=number,
         prompt_ids=tuple(range(num_tokens)),
         max_new_tokens=1,
         sampling=Sampling(**GREEDY | sampling),
-        order=(0.0, number),
     )
+    sequence.order = (0.0, number)
+    return sequence
 
 
 def chunks(num_layers: int = 30, most_tokens: int = 1000) -> Chunks:

@@ -7,7 +7,7 @@ from tensorwire_server.workers.deadlines import Deadlines
 
 def test_only_open_requests_come_due_in_order() -> None:
     alive = {1, 2, 3}
-    deadlines = Deadlines(alive.__contains__)
+    deadlines = Deadlines(alive)
     assert deadlines.add(5.0, 1)
     assert deadlines.add(3.0, 2)
     assert not deadlines.add(4.0, 3)
@@ -20,7 +20,7 @@ def test_only_open_requests_come_due_in_order() -> None:
 
 def test_finished_requests_do_not_pile_up_until_their_deadline() -> None:
     alive: set[int] = set()
-    deadlines = Deadlines(alive.__contains__)
+    deadlines = Deadlines(alive)
     for request in range(10_000):
         alive.add(request)
         deadlines.add(1e9, request)

@@ -100,14 +100,15 @@ class _Extraordinary(Exception):
     """Not what is decoded here."""
 
 
-def _check_same(read: object, meta: bytes | memoryview) -> None:
+def _check_same(read: object, meta: bytes) -> None:
     if _write(read) != meta:
         raise _Extraordinary
 
 
 def _request(frame: Frame, limits: Limits) -> Request:
-    read = read_request(frame.meta)
-    _check_same(read, frame.meta)
+    meta = bytes(frame.meta)  # which is read and compared faster than a view
+    read = read_request(meta)
+    _check_same(read, meta)
     return Request(
         frame.stream,
         read.op,
@@ -123,8 +124,9 @@ def _request(frame: Frame, limits: Limits) -> Request:
 
 
 def _submit(frame: Frame, limits: Limits) -> Submit:
-    read = _read_submit(frame.meta)
-    _check_same(read, frame.meta)
+    meta = bytes(frame.meta)
+    read = _read_submit(meta)
+    _check_same(read, meta)
     op, key, attempt, model, inputs, params, deadline_ms, priority, so_far, tenant = read
     return Submit(
         frame.stream,
@@ -142,7 +144,7 @@ def _submit(frame: Frame, limits: Limits) -> Submit:
 
 
 def _result(frame: Frame, limits: Limits) -> Result:
-    meta = bytes(frame.meta)  # which is read and compared faster than a view
+    meta = bytes(frame.meta)
     read = _read_result(meta)
     _check_same(read, meta)
     for values in read:
@@ -378,7 +380,7 @@ _TEXT: Final = frozenset({str})
 def _is_plain(values: Mapping[str, Any]) -> bool:
     # Of anything else (dates, sets, data classes) msgspec knows more than the wire does. What a
     # gateway passes on came from the wire, and the plain codec cannot write what is unopened.
-    return not values or _SCALARS.issuperset(map(type, values.values()))
+    return all(type(value) in _SCALARS for value in values.values())
 
 
 def _writable(

@@ -32,7 +32,7 @@ from __future__ import annotations
 import heapq
 import math
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tensorwire_server.scheduling.chunks import Chunks
 from tensorwire_server.scheduling.forecast import Forecast
@@ -254,9 +254,12 @@ class ContinuousScheduler:
         self._chunks.note_done()
         self._is_moving = result.moves_next
         emissions = Emissions()
-        tokens, failed, running = result.tokens, result.failed, SequenceState.RUNNING
+        # `Any` is an int that compiled code passes on as the object it is.
+        tokens: dict[Any, Any] = result.tokens
+        ids: list[Any] = emissions.sequence_ids
+        token_ids: list[Any] = emissions.token_ids
+        failed, indexes, running = result.failed, emissions.indexes, SequenceState.RUNNING
         page_tokens, num_layers = self._pool.page_tokens, self._num_layers
-        ids, indexes, token_ids = emissions.sequence_ids, emissions.indexes, emissions.token_ids
         in_step = self._in_step
         for at, row in enumerate(plan.rows):
             sequence = in_step[at]
@@ -266,7 +269,7 @@ class ContinuousScheduler:
                 sequence.has_run = True
                 continue
             sequence.num_cached = num_cached = row.start + len(row.token_ids)
-            id = sequence.id
+            id: Any = sequence.id
             if failed and id in failed:
                 self._failed[id] = failed[id]
                 self._drop(sequence, keep=False)
@@ -274,7 +277,8 @@ class ContinuousScheduler:
             if sequence.is_reading:
                 self._note_read(sequence, row)
             if row.sample:
-                token_id, known = tokens[id], sequence.tokens
+                token_id = tokens[id]
+                known: list[Any] = sequence.tokens
                 ids.append(id)
                 indexes.append(len(known) - len(sequence.prompt_ids))
                 token_ids.append(token_id)

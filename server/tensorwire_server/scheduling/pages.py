@@ -41,7 +41,7 @@ class PagePool:
         self._free = list(range(num_pages - 1, -1, -1))
         self._used: set[int] = set()
         self._cached: dict[bytes, int] = {}  # digest -> page
-        self._digests: dict[int, bytes] = {}  # of cached pages
+        self._digests: list[bytes | None] = [None] * num_pages  # of cached pages
         self._idle: OrderedDict[int, None] = OrderedDict()  # cached, unpinned; the next to go first
         self._pins: dict[int, int] = {}  # of cached pages that must not go
         self._evicted: list[int] = []
@@ -59,7 +59,7 @@ class PagePool:
     @property
     def cached(self) -> int:
         """Pages that are kept for whoever has the same tokens."""
-        return len(self._digests)
+        return len(self._cached)
 
     @property
     def available(self) -> int:
@@ -83,7 +83,8 @@ class PagePool:
         if num_pages > self.available:
             raise PagesExhausted(wanted=num_pages, available=self.available)
         while len(self._free) < num_pages:
-            self._evict(next(iter(self._idle)))
+            page, _ = self._idle.popitem(last=False)
+            self._drop(page)
             self.num_evictions += 1
         pages = [self._free.pop() for _ in range(num_pages)]
         self._used.update(pages)
@@ -121,7 +122,7 @@ class PagePool:
 
     def pin(self, page: int) -> None:
         """Keep a cached page from being evicted until it is unpinned as often as it was pinned."""
-        assert page in self._digests, "a page was pinned that is not cached"
+        assert self.is_cached(page), "a page was pinned that is not cached"
         self._pins[page] = self._pins.get(page, 0) + 1
         self._idle.pop(page, None)
 
@@ -142,11 +143,12 @@ class PagePool:
     def forget_page(self, page: int) -> None:
         """Evict a page if it is cached and nobody has pinned it."""
         if page in self._idle:
-            self._evict(page)
+            del self._idle[page]
+            self._drop(page)
 
     def is_cached(self, page: int) -> bool:
         """Say if a page is kept for whoever has the same tokens."""
-        return page in self._digests
+        return self._digests[page] is not None
 
     @property
     def num_pins(self) -> int:
@@ -158,21 +160,25 @@ class PagePool:
         evicted, self._evicted = self._evicted, []
         return evicted
 
-    def _evict(self, page: int) -> None:
-        del self._idle[page]
-        del self._cached[self._digests.pop(page)]
+    def _drop(self, page: int) -> None:
+        """Free a page that is not cached any more, as far as `_idle` knows."""
+        digest = self._digests[page]
+        assert digest is not None, "a page was evicted that is not cached"
+        del self._cached[digest]
+        self._digests[page] = None
         self._free.append(page)
         self._evicted.append(page)
 
     def check_invariants(self) -> None:
         """Fail if a page is lost, doubled or in two places."""
-        free, cached = set(self._free), self._digests.keys()
+        free, cached = set(self._free), set(self._cached.values())
         assert len(self._free) == len(free), "a page is free twice"
         assert not self._used & free, "a page is both free and used"
         assert not cached & free, "a page is both free and cached"
         assert not cached & self._used, "a page is both used and cached"
         assert len(free) + len(self._used) + len(cached) == self.num_pages, "a page is lost"
-        assert self._cached == {digest: page for page, digest in self._digests.items()}
+        named = {digest: page for page, digest in enumerate(self._digests) if digest is not None}
+        assert self._cached == named
         assert self._idle.keys() | self._pins.keys() == cached, "neither idle nor pinned"
         assert not self._idle.keys() & self._pins.keys(), "both idle and pinned"
         assert all(count > 0 for count in self._pins.values())

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_sha256: Final = hashlib.sha256  # a name that compiled code need not look up
+
 
 def root_digest(model: str, tenant: str) -> bytes:
     """Return what the names of a tenant's first pages follow."""
-    digest = hashlib.sha256()
+    digest = _sha256()
     for part in (model, tenant):
         text = part.encode()
         digest.update(len(text).to_bytes(4, "little"))
@@ -30,11 +32,20 @@ def extend_digests(
 ) -> None:
     """Name the full pages among the first `num_tokens` that have no name in `digests` yet."""
     before = digests[-1] if digests else root
-    for end in range((len(digests) + 1) * page_tokens, num_tokens + 1, page_tokens):
-        before = page_digest(before, tokens[end - page_tokens : end])
+    first, end = len(digests) * page_tokens, num_tokens - num_tokens % page_tokens
+    if end <= first:
+        return
+    packed = _pack(tokens[first:end])  # once for all pages
+    page_bytes = len(packed) * page_tokens // (end - first)
+    for start in range(0, len(packed), page_bytes):
+        before = _sha256(before + packed[start : start + page_bytes]).digest()
         digests.append(before)
 
 
 def page_digest(before: bytes, tokens: Sequence[int]) -> bytes:
     """Name a page, or a part of one, behind the page of that name."""
-    return hashlib.sha256(before + array("i", tokens).tobytes()).digest()
+    return _sha256(before + _pack(tokens)).digest()
+
+
+def _pack(tokens: Sequence[int]) -> bytes:
+    return array("i", tokens).tobytes()

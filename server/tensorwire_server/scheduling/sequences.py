@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import Enum
 
 from tensorwire_server.scheduling.work import Sampling  # noqa: TC001 (the compiled form asks)
@@ -16,48 +15,66 @@ class SequenceState(Enum):
     FINISHED = "finished"  # holds nothing
 
 
-@dataclass(kw_only=True, eq=False)
 class Sequence:
     """A request as the scheduler sees it; only the scheduler writes to it after `submit`.
 
-    `so_far` are tokens an earlier attempt already emitted: they are fed like the prompt, they count
-    towards `max_new_tokens`, and the next token's index is their number.
+    A plain class, which is cheap to make and to read where it is compiled.
+
+    Args:
+        prompt_ids: at least one.
+        max_new_tokens: `so_far` included.
+        so_far: tokens an earlier attempt already emitted: they are fed like the prompt, they count
+            towards `max_new_tokens`, and the next token's index is their number.
+        stop_ids: the model's EOS ids and the client's own.
+        deadline: monotonic s, as `arrived_at`.
+        priority: the higher goes first.
+        tenant: whose prefixes it may share.
     """
 
-    id: int
-    prompt_ids: tuple[int, ...]  # at least one
-    max_new_tokens: int  # so_far included
-    sampling: Sampling
-    so_far: tuple[int, ...] = ()
-    stop_ids: frozenset[int] = frozenset()  # the model's EOS ids and the client's own
-    deadline: float | None = None  # monotonic s
-    priority: int = 0  # the higher goes first
-    arrived_at: float = 0.0  # monotonic s
-    tenant: str = ""  # whose prefixes it may share
-
-    state: SequenceState = SequenceState.WAITING
-    order: tuple[float, int] = (0.0, 0)  # who goes first, and who is preempted last
-    pages: list[int] = field(default_factory=list)  # its own; the i-th is for the i-th page_tokens
-    num_cached: int = 0  # tokens of `tokens` whose keys and values are in the cache
-    is_reading: bool = False  # what was known when it was admitted is not all in the cache
-    has_run: bool = False
-    num_lost: int = 0  # tokens that were in the cache when it was preempted
-    num_held_back: int = 0  # times it waited for another one to compute its prefix
-    digests: list[bytes] = field(default_factory=list)  # names of its full pages, as far as needed
-    end_digest: bytes | None = None  # of what stands behind these, but for the last token
-    tokens: list[int] = field(init=False)  # prompt, so_far, then what was sampled
-    num_tokens_at_most: int = field(init=False)  # how long these may become
-
-    def __post_init__(self) -> None:
-        if not self.prompt_ids:
+    def __init__(
+        self,
+        *,
+        id: int,
+        prompt_ids: tuple[int, ...],
+        max_new_tokens: int,
+        sampling: Sampling,
+        so_far: tuple[int, ...] = (),
+        stop_ids: frozenset[int] = frozenset(),
+        deadline: float | None = None,
+        priority: int = 0,
+        arrived_at: float = 0.0,
+        tenant: str = "",
+    ) -> None:
+        if not prompt_ids:
             raise ValueError("a sequence needs at least one prompt token")
-        if self.max_new_tokens <= len(self.so_far):
+        if max_new_tokens <= len(so_far):
             raise ValueError(
-                f"nothing left to generate: {len(self.so_far)} tokens so far, "
-                f"max_new_tokens is {self.max_new_tokens}"
+                f"nothing left to generate: {len(so_far)} tokens so far, "
+                f"max_new_tokens is {max_new_tokens}"
             )
-        self.tokens = [*self.prompt_ids, *self.so_far]
-        self.num_tokens_at_most = len(self.prompt_ids) + self.max_new_tokens
+        self.id = id
+        self.prompt_ids = prompt_ids
+        self.max_new_tokens = max_new_tokens
+        self.sampling = sampling
+        self.so_far = so_far
+        self.stop_ids = stop_ids
+        self.deadline = deadline
+        self.priority = priority
+        self.arrived_at = arrived_at
+        self.tenant = tenant
+
+        self.tokens = [*prompt_ids, *so_far]  # and then what was sampled
+        self.num_tokens_at_most = len(prompt_ids) + max_new_tokens  # how long these may become
+        self.state = SequenceState.WAITING
+        self.order = (0.0, 0)  # who goes first, and who is preempted last
+        self.pages: list[int] = []  # its own; the i-th is for the i-th page_tokens
+        self.num_cached = 0  # tokens of `tokens` whose keys and values are in the cache
+        self.is_reading = False  # what was known when it was admitted is not all in the cache
+        self.has_run = False
+        self.num_lost = 0  # tokens that were in the cache when it was preempted
+        self.num_held_back = 0  # times it waited for another one to compute its prefix
+        self.digests: list[bytes] = []  # names of its full pages, as far as needed
+        self.end_digest: bytes | None = None  # of what stands behind these, but for the last token
 
     @property
     def num_new(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence  # noqa: TC003 (the compiled form asks)
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,8 @@ class Shaping:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Not frozen, as `Row`: there is one for each request. But nobody changes it.
+@dataclass(kw_only=True, unsafe_hash=True)
 class Sampling:
     """How the next token of one sequence is chosen, fully resolved (no unset values)."""
 
@@ -119,18 +120,24 @@ class Row:
         return end - max(self.start, first)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Save:
     """Copy positions `start` to `end` - 1 of a sequence into a page of the prefix cache.
 
-    A sequence that is not known any more was saved before: plans may be told twice.
+    A sequence that is not known any more was saved before: plans may be told twice. There is one
+    for each page that somebody computes: a plain class, which is cheap where it is compiled.
+
+    Args:
+        page_tokens: that there is room for in a page; as many, or fewer, are saved.
     """
 
-    page: int
-    sequence_id: int
-    start: int
-    end: int
-    page_tokens: int  # that there is room for in a page; as many, or fewer, are saved
+    def __init__(
+        self, *, page: int, sequence_id: int, start: int, end: int, page_tokens: int
+    ) -> None:
+        self.page: Final = page
+        self.sequence_id: Final = sequence_id
+        self.start: Final = start
+        self.end: Final = end
+        self.page_tokens: Final = page_tokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -50,7 +49,7 @@ class Intake:
     def __init__(self, registry: Registry) -> None:
         self.load_failure: str | None = None
         self._registry = registry
-        self._ids = count(1)
+        self._num_streams = 0  # so far
         self._waiting = WaitingTexts()
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         # A chat template may take its time: it must hold up neither a text nor another chat.
@@ -64,8 +63,12 @@ class Intake:
         except Exception as error:
             link.send(Failure.of(submit.stream, as_internal_error(error, registry.model, log)))
             return
-        kind = TextStream if submit.op in ("generate", "chat") else ArrayStream
-        stream = kind(link, submit.stream, submit.attempt, next(self._ids), now)
+        self._num_streams = id = self._num_streams + 1
+        stream: TextStream | ArrayStream
+        if submit.op in ("generate", "chat"):
+            stream = TextStream(link, submit.stream, submit.attempt, id, now)
+        else:
+            stream = ArrayStream(link, submit.stream, submit.attempt, id, now)
         registry.add(stream, submit.deadline_ms)
         try:
             check_inputs(OPERATIONS[submit.op], submit.inputs)

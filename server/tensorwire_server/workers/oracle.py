@@ -11,9 +11,9 @@ import hashlib
 import os
 import signal
 import time
-from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from tensorwire_protocol.tensors import pack_ids
@@ -23,6 +23,8 @@ from tensorwire_server.workers.options import parse_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from tensorwire_server.scheduling.work import StepPlan
 
@@ -39,6 +41,9 @@ _DEFAULTS = {
 }
 _SLOW_STEP_S = 0.1
 _MASK = (1 << 64) - 1
+_GAMMA, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # splitmix64's
+# The same for arrays, which take as long to turn a number into one of theirs as for ten tokens.
+_CONSTANTS = tuple(map(np.uint64, (_MIX_1, _MIX_2, 30, 27, 31, FIRST_GENERATED_ID)))
 _BLOCK_TOKENS = 128  # hashed together, for what ten cost that are hashed alone
 
 
@@ -79,20 +84,29 @@ def _state(hasher: Any) -> int:
 
 def _token(state: int, position: int, vocab: int) -> int:
     """Return splitmix64 of `state` at `position`, as an id from 256 to vocab - 1."""
-    z = (state + position * 0x9E3779B97F4A7C15) & _MASK
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    z = (state + position * _GAMMA) & _MASK
+    z = ((z ^ (z >> 30)) * _MIX_1) & _MASK
+    z = ((z ^ (z >> 27)) * _MIX_2) & _MASK
     return FIRST_GENERATED_ID + (z ^ (z >> 31)) % (vocab - FIRST_GENERATED_ID)
+
+
+@lru_cache(maxsize=8)
+def _strides(count: int) -> NDArray[np.uint64]:
+    return np.arange(count, dtype=np.uint64) * np.uint64(_GAMMA)
 
 
 def _tokens(state: int, start: int, count: int, vocab: int) -> list[int]:
     """Return what `_token` gives at `count` positions from `start` on."""
-    z = np.arange(start, start + count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    z += np.uint64(state)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = (z ^ (z >> np.uint64(31))) % np.uint64(vocab - FIRST_GENERATED_ID)
-    ids: list[int] = (z + np.uint64(FIRST_GENERATED_ID)).tolist()
+    mix_1, mix_2, by_30, by_27, by_31, first = _CONSTANTS
+    z = _strides(count) + np.uint64((state + start * _GAMMA) & _MASK)
+    z ^= z >> by_30
+    z *= mix_1
+    z ^= z >> by_27
+    z *= mix_2
+    z ^= z >> by_31
+    z %= np.uint64(vocab - FIRST_GENERATED_ID)
+    z += first
+    ids: list[int] = z.tolist()
     return ids
 
 
@@ -113,7 +127,7 @@ class _Table(dict[int, str]):
 class _Characters:
     """Every token is a character of its own: nothing is ever pending."""
 
-    push = _Table().__getitem__
+    push: ClassVar = _Table().__getitem__  # one for all: no more than a vocabulary comes into it
 
     @staticmethod
     def flush() -> str:
@@ -147,23 +161,23 @@ class ByteTokenizer:
         return _Characters()
 
 
-@dataclass
 class _Slot:
     """What stands for a sequence's cache."""
 
-    hasher: Any
-    num_cached: int = 0
-    lead_is_over: bool = False
-    state: int | None = None
-    lead: bytearray = field(default_factory=bytearray)
-    trigger: bytes | None = None
-    block: list[int] = field(default_factory=list)  # tokens that will be sampled
-    block_start: int = 0  # position of the first of them
+    def __init__(self, seed: int) -> None:
+        self.hasher = _hasher(seed, ())
+        self.num_cached = 0
+        self.lead_is_over = False
+        self.state = 0  # known when the lead is over
+        self.lead = bytearray()
+        self.trigger: bytes | None = None
+        self.block: list[Any] = []  # tokens that will be sampled
+        self.block_start = 0  # position of the first of them
 
     def hash_block(self, vocab: int) -> int:
         """Begin another block with the next token; return the index of that token in it."""
         self.block_start = self.num_cached
-        self.block = _tokens(self.state or 0, self.num_cached, _BLOCK_TOKENS, vocab)
+        self.block = _tokens(self.state, self.num_cached, _BLOCK_TOKENS, vocab)
         return 0
 
 
@@ -189,7 +203,7 @@ class OracleEngine:
         self._step_s = options["step_ms"] / 1000
         self._stall_every, self._stall_s = int(options["stall_every"]), options["stall_ms"] / 1000
         self._num_steps = 0
-        self._slots: dict[int, _Slot] = {}
+        self._slots: dict[Any, _Slot] = {}  # by sequence
         self.tokenizer = ByteTokenizer()
         self.card = ModelCard(
             tasks=frozenset({"generate", "chat", "tokenize"}),
@@ -207,14 +221,15 @@ class OracleEngine:
         # Its cache is the tokens themselves: nothing has to be saved to be loaded.
         loads = {load.sequence_id: load.token_ids for load in plan.loads}
         self._pass_time(plan)
-        tokens: dict[int, int] = {}
+        # Ids and tokens are `Any` here: compiled code passes them on as the objects they are.
+        tokens: dict[Any, Any] = {}
         failed: dict[int, str] = {}
         slots, vocab = self._slots, self._vocab
         for row in plan.rows:
-            id = row.sequence_id
+            id: Any = row.sequence_id
             slot = slots.get(id)
             if slot is None or row.start == 0 or (loads and id in loads):
-                slot = slots[id] = _Slot(_hasher(row.sampling.seed, ()))
+                slot = slots[id] = _Slot(row.sampling.seed)
                 if id in loads:
                     slot.num_cached = len(loads[id])
                     _read_lead(slot, loads[id], is_last=False)

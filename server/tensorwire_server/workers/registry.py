@@ -43,7 +43,7 @@ class Registry:
         self._num_items = 0
         # Deadlines are kept on this side too, for all operations alike, and so that a step that
         # takes long does not hold up the answer.
-        self._deadlines = Deadlines(self.streams.__contains__)
+        self._deadlines = Deadlines(self.streams)
         self._timer: asyncio.TimerHandle | None = None
 
     def flush(self) -> None:

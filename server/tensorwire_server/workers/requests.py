@@ -7,7 +7,7 @@ both checks); here is what needs the model. Everything is refused before it join
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tensorwire_protocol.errors import BadParams, UnknownOperation
 from tensorwire_protocol.messages import Finish
@@ -83,7 +83,7 @@ def read_bad_words(
     return 2 * sum(len(word) for word in words if isinstance(word, str)), encode
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(kw_only=True)  # not frozen: there is one for each request
 class TextInput:
     """What a tokenizer makes of a generate or chat, before anything else is known of it."""
 
@@ -143,7 +143,7 @@ def read_echo(submit: Submit, prompt_ids: list[int], tokenizer: Tokenizer) -> st
     return text
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(kw_only=True)  # not frozen: there is one for each request
 class Order:
     """A generate or chat that has been checked, with nothing left unset."""
 
@@ -286,34 +286,19 @@ def _sampling(
     bad_words: PySequence[tuple[int, ...]],
     max_new_tokens: int,
 ) -> Sampling:
-    def value(name: str, unset: Any) -> Any:
-        return params[name] if name in params else defaults.get(name, unset)
-
+    options = {**defaults, **params}
     seed = params.get("seed")
     if seed is None:
         # From the request's key: a retry under the same key draws the same tokens.
         seed = int.from_bytes(key[:8], "little") & (2**63 - 1)
-    min_new_tokens = min(value("min_new_tokens", 0), max_new_tokens)
-    if params.get("min_new_tokens", 0) > max_new_tokens:
-        raise BadParams(
-            f"min_new_tokens {params['min_new_tokens']} is above the {max_new_tokens} tokens that"
-            " are made at most"
-        )
-    shaping = Shaping(
-        bias=tuple((token_id, float(bias)) for token_id, bias in params.get("logit_bias", ())),
-        repetition_penalty=float(value("repetition_penalty", 1.0)),
-        frequency_penalty=float(params.get("frequency_penalty", 0.0)),
-        presence_penalty=float(params.get("presence_penalty", 0.0)),
-        # The model's own hold besides.
-        bad_words=(*map(tuple, defaults.get("bad_words", ())), *bad_words),
-        min_new_tokens=min_new_tokens,
-        stop_ids=tuple(sorted(stop_ids)) if min_new_tokens else (),
-    )
+    shaping = None
+    if bad_words or not _SHAPING.isdisjoint(options):
+        shaping = _shaping(params, defaults, stop_ids, bad_words, max_new_tokens)
     return Sampling(
-        temperature=float(value("temperature", 0.0)),
-        top_k=value("top_k", None),
-        top_p=float(value("top_p", 1.0)),
-        min_p=float(value("min_p", 0.0)),
+        temperature=float(options.get("temperature", 0.0)),
+        top_k=options.get("top_k"),
+        top_p=float(options.get("top_p", 1.0)),
+        min_p=float(options.get("min_p", 0.0)),
         seed=seed,
         shaping=None if shaping == _NO_SHAPING else shaping,
         logprobs=params.get("logprobs"),
@@ -321,4 +306,35 @@ def _sampling(
     )
 
 
+def _shaping(
+    params: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    stop_ids: frozenset[int],
+    bad_words: PySequence[tuple[int, ...]],
+    max_new_tokens: int,
+) -> Shaping:
+    if params.get("min_new_tokens", 0) > max_new_tokens:
+        raise BadParams(
+            f"min_new_tokens {params['min_new_tokens']} is above the {max_new_tokens} tokens that"
+            " are made at most"
+        )
+    options = {**defaults, **params}
+    min_new_tokens = min(options.get("min_new_tokens", 0), max_new_tokens)
+    return Shaping(
+        bias=tuple((token_id, float(bias)) for token_id, bias in params.get("logit_bias", ())),
+        repetition_penalty=float(options.get("repetition_penalty", 1.0)),
+        frequency_penalty=float(params.get("frequency_penalty", 0.0)),
+        presence_penalty=float(params.get("presence_penalty", 0.0)),
+        # The model's own hold besides.
+        bad_words=(*map(tuple, defaults.get("bad_words", ())), *bad_words),
+        min_new_tokens=min_new_tokens,
+        stop_ids=tuple(sorted(stop_ids)) if min_new_tokens else (),
+    )
+
+
 _NO_SHAPING = Shaping()
+# What `_shaping` looks at: most requests have none of these.
+_SHAPING: Final = frozenset({
+    "bad_words", "frequency_penalty", "logit_bias", "min_new_tokens", "presence_penalty",
+    "repetition_penalty",
+})  # fmt: skip

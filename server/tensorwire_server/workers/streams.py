@@ -156,7 +156,7 @@ class TextStream(Stream):
         if self._stops is not None:
             return self._take_until_stop(token_ids, map(push, token_ids), finish, self._stops)
         self.tokens += token_ids
-        text = "".join([push(token_id) for token_id in token_ids])
+        text = "".join(map(push, token_ids))
         if self._lead:
             text, self._lead = self._lead + text, ""
         if finish is None:
