@@ -144,8 +144,8 @@ def test_both_ends_learn_of_each_other(opener: Role, piece: int) -> None:
 def test_that_an_end_was_greeted_is_known_after_it_is_closed() -> None:
     opener, answerer = open_pair()
     unheard = Connection(Role.CLIENT)
-    for end in (opener, answerer, unheard):
-        end.close()
+    for one in (opener, answerer, unheard):
+        one.close()
     assert (opener.was_greeted, answerer.was_greeted, unheard.was_greeted) == (True, True, False)
 
 
