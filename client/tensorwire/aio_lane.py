@@ -202,11 +202,11 @@ class AsyncReply(Generic[T]):
         self._waiter = None
         self.cancel()
 
-    def outcome(self) -> T | Generation:
+    def outcome(self) -> Any:
         """Return the result of what has ended, or raise its error."""
         if self.error is not None:
             raise self.error
-        return cast("T | Generation", self.result)
+        return self.result
 
 
 class Lane:

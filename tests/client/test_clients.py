@@ -304,6 +304,12 @@ def test_the_timeout_is_the_deadline_on_the_wire(client: Face, server: FakeServe
     assert 299_000 < second <= 300_000  # the client's default
 
 
+def test_a_clients_own_timeout_must_be_a_duration(server: FakeServer, client: Face) -> None:
+    for timeout in (0, float("nan"), "5"):
+        with pytest.raises(BadParams, match="timeout must be a number of seconds above 0"):
+            type(client)(server.address, timeout=timeout)
+
+
 def test_no_timeout_means_no_deadline(server: FakeServer, client: Face) -> None:
     with type(client)(server.address, timeout=None) as patient:
         patient.call("health")
