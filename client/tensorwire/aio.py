@@ -19,7 +19,7 @@ from tensorwire.retrying import MAX_ATTEMPTS
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
     from types import TracebackType
     from typing import Self, Unpack
 
@@ -51,7 +51,8 @@ async def _outcome(reply: AsyncReply[T]) -> T:
         except BaseException:
             reply.leave()
             raise
-    return cast("T", reply.outcome())
+    result: T = reply.outcome()
+    return result
 
 
 class AsyncStream:
@@ -249,7 +250,7 @@ class AsyncClient:
             max_connections=max_connections,
         )
         self._link = AsyncLink(route, max_attempts)
-        self._timeout_s = timeout
+        self._timeout_s = calls.checked_timeout(timeout)
 
     @property
     def address(self) -> str:
@@ -384,10 +385,13 @@ class AsyncClient:
             calls.about_server(op, self._timeout_s if timeout_s is None else timeout_s)
         )
 
-    async def _one(self, call: Call[T]) -> T:
+    def _one(self, call: Call[T]) -> Coroutine[Any, Any, T]:
+        # Not a coroutine of its own around another: each costs every call.
         reply = self._link.begin(call)
-        if not reply.was_sent:
-            await self._link.connect(reply)
+        return _outcome(reply) if reply.was_sent else self._outcome_once_sent(reply)
+
+    async def _outcome_once_sent(self, reply: AsyncReply[T]) -> T:
+        await self._link.connect(reply)
         return await _outcome(reply)
 
     async def _all(self, many: list[Call[Any]]) -> list[Any]:

@@ -24,14 +24,13 @@ from tensorwire_protocol.messages import (
     Goaway,
     Result,
 )
-from tensorwire_protocol.roles import State
 from tensorwire_protocol.transports.aio import AioTransport
 
 from tensorwire.collecting import GRACE_S, Collector, gave_up
 from tensorwire.dialing import explained, new_connection
 from tensorwire.errors import ClientUnusable, for_call
 from tensorwire.results import Delta, Generation
-from tensorwire.retrying import Again
+from tensorwire.retrying import Again, Reached, how_far
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,14 +46,17 @@ T = TypeVar("T")
 _TICK_S = 1.0
 _DEADLINE_STEP_S = 0.1  # how late a deadline may be noticed; one timer for all calls
 _RESUME: Final = Again.RESUME  # as a name of its own, see the protocol's `roles`
-_GREETED = (State.AUTHENTICATING, State.OPEN)
 
 
 class Rescuer(Protocol):
     """Who can find another connection for a call: the link."""
 
-    def rescue(self, reply: AsyncReply[Any], error: TensorwireError) -> bool:
-        """Try a call again after `error`, unless False is returned."""
+    def rescue(self, reply: AsyncReply[Any], error: TensorwireError, reached: Reached) -> bool:
+        """Try a call again after `error`, unless False is returned.
+
+        Args:
+            reached: how far its connection had got.
+        """
 
 
 class AsyncReply(Generic[T]):
@@ -75,7 +77,6 @@ class AsyncReply(Generic[T]):
         "rescuer",
         "result",
         "stream",
-        "was_carried",
     )
 
     def __init__(
@@ -96,7 +97,6 @@ class AsyncReply(Generic[T]):
         self.lane: Lane | None = None  # None: not sent, or its connection was lost
         self.stream = 0
         self.can_resume = False  # the server of a lost connection knew RESUME
-        self.was_carried = False  # so did that of the latest one
         self.collector = Collector(call.op)
         self.deltas: deque[Delta] | None = deque() if keeps_deltas else None
         self.is_ended = False
@@ -135,10 +135,10 @@ class AsyncReply(Generic[T]):
         if reason == "cancelled":
             self.end(error=ClientUnusable("this call was left before its end"))
 
-    def fail(self, error: TensorwireError) -> None:
+    def fail(self, error: TensorwireError, reached: Reached) -> None:
         """An attempt ended in an error: try again, or end."""
         self.lane = None
-        if not self.is_ended and not self.rescuer.rescue(self, error):
+        if not self.is_ended and not self.rescuer.rescue(self, error, reached):
             self.end(error=self.failure(error))
 
     def failure(self, error: TensorwireError) -> TensorwireError:
@@ -164,7 +164,7 @@ class AsyncReply(Generic[T]):
             if isinstance(message, End):
                 self.end(result=self.collector.finish(message))
             elif isinstance(message, Failure):
-                self.fail(message.to_error())
+                self.fail(message.to_error(), Reached.GREETING)
         except TensorwireError as error:
             self.end(error=error)
 
@@ -202,11 +202,11 @@ class AsyncReply(Generic[T]):
         self._waiter = None
         self.cancel()
 
-    def outcome(self) -> T | Generation:
+    def outcome(self) -> Any:
         """Return the result of what has ended, or raise its error."""
         if self.error is not None:
             raise self.error
-        return cast("T | Generation", self.result)
+        return self.result
 
 
 class Lane:
@@ -321,11 +321,12 @@ class Lane:
                     reply.take(message)
             elif isinstance(message, Goaway):
                 self._last_taken = message.last_stream
-        if not self._was_greeted and self.transport.connection.state in _GREETED:
+        connection = self.transport.connection
+        if not self._was_greeted and connection.was_greeted:
             self._was_greeted = True
             if not self.greeted.done():
                 self.greeted.set_result(None)
-        if not self._replies and self.transport.connection.peer_is_leaving:
+        if not self._replies and connection.peer_is_leaving:
             self.transport.close()
         self._on_change()
 
@@ -365,9 +366,8 @@ class Lane:
             if self._last_taken is not None and stream > self._last_taken:
                 own.executed = Executed.NO
             # A connection that was lost before WELCOME says nothing of it.
-            reply.was_carried = connection.can_resume
             reply.can_resume = reply.can_resume or connection.can_resume
-            reply.fail(own)
+            reply.fail(own, how_far(connection))
         self._on_change()
 
     def close(self) -> None:

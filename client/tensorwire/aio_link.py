@@ -13,7 +13,7 @@ from tensorwire.aio_pool import AsyncPool
 from tensorwire.dialing import chance, fastest_codec
 from tensorwire.errors import ClientUnusable
 from tensorwire.home import Home
-from tensorwire.retrying import Again, Attempts, RetryBudget
+from tensorwire.retrying import Again, Attempts, Reached, RetryBudget
 
 if TYPE_CHECKING:
     from tensorwire.call import Call
@@ -33,7 +33,7 @@ class AsyncLink:
         self.address = route.address
         self.home = Home()
         self._max_attempts = max_attempts
-        self._budget = RetryBudget()
+        self.budget = RetryBudget()
         self.pool = AsyncPool(route, self.home, waits_for_greeting=False)
         # For large requests, behind which no small one shall wait.
         self._bulk_pool = AsyncPool(route, self.home, waits_for_greeting=True)
@@ -61,7 +61,7 @@ class AsyncLink:
         self.home.check()
         loop = self._check_loop()
         deadline = None if call.timeout_s is None else loop.time() + call.timeout_s
-        attempts = Attempts(self._max_attempts, self._budget)
+        attempts = Attempts(self._max_attempts, self.budget)
         reply = AsyncReply(self, call, attempts, loop, deadline, keeps_deltas=keeps_deltas)
         lane = self._pool_of(call).find()
         if lane is not None:
@@ -83,12 +83,12 @@ class AsyncLink:
         """Send a call, or ask for the rest; again while that fails and may be tried."""
         while True:
             try:
-                lane = await pool.get(reply.call, reply.deadline)
+                lane = await pool.get(reply.call, reply.attempts, reply.deadline)
                 if not reply.is_ended:  # it may have been left meanwhile
                     lane.begin(reply, how, reply.left_s)
                 return
             except TensorwireError as error:
-                retry = self._after(reply, error)
+                retry = self._after(reply, error, Reached.NOTHING)
                 if retry is None:
                     failure = reply.failure(error)
                     # What says most of the call may be an earlier error: show the last one too.
@@ -98,23 +98,25 @@ class AsyncLink:
             await asyncio.sleep(retry.wait_s)
             how = retry.how
 
-    def _after(self, reply: AsyncReply[Any], error: TensorwireError) -> Retry | None:
+    def _after(
+        self, reply: AsyncReply[Any], error: TensorwireError, reached: Reached
+    ) -> Retry | None:
         if self.home.is_closed or not self.home.is_here:
             return None
         return reply.attempts.after(
             error,
+            reached=reached,
             arrived=reply.collector.num_arrived,
             can_resume=reply.can_resume,
-            was_carried=reply.was_carried,
             params=reply.call.params,
             now=reply.loop.time(),
             deadline=reply.deadline,
             chance=chance(),
         )
 
-    def rescue(self, reply: AsyncReply[Any], error: TensorwireError) -> bool:
+    def rescue(self, reply: AsyncReply[Any], error: TensorwireError, reached: Reached) -> bool:
         """Try a call again after `error`, unless False is returned."""
-        retry = self._after(reply, error)
+        retry = self._after(reply, error, reached)
         if retry is None:
             return False
         task = asyncio.create_task(self._rescue(reply, retry))

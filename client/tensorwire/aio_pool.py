@@ -17,11 +17,13 @@ from tensorwire_protocol.errors import (
 from tensorwire.aio_lane import Lane
 from tensorwire.dialing import cannot_connect, tune
 from tensorwire.errors import for_call
+from tensorwire.retrying import Connecting
 
 if TYPE_CHECKING:
     from tensorwire.call import Call
     from tensorwire.dialing import Route
     from tensorwire.home import Home
+    from tensorwire.retrying import Attempts
 
 _TRIES = 3  # to find a connection that has not ended before the request could be queued
 
@@ -42,6 +44,7 @@ class AsyncPool:
         self._lanes: list[Lane] = []
         self._leaving: list[Lane] = []  # the server said GOAWAY; streams still end
         self._dialing: asyncio.Task[Lane] | None = None
+        self._connecting = Connecting()
         self._queue: dict[asyncio.Future[None], None] = {}  # calls without a place, in order
         self._num_called = 0  # that have left the queue and not yet taken their place
 
@@ -59,7 +62,7 @@ class AsyncPool:
                 return lane
         return None
 
-    async def get(self, call: Call[Any], deadline: float | None) -> Lane:
+    async def get(self, call: Call[Any], attempts: Attempts, deadline: float | None) -> Lane:
         """Return a connection with a place, as soon as there is one.
 
         Raises:
@@ -77,7 +80,7 @@ class AsyncPool:
             if self._is_full():
                 await self._wait_for_place(call, deadline)
             else:
-                dialed = await self._connected(call, deadline)
+                dialed = await self._connected(call, attempts, deadline)
                 num_tries += not dialed.is_usable
                 refusal = dialed.transport.connection.error
                 if isinstance(refusal, Unauthenticated):  # the next would fare no better
@@ -123,13 +126,15 @@ class AsyncPool:
                 place.set_result(None)
                 self._num_called += 1
 
-    async def _connected(self, call: Call[Any], deadline: float | None) -> Lane:
+    async def _connected(self, call: Call[Any], attempts: Attempts, deadline: float | None) -> Lane:
         """Wait for the one dialing task, which outlives a caller that is cancelled."""
+        now = asyncio.get_running_loop().time()
         if self._dialing is None:
+            self._connecting.begin(attempts, now)
             self._dialing = asyncio.create_task(self._dial())
             self._dialing.add_done_callback(_see_failure)
         dialing = self._dialing
-        left_s = None if deadline is None else deadline - asyncio.get_running_loop().time()
+        left_s = None if deadline is None else deadline - now
         await asyncio.wait((dialing,), timeout=left_s)
         self._home.check()  # `close` cancels the dialing
         if not dialing.done():
@@ -156,6 +161,7 @@ class AsyncPool:
         address, access = self._route.address, self._route.access
         timeout_s = self._route.connect_timeout_s
         lane = Lane(address, access.login(address), on_change=self.on_change)
+        self._connecting.note_made(lane.transport.connection)
         try:
             async with asyncio.timeout(timeout_s):
                 raw, _ = await loop.create_connection(

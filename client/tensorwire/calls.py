@@ -90,6 +90,17 @@ class GenerateOptions(RequestOptions, total=False):
     echo: bool | None  # True: the prompt's text comes before the answer's; not in a chat
 
 
+def checked_timeout(seconds: float | None) -> float | None:
+    """Return the timeout of all calls of a client, so that none need look at it again.
+
+    Raises:
+        BadParams: it is no duration.
+    """
+    if seconds is not None:
+        milliseconds(seconds)
+    return seconds
+
+
 def _call(
     op: str,
     model: str,
@@ -103,7 +114,7 @@ def _call(
     timeout_s, priority, params = default_timeout_s, 0, {}
     if options:
         params = {name: _plain(value) for name, value in options.items() if value is not None}
-        timeout_s = params.pop("timeout", default_timeout_s)
+        timeout_s = checked_timeout(params.pop("timeout", default_timeout_s))
         priority = params.pop("priority", 0)
         if params.get("wait") is True:
             del params["wait"]
@@ -116,8 +127,6 @@ def _call(
             if params.get(name) == []:  # what a caller's own list may be
                 del params[name]
         _check_numbers(op, params)
-    if timeout_s is not None:
-        milliseconds(timeout_s)  # refuses what is no duration
     return Call(op, read, model, inputs, params, timeout_s, priority)
 
 
@@ -268,9 +277,7 @@ def tokenize(
 
 def about_server(op: str, timeout_s: float | None) -> Call[dict[str, Any]]:
     """Return the call for `models`, `health` or `stats`."""
-    if timeout_s is not None:
-        milliseconds(timeout_s)  # refuses what is no duration
-    return Call(op, _read_extra, None, {}, {}, timeout_s)
+    return Call(op, _read_extra, None, {}, {}, checked_timeout(timeout_s))
 
 
 def _read_extra(result: Result) -> dict[str, Any]:

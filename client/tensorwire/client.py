@@ -225,7 +225,7 @@ class Client:
             max_connections=max_connections,
         )
         self._link = Link(route, max_attempts)
-        self._timeout_s = timeout
+        self._timeout_s = calls.checked_timeout(timeout)
 
     @property
     def address(self) -> str:

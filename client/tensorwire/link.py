@@ -14,14 +14,13 @@ from tensorwire_protocol.errors import (
     Unauthenticated,
 )
 from tensorwire_protocol.messages import TERMINAL, Failure
-from tensorwire_protocol.roles import State
 
 from tensorwire.collecting import GRACE_S, Collector, gave_up
 from tensorwire.dialing import chance, explained, fastest_codec
 from tensorwire.errors import for_call
 from tensorwire.home import Home
 from tensorwire.pool import Pool
-from tensorwire.retrying import Again, Attempts, RetryBudget
+from tensorwire.retrying import Again, Attempts, Reached, RetryBudget, how_far
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +54,6 @@ class Reply(Generic[T]):
         self._transport: BlockingTransport | None = None
         self._mailbox: Mailbox | None = None
         self._can_resume = False  # the server of a lost connection knew RESUME
-        self._was_carried = False  # so did that of the latest one
         self._start(None)
 
     def _start(self, retry: Retry | None) -> None:
@@ -67,7 +65,7 @@ class Reply(Generic[T]):
                 self._send(retry.how if retry is not None else Again.REQUEST)
                 return
             except TensorwireError as error:
-                retry = self._after(error)
+                retry = self._after(error, Reached.NOTHING)
 
     def _send(self, how: Again) -> None:
         call, collector, deadline = self.call, self.collector, self._deadline
@@ -78,19 +76,19 @@ class Reply(Generic[T]):
             left_s = None if deadline is None else deadline - time.monotonic()
             return call.request(stream, left_s)
 
-        self._was_carried = False
-        self._transport, self._mailbox = self._link.open(call, deadline, build)
+        link, attempts = self._link, self._attempts
+        self._transport, self._mailbox = link.open(call, attempts, deadline, build)
 
-    def _after(self, error: TensorwireError) -> Retry:
+    def _after(self, error: TensorwireError, reached: Reached) -> Retry:
         """Wait until the call may be tried again; raise if it may not."""
         link = self._link
         retry = None
         if not link.home.is_closed and link.home.is_here:
             retry = self._attempts.after(
                 error,
+                reached=reached,
                 arrived=self.collector.num_arrived,
                 can_resume=self._can_resume,
-                was_carried=self._was_carried,
                 params=self.call.params,
                 now=time.monotonic(),
                 deadline=self._deadline,
@@ -114,7 +112,7 @@ class Reply(Generic[T]):
             try:
                 return self._receive()
             except _Failed as failed:
-                self._start(self._after(failed.error))
+                self._start(self._after(failed.error, failed.reached))
 
     def _receive(self) -> Message:
         assert self._transport is not None
@@ -122,17 +120,18 @@ class Reply(Generic[T]):
         try:
             message = self._transport.receive(self._mailbox, self._give_up_at)
         except TensorwireError as error:
-            # A connection that was lost before WELCOME says nothing of it.
-            self._was_carried = self._transport.connection.can_resume
-            self._can_resume = self._can_resume or self._was_carried
-            raise _Failed(self._link.explained(self._transport, error)) from None
+            connection = self._transport.connection
+            # One that was lost before WELCOME says nothing of it.
+            self._can_resume = self._can_resume or connection.can_resume
+            told = self._link.explained(self._transport, error)
+            raise _Failed(told, how_far(connection)) from None
         if message is None:
             self.cancel("deadline")
             assert self.call.timeout_s is not None
             raise self.collector.failed(gave_up(self.call.timeout_s))
         if isinstance(message, TERMINAL):
             if isinstance(message, Failure):
-                raise _Failed(message.to_error())
+                raise _Failed(message.to_error(), Reached.GREETING)
             self.is_ended = True
         return message
 
@@ -166,8 +165,8 @@ class Reply(Generic[T]):
 class _Failed(Exception):
     """An attempt ended in an error that may be worth another attempt."""
 
-    def __init__(self, error: TensorwireError) -> None:
-        self.error = error
+    def __init__(self, error: TensorwireError, reached: Reached) -> None:
+        self.error, self.reached = error, reached
 
 
 class Link:
@@ -196,6 +195,7 @@ class Link:
     def open(
         self,
         call: Call[Any],
+        attempts: Attempts,
         deadline: float | None,
         build: Callable[[int], Request | Resume],
     ) -> tuple[BlockingTransport, Mailbox]:
@@ -208,7 +208,7 @@ class Link:
         num_tries = 0
         while True:
             self.home.check()
-            transport = pool.get(call, deadline)
+            transport = pool.get(call, attempts, deadline)
             num_tries += 1
             try:
                 return transport, transport.open(build)
@@ -219,7 +219,8 @@ class Link:
 
     def explained(self, transport: BlockingTransport, error: TensorwireError) -> TensorwireError:
         """Return `error` in plainer words where they are known."""
-        return explained(error, self.address, was_greeted=_was_greeted(transport))
+        was_greeted = transport.connection.was_greeted
+        return explained(error, self.address, was_greeted=was_greeted)
 
     def close(self) -> None:
         """End all connections; calls that wait on other threads get ConnectionLost."""
@@ -233,8 +234,3 @@ class Link:
         # Whoever waits for an answer holds this object, so nobody waits any more.
         with contextlib.suppress(Exception):
             self.close()
-
-
-def _was_greeted(transport: BlockingTransport) -> bool:
-    connection = transport.connection
-    return connection.state is State.OPEN or bool(connection.peer_software)

@@ -11,6 +11,7 @@ from tensorwire_protocol.errors import Busy, DeadlineExceeded, Executed, Tensorw
 from tensorwire_protocol.transports.blocking import BlockingTransport
 
 from tensorwire.dialing import cannot_connect, new_connection, tune
+from tensorwire.retrying import Connecting
 
 if TYPE_CHECKING:
     from tensorwire_protocol.transports.tls import TlsSocket
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from tensorwire.call import Call
     from tensorwire.dialing import Route
     from tensorwire.home import Home
+    from tensorwire.retrying import Attempts
 
 
 class Pool:
@@ -33,6 +35,7 @@ class Pool:
         self._route, self._home = route, home
         self._waits_for_greeting = waits_for_greeting
         self._dialing = threading.Lock()
+        self._connecting = Connecting()
         self._transports: list[BlockingTransport] = []
         self._leaving: list[BlockingTransport] = []  # the server said GOAWAY; streams still end
 
@@ -41,7 +44,7 @@ class Pool:
         """The connections that calls may go on, full or not."""
         return self._transports
 
-    def get(self, call: Call[Any], deadline: float | None) -> BlockingTransport:
+    def get(self, call: Call[Any], attempts: Attempts, deadline: float | None) -> BlockingTransport:
         """Return a connection that was alive a moment ago, with a place on it.
 
         Raises:
@@ -67,7 +70,7 @@ class Pool:
                     f"all {most} connections have as many calls as the server takes on one:"
                     " read their answers, or use another client"
                 )
-            transport = self._dial(call, deadline)
+            transport = self._dial(call, attempts, deadline)
             self._transports = [*self._transports, transport]  # others read the old list meanwhile
             if self._home.is_closed:
                 transport.close()
@@ -92,12 +95,15 @@ class Pool:
             else:
                 self._leaving.append(old)
 
-    def _dial(self, call: Call[Any], deadline: float | None) -> BlockingTransport:
+    def _dial(
+        self, call: Call[Any], attempts: Attempts, deadline: float | None
+    ) -> BlockingTransport:
         timeout_s = self._route.connect_timeout_s
         if deadline is not None:
             timeout_s = min(timeout_s, deadline - time.monotonic())
             if timeout_s <= 0:
                 raise _no_time_to_connect(call)
+        self._connecting.begin(attempts, time.monotonic())
         address = self._route.address
         try:
             sock = socket.create_connection((address.host, address.port), timeout=timeout_s)
@@ -108,7 +114,9 @@ class Pool:
             channel = self._secured(sock, timeout_s)
             sock.settimeout(None)
             login = self._route.access.login(address)
-            transport = BlockingTransport(channel, new_connection(is_passive=True, login=login))
+            connection = new_connection(is_passive=True, login=login)
+            self._connecting.note_made(connection)
+            transport = BlockingTransport(channel, connection)
             # What a further connection takes must be known: it will be filled to the brim.
             if self._waits_for_greeting or self._transports:
                 transport.wait_for_greeting()

@@ -10,7 +10,8 @@
 
 A repeated REQ is safe: the server joins it to the request of that key, or replays its outcome.
 After a cut connection it is no more of a retry than RESUME: the work goes on where it was. The
-budget is for what a server has to do again.
+budget is for what a server has to do again: a request, or to accept a connection that it never
+greeted, which counts once for all the calls that waited for it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from tensorwire_protocol.errors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
+
+    from tensorwire_protocol.connection import Connection
 
 MAX_ATTEMPTS = 3
 _FIRST_BACKOFF_S = 0.05
@@ -76,6 +79,21 @@ class Again(Enum):
     RESUME = "resume"
 
 
+class Reached(Enum):
+    """How far the connection had got on which an attempt failed."""
+
+    NOTHING = "nothing"  # it could not be made, or was lost before WELCOME
+    GREETING = "greeting"
+    RESUME = "resume"  # its server keeps calls by their key
+
+
+def how_far(connection: Connection) -> Reached:
+    """Say how far `connection` has got."""
+    if connection.can_resume:
+        return Reached.RESUME
+    return Reached.GREETING if connection.was_greeted else Reached.NOTHING
+
+
 class Retry(NamedTuple):
     """Wait so long, then try again."""
 
@@ -95,13 +113,22 @@ class Attempts:
         self._has = 0
         budget.note_request()
 
+    def pay_for_connection(self, now: float) -> None:
+        """Take from the budget what a connection costs, unless this is the first attempt.
+
+        Raises:
+            TensorwireError: there is no retry left; it is what the call fails with.
+        """
+        if self.error is not None and not self._budget.take(now):
+            raise self.error
+
     def after(
         self,
         error: TensorwireError,
         *,
+        reached: Reached,
         arrived: int,
         can_resume: bool,
-        was_carried: bool,
         params: Mapping[str, Any],
         now: float,
         deadline: float | None,
@@ -111,9 +138,9 @@ class Attempts:
 
         Args:
             error: how the last attempt ended.
+            reached: how far its connection had got.
             arrived: tokens and characters that have arrived in all.
-            can_resume: the server of a lost connection knew RESUME.
-            was_carried: the connection that was lost now had got as far as that.
+            can_resume: the server of an earlier connection or of this one knew RESUME.
             params: the call's options.
             now, deadline: monotonic seconds.
             chance: a random number from 0 to 1.
@@ -131,7 +158,7 @@ class Attempts:
         wait_s = max(chance * longest, (error.retry_after_ms or 0) / 1000)
         if deadline is not None and now + wait_s >= deadline:
             return None
-        if not (_was_cut(error, was_carried) or self._budget.take(now)):
+        if not (_is_free(error, reached) or self._budget.take(now)):
             return None
         self._budget.made[how] += 1
         return Retry(wait_s, how)
@@ -145,13 +172,38 @@ class Attempts:
             self.error = error
 
 
-def _was_cut(error: TensorwireError, was_carried: bool) -> bool:
-    """Say if a connection was lost that had carried the call, to a server that keeps calls.
+class Connecting:
+    """Has connections paid for that replace one which was never greeted, or could not be made."""
 
-    It is not so where none could be made, or the server said that it has had enough.
+    def __init__(self) -> None:
+        self._has_tried = False
+        self._latest: Connection | None = None
+
+    def begin(self, attempts: Attempts, now: float) -> None:
+        """Note that a connection is to be made for a call.
+
+        Raises:
+            TensorwireError: as `Attempts.pay_for_connection`; none is to be made.
+        """
+        was_greeted = self._latest is not None and self._latest.was_greeted
+        if self._has_tried and not was_greeted:
+            attempts.pay_for_connection(now)
+        self._has_tried, self._latest = True, None
+
+    def note_made(self, connection: Connection) -> None:
+        """Note what came of it."""
+        self._latest = connection
+
+
+def _is_free(error: TensorwireError, reached: Reached) -> bool:
+    """Say if the budget is not for this retry: see `Connecting`, or nothing is done again.
+
+    The latter where a server that keeps calls has lost the connection, unless it said that it has
+    had enough.
     """
-    is_lost = isinstance(error, ConnectionFailed) and error.executed is not Executed.NO
-    return is_lost and was_carried
+    if reached is Reached.RESUME:
+        return isinstance(error, ConnectionFailed) and error.executed is not Executed.NO
+    return reached is Reached.NOTHING
 
 
 def _how(error: TensorwireError, has_arrived: bool, can_resume: bool) -> Again | None:

@@ -206,6 +206,7 @@ class Connection:
         self.peer_limits = self._handshake.peer_limits
         self.peer_features: tuple[str, ...] = ()
         self.peer_software = ""
+        self.was_greeted = False  # the peer's HELLO or WELCOME has come; still true when closed
         # What both sides know.
         self.can_resume = False  # a lost connection's streams go on
         self.has_credit = False  # the client may count events
@@ -342,6 +343,7 @@ class Connection:
         if isinstance(message, Failure):
             return self._note_terminal(message)
         if message is not None:
+            self.was_greeted = True
             self.peer_features = handshake.peer_features
             self.peer_software = handshake.peer_software
             self.peer_limits = handshake.peer_limits

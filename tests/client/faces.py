@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from tensorwire import AsyncClient, Client, Delta
+from tensorwire import AsyncClient, Client, Delta, TensorwireError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +24,18 @@ class SyncFace:
     def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method and return its result."""
         return getattr(self.client, name)(*args, **kwargs)
+
+    def call_at_once(self, name: str, each: list[tuple[Any, ...]]) -> list[Any]:
+        """Call a method with each of these arguments; return results and errors in order."""
+
+        def run(args: tuple[Any, ...]) -> Any:
+            try:
+                return self.call(name, *args)
+            except TensorwireError as error:
+                return error
+
+        with ThreadPoolExecutor(len(each)) as pool:
+            return list(pool.map(run, each))
 
     def stream(self, *args: Any, name: str = "stream", **kwargs: Any) -> Any:
         """Return a stream that has begun."""
@@ -51,6 +64,13 @@ class AsyncFace:
     def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         async def run() -> Any:
             return await getattr(self.client, name)(*args, **kwargs)
+
+        return self.runner.run(run())
+
+    def call_at_once(self, name: str, each: list[tuple[Any, ...]]) -> list[Any]:
+        async def run() -> list[Any]:
+            method = getattr(self.client, name)
+            return await asyncio.gather(*(method(*args) for args in each), return_exceptions=True)
 
         return self.runner.run(run())
 

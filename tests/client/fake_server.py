@@ -30,7 +30,7 @@ import threading
 import zlib
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from tensorwire_protocol.connection import FEATURE_RESUME, Connection
@@ -351,6 +351,22 @@ class Session:
         raw.abort()
 
 
+class Mute(asyncio.Protocol):
+    """A client's connection that is cut before the greeting, behind so many requests."""
+
+    def __init__(self, num_requests: int) -> None:
+        self._num_requests = num_requests
+        self._connection = Connection(Role.SERVER, features=(FEATURE_RESUME,))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._connection.feed(data)
+        if self._connection.num_streams >= self._num_requests:
+            self._transport.abort()
+
+
 def _reports(run: Run) -> dict[str, Any]:
     """Log-probabilities by arithmetic: the i-th token has -i, the likeliest are 0, 1, …"""
     reports = {}
@@ -392,6 +408,7 @@ class FakeServer:
         self.cancels: list[Cancel] = []
         self.sessions: list[Session] = []
         self.num_connections = 0
+        self.mutes: list[int] = []  # the next connections: not greeted, cut behind so many requests
         self.status = "ready"
         self._changed = threading.Condition()
         self._started = threading.Event()
@@ -431,10 +448,12 @@ class FakeServer:
             session.transport.close()
         await asyncio.sleep(0)
 
-    def _accept(self) -> AioTransport:
+    def _accept(self) -> asyncio.BaseProtocol:
+        self.num_connections += 1
+        if self.mutes:
+            return Mute(self.mutes.pop(0))
         session = Session(self)
         self.sessions.append(session)
-        self.num_connections += 1
         return session.transport
 
     async def _tick(self) -> None:

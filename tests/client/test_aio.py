@@ -278,7 +278,7 @@ def test_a_connection_that_was_cut_is_replaced_freely_one_that_never_greeted_is_
 
         server = await asyncio.start_server(serve, "::1")
         async with AsyncClient(f"[::1]:{server.sockets[0].getsockname()[1]}") as client:
-            while client._link._budget.take(asyncio.get_running_loop().time()):
+            while client._link.budget.take(asyncio.get_running_loop().time()):
                 pass
             with pytest.raises(ConnectionLost):
                 await client.tokenize("m", "x")

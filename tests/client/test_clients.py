@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -303,6 +304,12 @@ def test_the_timeout_is_the_deadline_on_the_wire(client: Face, server: FakeServe
     assert 299_000 < second <= 300_000  # the client's default
 
 
+def test_a_clients_own_timeout_must_be_a_duration(server: FakeServer, client: Face) -> None:
+    for timeout in (0, float("nan"), "5"):
+        with pytest.raises(BadParams, match="timeout must be a number of seconds above 0"):
+            type(client)(server.address, timeout=timeout)
+
+
 def test_no_timeout_means_no_deadline(server: FakeServer, client: Face) -> None:
     with type(client)(server.address, timeout=None) as patient:
         patient.call("health")
@@ -584,6 +591,42 @@ def test_a_cut_connection_takes_none_of_the_streams_with_it_however_many_there_a
     assert server.num_connections == 2
 
 
+def test_a_connection_that_is_cut_before_its_greeting_takes_no_call_with_it_however_many_there_are(
+    client: Face, server: FakeServer
+) -> None:
+    texts = [f"t{i}" for i in range(16)]  # more than the retries that a client has in store
+    server.mutes = [len(texts), len(texts)]
+    each = [("cat", text) for text in texts]
+    assert client.call_at_once("tokenize", each) == [list(text.encode()) for text in texts]
+    assert server.num_connections == 3
+
+
+def test_a_stream_goes_on_over_a_connection_that_is_cut_before_its_greeting(
+    client: Face, server: FakeServer
+) -> None:
+    prompts = [f"p{i}" for i in range(12)]
+    streams = [client.stream("held:2", prompt, max_new_tokens=4) for prompt in prompts]
+    begun = [[next(stream) for _ in range(2)] for stream in streams]
+    server.mutes = [1]
+    server.tear_all()
+    for prompt, first, stream in zip(prompts, begun, streams, strict=True):
+        deltas = [*first, *stream]
+        assert [t for delta in deltas for t in delta.token_ids] == oracle_tokens(prompt, 4)
+    assert server.num_connections == 3
+
+
+def test_a_server_that_greets_nobody_gets_no_more_connections_than_the_budget_has_retries(
+    client: Face, server: FakeServer
+) -> None:
+    texts = [f"t{i}" for i in range(32)]
+    server.mutes = [len(texts), *[1] * 1000]  # all are on one connection when it is cut
+    begun_at = time.monotonic()
+    outcomes = client.call_at_once("tokenize", [("cat", text) for text in texts])
+    assert {type(outcome) for outcome in outcomes} == {ConnectionLost}
+    # That of the first attempts, ten in store, and one a second.
+    assert 3 <= server.num_connections <= 1 + 10 + time.monotonic() - begun_at
+
+
 def test_a_server_that_forgot_the_stream_leaves_what_had_arrived(
     client: Face, server: FakeServer
 ) -> None:
@@ -602,6 +645,17 @@ def test_a_refusal_that_passes_is_not_the_callers(
     generation = client.call("generate", model, "x", max_new_tokens=4)
     assert generation.token_ids == oracle_tokens("x", 4)
     assert len({request.key for request in server.requests}) == 1
+
+
+def test_a_refusal_that_passes_is_raised_where_the_budget_is_spent(
+    client: Face, server: FakeServer
+) -> None:
+    client.call("health")
+    while client.client._link.budget.take(time.monotonic()):
+        pass
+    with pytest.raises(Busy):
+        client.call("generate", "flaky:1", "x")
+    assert len(server.requests) == 2
 
 
 def test_a_refusal_that_stays_is_raised_after_three_attempts(

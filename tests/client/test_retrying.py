@@ -19,15 +19,17 @@ from tensorwire import (
     UnknownKey,
     WorkerLost,
 )
-from tensorwire.retrying import Again, Attempts, Retry, RetryBudget
+from tensorwire.retrying import Again, Attempts, Connecting, Reached, Retry, RetryBudget
+from tensorwire_protocol.connection import Connection
 from tensorwire_protocol.errors import DeadlineExceeded, PeerSilent, SequenceError
+from tensorwire_protocol.roles import Role
 
 
 def after(attempts: Attempts, error: TensorwireError, **given: Any) -> Retry | None:
     facts: dict[str, Any] = {
         "arrived": 0,
         "can_resume": True,
-        "was_carried": True,
+        "reached": Reached.RESUME,
         "params": {},
         "now": 100.0,
         "deadline": None,
@@ -153,8 +155,7 @@ def test_what_a_cut_connection_carried_goes_on_without_a_budget(
         WorkerLost("x"),
         UnknownKey("x"),
         Flood("x"),
-        HandshakeTimeout("x"),
-        ConnectionLost("no connection could be made", executed=Executed.NO),
+        ConnectionLost("lost behind a farewell that named an earlier call", executed=Executed.NO),
     ],
 )
 def test_what_a_server_has_to_do_again_takes_from_the_budget(error: TensorwireError) -> None:
@@ -163,14 +164,67 @@ def test_what_a_server_has_to_do_again_takes_from_the_budget(error: TensorwireEr
 
 
 def test_a_server_that_keeps_no_calls_has_to_do_them_again() -> None:
-    lost = {"can_resume": False, "was_carried": False}
+    lost = {"can_resume": False, "reached": Reached.GREETING}
     assert after(Attempts(3, empty_budget()), ConnectionLost("x"), **lost) is None
 
 
-def test_a_connection_that_nobody_greeted_has_carried_nothing_though_an_earlier_one_had() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionLost("cut"),
+        HandshakeTimeout("x"),
+        Busy("at the door"),
+        ConnectionLost("no connection could be made", executed=Executed.NO),
+    ],
+)
+def test_what_was_never_greeted_is_for_the_next_connection_to_pay(error: TensorwireError) -> None:
     attempts = Attempts(3, empty_budget())
-    assert after(attempts, ConnectionLost("cut"), arrived=1)
-    assert after(attempts, ConnectionLost("closed"), arrived=1, was_carried=False) is None
+    assert after(attempts, error, reached=Reached.NOTHING)
+    assert after(attempts, error, reached=Reached.NOTHING)
+    assert after(attempts, error, reached=Reached.NOTHING) is None  # but not without end
+
+
+GREETED = Connection(Role.CLIENT)
+GREETED.was_greeted = True
+UNGREETED = Connection(Role.CLIENT)
+
+
+def retrying(budget: RetryBudget) -> Attempts:
+    """Return the attempts of a call that has failed once."""
+    attempts = Attempts(3, budget)
+    after(attempts, ConnectionLost("the first"), reached=Reached.NOTHING)
+    return attempts
+
+
+def test_a_connection_after_one_that_was_never_greeted_costs_a_retry_one() -> None:
+    budget, connecting = RetryBudget(), Connecting()
+    for _ in range(11):  # the first replaces none
+        connecting.begin(retrying(budget), 100.0)
+        connecting.note_made(UNGREETED)
+    with pytest.raises(ConnectionLost, match="the first"):
+        connecting.begin(retrying(budget), 100.0)
+    connecting.begin(retrying(budget), 101.1)  # one a second is always allowed
+
+
+def test_a_connection_that_could_not_be_made_is_one_that_was_never_greeted() -> None:
+    budget, connecting = empty_budget(), Connecting()
+    connecting.begin(retrying(budget), 100.0)
+    with pytest.raises(ConnectionLost):
+        connecting.begin(retrying(budget), 100.0)
+
+
+def test_a_connection_after_one_that_was_greeted_costs_nothing() -> None:
+    budget, connecting = empty_budget(), Connecting()
+    for _ in range(3):
+        connecting.begin(retrying(budget), 100.0)
+        connecting.note_made(GREETED)
+
+
+def test_a_first_attempt_may_have_a_connection_whatever_the_budget() -> None:
+    budget, connecting = empty_budget(), Connecting()
+    for _ in range(3):
+        connecting.begin(Attempts(3, budget), 100.0)
+        connecting.note_made(UNGREETED)
 
 
 def test_a_rest_fills_the_budget_to_its_bound_and_no_further() -> None:

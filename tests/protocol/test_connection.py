@@ -141,6 +141,14 @@ def test_both_ends_learn_of_each_other(opener: Role, piece: int) -> None:
     assert far.peer_limits == near.limits
 
 
+def test_that_an_end_was_greeted_is_known_after_it_is_closed() -> None:
+    opener, answerer = open_pair()
+    unheard = Connection(Role.CLIENT)
+    for one in (opener, answerer, unheard):
+        one.close()
+    assert (opener.was_greeted, answerer.was_greeted, unheard.was_greeted) == (True, True, False)
+
+
 def test_requests_may_follow_hello_at_once_and_are_answered_after_welcome() -> None:
     client, server = Connection(Role.CLIENT), Connection(Role.SERVER)
     client.send(request(1))

@@ -234,6 +234,35 @@ def test_streams_that_share_connections_with_random_cuts_are_whole(
             assert proxy.num_connections == 3
 
 
+@pytest.mark.parametrize("client", READERS)
+def test_calls_that_share_connections_are_answered_wherever_what_they_send_is_cut(
+    server: RunningServer, client: str
+) -> None:
+    chance = random.Random(7)
+    arrays = [np.full(6, number, np.float32) for number in range(64)]  # more than retries in store
+
+    def call_sync(address: str) -> list[Any]:
+        with tensorwire.Client(address, timeout=20.0) as shared, ThreadPoolExecutor(64) as pool:
+            return list(pool.map(lambda array: shared.infer("echo", {"x": array})["x"], arrays))
+
+    def call_async(address: str) -> list[Any]:
+        async def main() -> list[Any]:
+            async with tensorwire.AsyncClient(address, timeout=20.0) as shared:
+                calls = (shared.infer("echo", {"x": array}) for array in arrays)
+                return [answer["x"] for answer in await asyncio.gather(*calls)]
+
+        return asyncio.run(main())
+
+    for most in [200, 1000, 6000] * 4:
+        # Before WELCOME or behind it. Twice: a third one without an answer may end a call.
+        cuts: list[tuple[int | None, int | None]] = [
+            (chance.randrange(most), None) for _ in range(2)
+        ]
+        with Proxy(server.address, cuts) as proxy:
+            answers = (call_sync if client == "sync" else call_async)(proxy.address)
+            assert np.array_equal(answers, arrays)
+
+
 @pytest.mark.parametrize("offset", [0, 60, 120, 160, 200, 240])
 def test_an_answer_in_one_piece_comes_once_wherever_its_connection_is_cut(
     server: RunningServer, offset: int

@@ -1,4 +1,5 @@
-/* What the machine can do: two blocking sockets, one buffer each, whole messages to and fro.
+/* What the machine can do: two blocking sockets, one buffer each, whole messages to and fro. Each
+   end reads a message to its last byte before it sends one, as the sides do that are compared.
 
    raw_pingpong server PORT             sends every message back once it has it whole
    raw_pingpong ping PORT BYTES SECONDS prints "count seconds p50_us p99_us"
@@ -18,7 +19,10 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { HUGE_PAGE = 2 << 20, MAX_SAMPLES = 4000000 };
+/* What one send is given. The kernel holds the socket while it copies, and sees only in between
+   what was acknowledged: in a single send of 64 MiB its buffer stays full, with 4 MiB that no
+   second-level cache holds (measured: 30 messages/s; in pieces of 0.5 to 4 MiB 36). */
+enum { HUGE_PAGE = 2 << 20, MAX_SAMPLES = 4000000, PIECE = 1 << 20 };
 
 static double now(void) {
   struct timespec t;
@@ -38,7 +42,7 @@ static int receive(int sock, char *to, size_t size) {
 
 static int transmit(int sock, const char *from, size_t size) {
   while (size) {
-    ssize_t sent = send(sock, from, size, 0);
+    ssize_t sent = send(sock, from, size < PIECE ? size : PIECE, 0);
     if (sent <= 0) return 0;
     from += sent;
     size -= sent;

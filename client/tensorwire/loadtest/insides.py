@@ -16,7 +16,7 @@ _WORDS = {Again.REQUEST: "retries", Again.RESUME: "resumes"}
 
 def again(client: AsyncClient) -> Counter[str]:
     """Return how often a client sent something again, as `retries` and `resumes`."""
-    made = client._link._budget.made
+    made = client._link.budget.made
     return Counter({_WORDS[how]: count for how, count in made.items()})
 
 
