@@ -103,7 +103,7 @@ class AsyncLink:
     ) -> Retry | None:
         if self.home.is_closed or not self.home.is_here:
             return None
-        return reply.attempts.after(
+        retry = reply.attempts.after(
             error,
             reached=reached,
             arrived=reply.collector.num_arrived,
@@ -113,6 +113,9 @@ class AsyncLink:
             deadline=reply.deadline,
             chance=chance(),
         )
+        if retry is not None and retry.how is Again.ANEW:
+            reply.call.renew()
+        return retry
 
     def rescue(self, reply: AsyncReply[Any], error: TensorwireError, reached: Reached) -> bool:
         """Try a call again after `error`, unless False is returned."""

@@ -59,6 +59,10 @@ class Call(Generic[T]):
             num_bytes += _num_bytes(value)
         return num_bytes > _LARGEST
 
+    def renew(self) -> None:
+        """Become another request to the server: what it knows under the present key is no use."""
+        self.key = new_key()
+
     def request(self, stream: int, left_s: float | None) -> Request:
         """Return the message; `left_s` is what is left of the timeout."""
         left_ms = None if left_s is None else max(1, min(ceil(left_s * 1000), _LONGEST_MS))

@@ -98,6 +98,8 @@ class Reply(Generic[T]):
             self.is_ended = True
             told = self._attempts.error or error
             raise self.collector.failed(told) from told.__cause__
+        if retry.how is Again.ANEW:
+            self.call.renew()
         time.sleep(retry.wait_s)
         return retry
 

@@ -6,9 +6,11 @@
     refused, and it may be accepted later  REQ with the same key     (does not happen)
     executed maybe, and it may be again    REQ with the same key     given up
     RESUME: the server knows nothing       REQ with the same key     given up
+    executed, the answer was not kept      REQ with a new key        (does not happen)
     anything else                          given up                  given up
 
-A repeated REQ is safe: the server joins it to the request of that key, or replays its outcome.
+A repeated REQ is safe: the server joins it to the request of that key, or replays its outcome. So is
+one with a new key: what is asked for is computed once more, and has no other effect.
 After a cut connection it is no more of a retry than RESUME: the work goes on where it was. The
 budget is for what a server has to do again: a request, or to accept a connection that it never
 greeted, which counts once for all the calls that waited for it.
@@ -77,6 +79,7 @@ class Again(Enum):
 
     REQUEST = "request"
     RESUME = "resume"
+    ANEW = "anew"  # as another request, with a key of its own
 
 
 class Reached(Enum):
@@ -208,8 +211,9 @@ def _is_free(error: TensorwireError, reached: Reached) -> bool:
 
 def _how(error: TensorwireError, has_arrived: bool, can_resume: bool) -> Again | None:
     if isinstance(error, UnknownKey):
-        is_lost = error.executed is Executed.NO
-        return Again.REQUEST if is_lost and not has_arrived else None
+        if has_arrived:
+            return None
+        return Again.REQUEST if error.executed is Executed.NO else Again.ANEW
     if not error.retryable:
         return None
     if not has_arrived:

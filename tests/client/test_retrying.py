@@ -53,7 +53,7 @@ def how(error: TensorwireError, **given: Any) -> Again | None:
         (ModelLoading("x"), Again.REQUEST, None),
         (WorkerLost("x"), Again.REQUEST, None),
         (UnknownKey("x"), Again.REQUEST, None),
-        (UnknownKey("x", executed=Executed.YES), None, None),
+        (UnknownKey("x", executed=Executed.YES), Again.ANEW, None),
         (BadParams("x"), None, None),
         (DeadlineExceeded("x"), None, None),
         (SequenceError("x"), None, None),

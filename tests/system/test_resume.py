@@ -276,6 +276,33 @@ def test_an_answer_in_one_piece_comes_once_wherever_its_connection_is_cut(
             assert np.array_equal(client.infer("echo", {"x": array})["x"], array)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("size", [100_000, 1_000_000])  # in one frame, and in a body of several
+@pytest.mark.parametrize("client", READERS)
+def test_an_answer_that_is_too_large_to_be_kept_is_computed_again(
+    server: RunningServer, client: str, size: int
+) -> None:
+    array = np.arange(size, dtype=np.float32)
+
+    async def call_async(address: str) -> Any:
+        async with tensorwire.AsyncClient(address, timeout=20.0) as asking:
+            return await asking.infer("echo", {"x": array})
+
+    def call_sync(address: str) -> Any:
+        with tensorwire.Client(address, timeout=20.0) as asking:
+            return asking.infer("echo", {"x": array})
+
+    before = server.stats()["gateway"]["outcomes"].get("ok", 0)
+    with Proxy(server.address, [(None, array.nbytes // 2)]) as proxy:
+        answer = (
+            call_sync(proxy.address)
+            if client == "sync"
+            else asyncio.run(call_async(proxy.address))
+        )
+        assert np.array_equal(answer["x"], array)
+        assert proxy.num_connections == 2
+    assert server.stats()["gateway"]["outcomes"]["ok"] == before + 2
+
+
 def test_a_client_that_vanishes_costs_the_worker_no_more_than_the_grace(
     serve: Callable[..., RunningServer],
 ) -> None:

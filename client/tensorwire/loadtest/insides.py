@@ -11,13 +11,16 @@ from tensorwire.retrying import Again
 if TYPE_CHECKING:
     from tensorwire.aio import AsyncClient
 
-_WORDS = {Again.REQUEST: "retries", Again.RESUME: "resumes"}
+_WORDS = {Again.REQUEST: "retries", Again.ANEW: "retries", Again.RESUME: "resumes"}
 
 
 def again(client: AsyncClient) -> Counter[str]:
     """Return how often a client sent something again, as `retries` and `resumes`."""
     made = client._link.budget.made
-    return Counter({_WORDS[how]: count for how, count in made.items()})
+    counts: Counter[str] = Counter()
+    for how, count in made.items():
+        counts[_WORDS[how]] += count
+    return counts
 
 
 def cut(client: AsyncClient) -> None:
