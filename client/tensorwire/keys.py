@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections import deque
 
-_KEY_BYTES = 16
-_BATCH = 64  # one system call for so many keys: it costs more than a small request's encoding
+# One system call for so many keys: it costs more than a small request's encoding.
+_BATCH = struct.Struct("16s" * 64)
 _pool: deque[bytes] = deque()
 
 
@@ -15,8 +16,7 @@ def new_key() -> bytes:
     try:
         return _pool.popleft()  # atomic: no two threads get the same
     except IndexError:
-        random = os.urandom(_KEY_BYTES * _BATCH)
-        keys = [random[i : i + _KEY_BYTES] for i in range(0, len(random), _KEY_BYTES)]
+        keys: tuple[bytes, ...] = _BATCH.unpack(os.urandom(_BATCH.size))
         _pool.extend(keys[1:])
         return keys[0]
 
