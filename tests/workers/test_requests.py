@@ -184,6 +184,23 @@ def test_every_option_reaches_the_sampler() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "one",
+    [
+        {"logit_bias": [[4, 1]]}, {"repetition_penalty": 1.5}, {"frequency_penalty": 1},
+        {"presence_penalty": 1}, {"min_new_tokens": 3},
+    ],
+)  # fmt: skip
+def test_an_option_that_changes_logits_does_so_alone(one: dict[str, Any]) -> None:
+    assert order(params=one).sampling.shaping is not None
+
+
+def test_bad_words_change_logits_alone_whoever_names_them() -> None:
+    assert order(bad_words=[(1,)]).sampling.shaping == Shaping(bad_words=((1,),))
+    card = replace(CARD, defaults={"bad_words": [[1]]})
+    assert order(card=card).sampling.shaping == Shaping(bad_words=((1,),))
+
+
 def test_what_the_models_generation_config_says_holds_until_a_request_says_otherwise() -> None:
     said = {"min_p": 0.2, "repetition_penalty": 1.1, "min_new_tokens": 5, "bad_words": [[1], [2]]}
     card = replace(CARD, defaults=said)
