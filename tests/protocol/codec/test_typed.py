@@ -92,7 +92,8 @@ def test_a_long_key_is_taken_alike_wherever_it_is(at: int, key: str, is_taken: b
 
 @pytest.mark.parametrize("part", ["usage", "timings", "extra"])
 def test_what_msgspec_alone_could_write_is_refused_behind_values_that_go(part: str) -> None:
-    message = Result(1, {}, **{part: {"plain": 1, "set": {1, 2}}})
+    maps: dict[str, Any] = {part: {"plain": 1, "set": {1, 2}}}
+    message = Result(1, {}, **maps)
     with pytest.raises(BadMeta):
         TYPED.encode(message, WORKER_LINK)
 
