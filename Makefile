@@ -18,10 +18,12 @@ SOURCES := $(shell find client/tensorwire protocol/tensorwire_protocol server/te
 HEADERS = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
 CAN_COMPILE = echo '\#include <Python.h>' | $(CC) -fsyntax-only -x c -I$(HEADERS) - 2>/dev/null
 NO_COMPILER := no C compiler with the headers of Python was found (Debian: apt-get install gcc python3-dev)
-# What runs on compiled modules; of the system's tests not those that ask about models or wheels.
+# What runs on compiled modules; of the system's tests not those that ask about models or wheels, of
+# the workers' those that need no stand-in for a compiled class.
 TESTS_COMPILED := tests/protocol tests/gateway tests/routing tests/scheduling tests/client $(filter-out \
 	$(patsubst %,tests/system/test_%.py,answers backends sampling thin_install), \
-	$(wildcard tests/system/test_*.py))
+	$(wildcard tests/system/test_*.py)) $(patsubst %,tests/workers/test_%.py, \
+	arrays deadlines handover link oracle requests)
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .PHONY: demo test test-compiled compiled check format setup browser clean

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from tensorwire_protocol.errors import BadParams, TensorwireError, UnknownOperation
@@ -23,6 +23,7 @@ from tensorwire_server.workers.requests import (
 
 if TYPE_CHECKING:
     from tensorwire_server.scheduling.sequences import Sequence
+    from tensorwire_server.scheduling.work import Tokenizer
 
 CARD = ModelCard(
     tasks=frozenset({"generate", "tokenize"}),
@@ -183,6 +184,23 @@ def test_every_option_reaches_the_sampler() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "one",
+    [
+        {"logit_bias": [[4, 1]]}, {"repetition_penalty": 1.5}, {"frequency_penalty": 1},
+        {"presence_penalty": 1}, {"min_new_tokens": 3},
+    ],
+)  # fmt: skip
+def test_an_option_that_changes_logits_does_so_alone(one: dict[str, Any]) -> None:
+    assert order(params=one).sampling.shaping is not None
+
+
+def test_bad_words_change_logits_alone_whoever_names_them() -> None:
+    assert order(bad_words=[(1,)]).sampling.shaping == Shaping(bad_words=((1,),))
+    card = replace(CARD, defaults={"bad_words": [[1]]})
+    assert order(card=card).sampling.shaping == Shaping(bad_words=((1,),))
+
+
 def test_what_the_models_generation_config_says_holds_until_a_request_says_otherwise() -> None:
     said = {"min_p": 0.2, "repetition_penalty": 1.1, "min_new_tokens": 5, "bad_words": [[1], [2]]}
     card = replace(CARD, defaults=said)
@@ -254,18 +272,21 @@ def test_what_is_reported_decides_how_far_a_prefix_hit_may_reach() -> None:
     assert order(10, params={"prompt_logprobs": 0}).sampling.first_scored(10) == 0
 
 
-class Words(ByteTokenizer):
+class Words:
     """Text has other ids behind a space."""
 
-    def encode_word(self, text: str) -> list[list[int]]:
-        return [self.encode(text), [200, *self.encode(text)]] if text else [[]]
+    @staticmethod
+    def encode_word(text: str) -> list[list[int]]:
+        ids = list(text.encode())
+        return [ids, [200, *ids]] if text else [[]]
 
 
 def test_bad_words_as_text_are_banned_wherever_they_stand_those_as_ids_as_they_are() -> None:
-    num_chars, encode = read_bad_words({"bad_words": ["ab", [7, 8], "ab", ""]}, Words())
+    words = cast("Tokenizer", Words())
+    num_chars, encode = read_bad_words({"bad_words": ["ab", [7, 8], "ab", ""]}, words)
     assert num_chars == 8
     assert encode() == [(97, 98), (200, 97, 98), (7, 8)]
-    assert read_bad_words({}, Words())[1]() == []
+    assert read_bad_words({}, words)[1]() == []
 
 
 def echo(params: dict[str, Any], inputs: dict[str, Any], **fields: Any) -> str:
@@ -289,8 +310,9 @@ def test_a_prompt_that_is_too_long_for_an_event_is_not_echoed() -> None:
 
 
 def test_more_ids_than_are_echoed_are_not_decoded() -> None:
-    class Undecoding(ByteTokenizer):
-        def decode(self, ids: Any) -> str:
+    class Undecoding:
+        @staticmethod
+        def decode(ids: Any) -> str:
             raise AssertionError(f"{len(ids)} ids decoded")
 
     ids = [104] * (MAX_ECHO_CHARS + 1)
@@ -303,7 +325,7 @@ def test_more_ids_than_are_echoed_are_not_decoded() -> None:
         params={"echo": True},
     )
     with pytest.raises(BadParams, match="prompt of up to 65536 ids, not of 65537"):
-        read_echo(submit, ids, Undecoding())
+        read_echo(submit, ids, cast("Tokenizer", Undecoding()))
 
 
 def test_tokens_that_become_text_count_as_work_for_a_thread() -> None:

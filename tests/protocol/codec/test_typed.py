@@ -90,6 +90,14 @@ def test_a_long_key_is_taken_alike_wherever_it_is(at: int, key: str, is_taken: b
     assert (found is not BadMeta) == is_taken
 
 
+@pytest.mark.parametrize("part", ["usage", "timings", "extra"])
+def test_what_msgspec_alone_could_write_is_refused_behind_values_that_go(part: str) -> None:
+    maps: dict[str, Any] = {part: {"plain": 1, "set": {1, 2}}}
+    message = Result(1, {}, **maps)
+    with pytest.raises(BadMeta):
+        TYPED.encode(message, WORKER_LINK)
+
+
 @pytest.mark.parametrize("value", [{1, 2}, 1 + 2j, object(), b"x" * 3, (1, 2), np.float32(1.5)])
 def test_a_value_of_python_goes_or_is_refused_alike(value: Any) -> None:
     """msgspec would write sets and dates; they have no place on the wire."""
