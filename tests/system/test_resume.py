@@ -294,9 +294,7 @@ def test_an_answer_that_is_too_large_to_be_kept_is_computed_again(
     before = server.stats()["gateway"]["outcomes"].get("ok", 0)
     with Proxy(server.address, [(None, array.nbytes // 2)]) as proxy:
         answer = (
-            call_sync(proxy.address)
-            if client == "sync"
-            else asyncio.run(call_async(proxy.address))
+            call_sync(proxy.address) if client == "sync" else asyncio.run(call_async(proxy.address))
         )
         assert np.array_equal(answer["x"], array)
         assert proxy.num_connections == 2
