@@ -9,8 +9,8 @@
     executed, the answer was not kept      REQ with a new key        (does not happen)
     anything else                          given up                  given up
 
-A repeated REQ is safe: the server joins it to the request of that key, or replays its outcome. So is
-one with a new key: what is asked for is computed once more, and has no other effect.
+A repeated REQ is safe: the server joins it to the request of that key, or replays its outcome. So
+is one with a new key: what is asked for is computed once more, and has no other effect.
 After a cut connection it is no more of a retry than RESUME: the work goes on where it was. The
 budget is for what a server has to do again: a request, or to accept a connection that it never
 greeted, which counts once for all the calls that waited for it.

@@ -438,7 +438,8 @@ def _replay(
     """Tell how a request ended, and what its client does not have yet."""
     if outcome.terminal is None:
         raise UnknownKey(
-            "the request was executed, and its result was too large to be kept; ask under a new key",
+            "the request was executed, and its result was too large to be kept;"
+            " ask under a new key",
             executed=Executed.YES,
         )
     tokens, text = tail(unpack_ids(outcome.tokens), outcome.text, next_index, next_char)
