@@ -95,10 +95,11 @@ bench-peers: $(VENV)/.dev $(ENGINE_PEERS)/bin/llama-server  ## text models next 
 	PYTHONPATH=benchmarks $(BIN)/python -m engine.side_by_side \
 		--json .cache/bench-engine/peers.json $(BENCH_ARGS)
 
-soak: $(VENV)/.demo  ## ten thousand idle connections, churn, hostile frames; SOAK_MINUTES=10
+soak: $(VENV)/.demo  ## idle connections, churn, hostile frames, cut connections; SOAK_MINUTES=10
 	PYTHONPATH=benchmarks $(BIN)/python -m soak.idle --minutes $(SOAK_MINUTES)
 	PYTHONPATH=benchmarks $(BIN)/python -m soak.churn
 	PYTHONPATH=benchmarks $(BIN)/python -m soak.frames
+	PYTHONPATH=benchmarks:tests $(BIN)/python -m soak.chaos --minutes $(SOAK_MINUTES)
 
 # What we are compared with stays out of our own environment.
 $(PEERS)/.installed: benchmarks/wire/requirements.txt

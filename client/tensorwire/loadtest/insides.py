@@ -10,11 +10,12 @@ from tensorwire.retrying import Again
 
 if TYPE_CHECKING:
     from tensorwire.aio import AsyncClient
+    from tensorwire.client import Client
 
 _WORDS = {Again.REQUEST: "retries", Again.ANEW: "retries", Again.RESUME: "resumes"}
 
 
-def again(client: AsyncClient) -> Counter[str]:
+def again(client: AsyncClient | Client) -> Counter[str]:
     """Return how often a client sent something again, as `retries` and `resumes`."""
     made = client._link.budget.made
     counts: Counter[str] = Counter()
