@@ -123,6 +123,7 @@ class Attempts:
             TensorwireError: there is no retry left; it is what the call fails with.
         """
         if self.error is not None and not self._budget.take(now):
+            self._left = 0  # whatever that error was, nothing more comes of it
             raise self.error
 
     def after(
@@ -176,7 +177,10 @@ class Attempts:
 
 
 class Connecting:
-    """Has connections paid for that replace one which was never greeted, or could not be made."""
+    """Has connections paid for that replace one which could not be made, or carried no call.
+
+    So it is where a server greets nobody, and where it ends each connection as soon as it has.
+    """
 
     def __init__(self) -> None:
         self._has_tried = False
@@ -188,8 +192,9 @@ class Connecting:
         Raises:
             TensorwireError: as `Attempts.pay_for_connection`; none is to be made.
         """
-        was_greeted = self._latest is not None and self._latest.was_greeted
-        if self._has_tried and not was_greeted:
+        latest = self._latest
+        was_of_use = latest is not None and latest.was_greeted and latest.last_stream > 0
+        if self._has_tried and not was_of_use:
             attempts.pay_for_connection(now)
         self._has_tried, self._latest = True, None
 

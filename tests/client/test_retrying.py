@@ -186,6 +186,9 @@ def test_what_was_never_greeted_is_for_the_next_connection_to_pay(error: Tensorw
 
 GREETED = Connection(Role.CLIENT)
 GREETED.was_greeted = True
+CARRIED = Connection(Role.CLIENT)  # a call
+CARRIED.was_greeted = True
+CARRIED.streams.open(1)
 UNGREETED = Connection(Role.CLIENT)
 
 
@@ -213,11 +216,29 @@ def test_a_connection_that_could_not_be_made_is_one_that_was_never_greeted() -> 
         connecting.begin(retrying(budget), 100.0)
 
 
-def test_a_connection_after_one_that_was_greeted_costs_nothing() -> None:
+def test_a_connection_after_one_that_carried_a_call_costs_nothing() -> None:
     budget, connecting = empty_budget(), Connecting()
     for _ in range(3):
         connecting.begin(retrying(budget), 100.0)
-        connecting.note_made(GREETED)
+        connecting.note_made(CARRIED)
+
+
+def test_a_connection_that_ended_behind_its_greeting_is_paid_for_all_the_same() -> None:
+    budget, connecting = empty_budget(), Connecting()
+    connecting.begin(retrying(budget), 100.0)
+    connecting.note_made(GREETED)
+    with pytest.raises(ConnectionLost):
+        connecting.begin(retrying(budget), 100.0)
+
+
+def test_a_call_that_cannot_pay_for_a_connection_is_given_up() -> None:
+    attempts = Attempts(9, empty_budget())
+    kept_by_nobody = UnknownKey("x", executed=Executed.YES)
+    assert attempts.error is None
+    after(attempts, kept_by_nobody)  # which would have it asked for under a new key
+    with pytest.raises(UnknownKey) as refused:
+        attempts.pay_for_connection(100.0)
+    assert after(attempts, refused.value, reached=Reached.NOTHING) is None
 
 
 def test_a_first_attempt_may_have_a_connection_whatever_the_budget() -> None:
