@@ -130,43 +130,37 @@ def test_a_step_is_posted_once_with_the_tokens_of_all(driven: Driven) -> None:
         assert made == oracle_tokens(prompt, 1, 3)
 
 
-def learn_that_prompts_take_long(driven: Driven) -> None:
-    """Read one of two tokens in a quarter of a second."""
-    driven.engine.before_step = lambda plan: time.sleep(0.25)
-    driven.join(1, b"hi", max_new_tokens=1)
-    assert driven.next().started == (1,)
-    driven.engine.before_step = lambda plan: None
-
-
-def wait_until_taken(driven: Driven) -> None:
-    while not driven.loop._commands.empty():
-        pass
-
-
 def test_where_requests_come_in_bursts_an_idle_engine_lets_the_rest_of_one_come() -> None:
     driven = Driven(gathering_s=0.5)
-    learn_that_prompts_take_long(driven)
 
     def before(plan: StepPlan) -> None:
         driven.engine.before_step = lambda plan: None
-        driven.join(3, b"while the first of a burst is read")
+        driven.join(2, b"while the first of a burst is read")
+        time.sleep(2.0)  # of which 5 % are waited for the rest of the next burst
 
     driven.engine.before_step = before
-    driven.join(2, b"the first of a burst")
-    assert driven.next().started == (2,)
-    driven.tokens_of(3)
-    driven.join(4, bytes([4]) * 1000)
-    wait_until_taken(driven)
-    driven.join(5, bytes([5]) * 1000)
-    assert driven.next().started == (4, 5)
+    driven.join(1, b"the first of a burst")
+    assert driven.next().started == (1,)
+    driven.tokens_of(2)
+    driven.join(3, b"the first of another")
+    while not driven.loop._commands.empty():  # until it was taken
+        pass
+    driven.join(4, b"the rest of it")
+    assert driven.next().started == (3, 4)
+    driven.tokens_of(4)
+    for id in range(5, 5 + 4):  # who come alone wait for a few times, and no more
+        assert driven.loop._gatherings_left
+        driven.join(id)
+        driven.tokens_of(id)
+    assert not driven.loop._gatherings_left
     driven.close()
 
 
-def test_whoever_comes_alone_does_not_wait_for_a_burst() -> None:
+def test_a_full_batch_is_not_waited_for() -> None:
     driven = Driven(gathering_s=60.0)  # far more than `next` waits
-    learn_that_prompts_take_long(driven)
-    driven.join(2, bytes(4000), max_new_tokens=1)  # 5 % of what that takes are 25 s
-    assert driven.next().started == (2,)
+    driven.loop._gatherings_left, driven.loop._first_step_s = 1, 6000.0
+    driven.loop.post([a_sequence(id, bytes([id])) for id in range(SPEC.max_running)])
+    assert len(driven.next().started) == SPEC.max_running
     driven.close()
 
 

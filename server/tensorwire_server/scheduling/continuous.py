@@ -176,11 +176,6 @@ class ContinuousScheduler:
             "recomputed_tokens": counts.recomputed_tokens,
         }
 
-    def seconds_to_read(self) -> float:
-        """Return about how long the prompts that wait take; 0 while that is not known."""
-        waiting = (s for s in self._sequences.values() if s.state is SequenceState.WAITING)
-        return self._pace.token_s * sum(sequence.num_to_feed for sequence in waiting)
-
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence.
 

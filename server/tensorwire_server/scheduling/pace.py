@@ -55,11 +55,6 @@ class Pace:
         self._num_pauses = 0
         self._spares = float(_MOST_SPARED)
 
-    @property
-    def token_s(self) -> float:
-        """What a token of a prompt adds to a step, in seconds; 0 while that is not known."""
-        return self._token_s
-
     def note(self, num_decodes: int, num_prompt_tokens: float, took_s: float) -> None:
         """Take in what one step took; tokens that went through half of the layers are half."""
         if took_s <= 0:

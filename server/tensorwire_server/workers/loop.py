@@ -43,8 +43,9 @@ _GATHERED_TOKENS = 16_384  # so many go into one frame with ease
 
 # Where requests come in bursts, an idle engine lets the rest of one come before it reads the first
 # prompts: else the rest would wait until these are read, and all would run in smaller batches. For
-# so much of the time that the first ones take, and no longer than this.
-_GATHERING_SHARE, GATHERING_S = 0.05, 0.005
+# so much of the time that such a step took last, and no longer than this; until nobody has come
+# for so many times.
+_GATHERING_SHARE, GATHERING_S, _GATHERINGS = 0.05, 0.005, 4
 _SHORTEST_GATHERING_S = 0.0001  # nothing comes in less
 
 
@@ -117,7 +118,9 @@ class GenerateLoop:
         )
         self._post_outcome = post
         self._gathering_s = gathering_s
-        self._comes_in_bursts = False  # so it was when the engine was idle before
+        self._max_running = budget.max_running
+        self._gatherings_left = 0
+        self._first_step_s = 0.0  # what the latest step took that found the engine idle
         self._commands: SimpleQueue[list[Sequence | Leave]] = SimpleQueue()
         # A semaphore, of the one kind that is written in C.
         self._permits: SimpleQueue[None] = SimpleQueue()
@@ -141,30 +144,35 @@ class GenerateLoop:
     def run(self) -> None:
         """Work until the process ends."""
         while True:
-            is_idle = not self._scheduler.num_running
+            is_idle, began = not self._scheduler.num_running, time.monotonic()
             if not self._turn():
                 self._publish_load()
                 self._apply(self._commands.get())
             elif is_idle and self._scheduler.num_running:
-                self._comes_in_bursts |= not self._commands.empty()
+                self._first_step_s = time.monotonic() - began
+                if not self._commands.empty():
+                    self._gatherings_left = _GATHERINGS
             while not self._commands.empty():
                 self._apply(self._commands.get())
-            if self._comes_in_bursts and not self._scheduler.num_running:
+            if self._gatherings_left and not self._scheduler.num_running:
                 self._gather()
 
     def _gather(self) -> None:
-        """Wait for the rest of a burst, as long as that is little beside what has come."""
-        began = time.monotonic()
-        while True:
-            patience_s = _GATHERING_SHARE * self._scheduler.seconds_to_read()
-            left_s = began + min(patience_s, self._gathering_s) - time.monotonic()
+        """Wait for the rest of a burst, as long as that is little beside what it is spared."""
+        scheduler = self._scheduler
+        if not scheduler.num_waiting:
+            return
+        until = time.monotonic() + min(_GATHERING_SHARE * self._first_step_s, self._gathering_s)
+        self._gatherings_left -= 1
+        while 0 < scheduler.num_waiting < self._max_running:
+            left_s = until - time.monotonic()
             if left_s < _SHORTEST_GATHERING_S:
                 return
             try:
                 self._apply(self._commands.get(timeout=left_s))
             except Empty:
-                self._comes_in_bursts = self._scheduler.num_waiting > 1
                 return
+            self._gatherings_left = _GATHERINGS
 
     def _turn(self) -> bool:
         """Run one step; False if there was none to run."""
