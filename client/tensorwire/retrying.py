@@ -123,7 +123,6 @@ class Attempts:
             TensorwireError: there is no retry left; it is what the call fails with.
         """
         if self.error is not None and not self._budget.take(now):
-            self._left = 0  # whatever that error was, nothing more comes of it
             raise self.error
 
     def after(
@@ -154,6 +153,8 @@ class Attempts:
             self._has, self._left = arrived, self._most
         self._left -= 1
         how = _how(error, arrived > 0, can_resume)
+        if how is Again.ANEW and reached is Reached.NOTHING:
+            how = Again.REQUEST  # no server said so now: there was no connection, see above
         if how is None or self._left <= 0:
             return None
         if isinstance(error, ModelLoading) and params.get("wait") is False:

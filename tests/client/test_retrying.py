@@ -231,14 +231,14 @@ def test_a_connection_that_ended_behind_its_greeting_is_paid_for_all_the_same() 
         connecting.begin(retrying(budget), 100.0)
 
 
-def test_a_call_that_cannot_pay_for_a_connection_is_given_up() -> None:
+def test_a_call_that_cannot_pay_for_a_connection_looks_again_under_the_key_it_has() -> None:
     attempts = Attempts(9, empty_budget())
-    kept_by_nobody = UnknownKey("x", executed=Executed.YES)
-    assert attempts.error is None
-    after(attempts, kept_by_nobody)  # which would have it asked for under a new key
+    after(attempts, UnknownKey("x", executed=Executed.YES))
     with pytest.raises(UnknownKey) as refused:
         attempts.pay_for_connection(100.0)
-    assert after(attempts, refused.value, reached=Reached.NOTHING) is None
+    retry = after(attempts, refused.value, reached=Reached.NOTHING)
+    assert retry is not None
+    assert retry.how is Again.REQUEST
 
 
 def test_a_first_attempt_may_have_a_connection_whatever_the_budget() -> None:
