@@ -154,7 +154,7 @@ class Attempts:
         self._left -= 1
         how = _how(error, arrived > 0, can_resume)
         if how is Again.ANEW and reached is Reached.NOTHING:
-            how = Again.REQUEST  # no server said so now: there was no connection, see above
+            how = Again.REQUEST  # a connection could not be paid for: nobody has answered anew
         if how is None or self._left <= 0:
             return None
         if isinstance(error, ModelLoading) and params.get("wait") is False:
