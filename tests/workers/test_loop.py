@@ -156,6 +156,15 @@ def test_where_requests_come_in_bursts_an_idle_engine_lets_the_rest_of_one_come(
     driven.close()
 
 
+def test_a_burst_that_came_whole_is_one_too() -> None:
+    driven = Driven(gathering_s=0.001)
+    driven.loop._gatherings_left = 1
+    driven.loop.post([a_sequence(id, bytes([id])) for id in (1, 2)])
+    driven.tokens_of(2)
+    assert driven.loop._gatherings_left > 1
+    driven.close()
+
+
 def test_a_full_batch_is_not_waited_for() -> None:
     driven = Driven(gathering_s=60.0)  # far more than `next` waits
     driven.loop._gatherings_left, driven.loop._first_step_s = 1, 6000.0

@@ -43,8 +43,8 @@ _GATHERED_TOKENS = 16_384  # so many go into one frame with ease
 
 # Where requests come in bursts, an idle engine lets the rest of one come before it reads the first
 # prompts: else the rest would wait until these are read, and all would run in smaller batches. For
-# so much of the time that such a step took last, and no longer than this; until nobody has come
-# for so many times.
+# so much of the time that such a step took last, and no longer than this; until so many requests
+# have come alone, of which nothing is known at the start.
 _GATHERING_SHARE, GATHERING_S, _GATHERINGS = 0.05, 0.005, 4
 _SHORTEST_GATHERING_S = 0.0001  # nothing comes in less
 
@@ -119,7 +119,7 @@ class GenerateLoop:
         self._post_outcome = post
         self._gathering_s = gathering_s
         self._max_running = budget.max_running
-        self._gatherings_left = 0
+        self._gatherings_left = _GATHERINGS
         self._first_step_s = 0.0  # what the latest step took that found the engine idle
         self._commands: SimpleQueue[list[Sequence | Leave]] = SimpleQueue()
         # A semaphore, of the one kind that is written in C.
@@ -162,8 +162,9 @@ class GenerateLoop:
         scheduler = self._scheduler
         if not scheduler.num_waiting:
             return
+        is_burst = scheduler.num_waiting > 1
+        self._gatherings_left = _GATHERINGS if is_burst else self._gatherings_left - 1
         until = time.monotonic() + min(_GATHERING_SHARE * self._first_step_s, self._gathering_s)
-        self._gatherings_left -= 1
         while 0 < scheduler.num_waiting < self._max_running:
             left_s = until - time.monotonic()
             if left_s < _SHORTEST_GATHERING_S:
