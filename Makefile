@@ -87,12 +87,12 @@ bench-wire: compiled $(PEERS)/.installed  ## our wire next to gRPC, FastAPI, mos
 	PYTHONPATH=benchmarks $(BIN)/python -m wire.run \
 		--json $(PEERS)/result.json --plot $(PEERS)/result.png $(BENCH_ARGS)
 
-bench-engine: $(VENV)/.demo  ## text models through the server next to transformers, shapes M1 to M3
-	PYTHONPATH=benchmarks $(BIN)/python -m engine.run --bare \
+bench-engine: compiled  ## text models through the server next to transformers, shapes M1 to M3
+	PYTHONPATH=$(COMPILED):benchmarks $(BIN)/python -m engine.run --bare \
 		--json .cache/bench-engine/result.json $(BENCH_ARGS)
 
-bench-peers: $(VENV)/.dev $(ENGINE_PEERS)/bin/llama-server  ## text models next to other servers
-	PYTHONPATH=benchmarks $(BIN)/python -m engine.side_by_side \
+bench-peers: compiled $(ENGINE_PEERS)/bin/llama-server  ## text models next to other servers
+	PYTHONPATH=$(COMPILED):benchmarks $(BIN)/python -m engine.side_by_side \
 		--json .cache/bench-engine/peers.json $(BENCH_ARGS)
 
 soak: $(VENV)/.demo  ## idle connections, churn, hostile frames, cut connections; SOAK_MINUTES=10

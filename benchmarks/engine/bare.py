@@ -56,13 +56,11 @@ class Bare:
         self._clock = Clock()
         spec = WorkerSpec(model="m", source=folder)
         self._loop = cast("Any", GenerateLoop(self._engine, spec, post=self._take))
-        timed, scheduler = self._clock.timed, self._loop._scheduler
-        scheduler.plan = timed("schedule", scheduler.plan)
-        scheduler.commit = timed("commit", scheduler.commit)
-        steps = self._engine._model
-        steps.forward = timed("forward", steps.forward)
-        sampler = self._engine._sampler
-        sampler.run = timed("sample", sampler.run)
+        timed, engine = self._clock.timed, self._engine
+        # The scheduler may be compiled, and its methods its own: what is not the engine's is its.
+        engine.step = timed("engine", engine.step)
+        engine._model.forward = timed("forward", engine._model.forward)
+        engine._sampler.run = timed("sample", engine._sampler.run)
         self._num_sequences = 0
         self._made: dict[int, list[int]] = {}
         self._num_done = 0
@@ -87,9 +85,10 @@ class Bare:
         while self._num_done < len(prompts):
             self._loop._turn()
         seconds = time.perf_counter() - began
-        num_steps = self._loop.num_steps - first_step
+        spent, num_steps = dict(self._clock.seconds), self._loop.num_steps - first_step
         self._loop._turn()  # what was released
-        per_step = {name: 1e6 * s / num_steps for name, s in self._clock.seconds.items()}
+        spent["schedule and commit"] = seconds - spent.pop("engine")
+        per_step = {name: 1e6 * s / num_steps for name, s in spent.items()}
         per_step |= self._text_and_frame(prompts, num_steps)
         num_tokens = sum(map(len, self._made.values()))
         return {"tokens": num_tokens, "seconds": seconds, "us_per_step": per_step}

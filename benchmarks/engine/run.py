@@ -28,7 +28,6 @@ PROMPT_TOKENS, NEW_TOKENS = 128, 128
 STREAMS = (1, 8, 32)
 _ROUNDS = 3
 _LEAST_ROUNDS = 2
-_WARM_TOKENS = 4
 # Ids that every model and the demo's tokenizer know; none of them is special.
 _IDS = range(300, 2000)
 
@@ -36,7 +35,7 @@ _IDS = range(300, 2000)
 def measure(
     model: str, quantizations: list[str], streams: list[int], args: argparse.Namespace
 ) -> list[Row]:
-    """Let all sides of a model alternate; the first, short round warms up."""
+    """Let all sides of a model alternate; the first round warms up."""
     folder = model_folder(model)
     rng = random.Random(1)
     rows = []
@@ -83,11 +82,11 @@ def _alternate(
         return [rng.choices(_IDS, k=PROMPT_TOKENS) for _ in range(size)]
 
     figures: dict[str, list[float]] = {name: [] for name in sides}
+    new_tokens = 16 if args.quick else NEW_TOKENS
     warming = prompts()
     for side in sides.values():
-        side.tokens_per_s(warming, _WARM_TOKENS)
+        side.tokens_per_s(warming, new_tokens)
     began = time.monotonic()
-    new_tokens = 16 if args.quick else NEW_TOKENS
     for round_ in range(args.rounds):
         if round_ >= _LEAST_ROUNDS and time.monotonic() - began > args.seconds_per_row:
             break
