@@ -83,7 +83,7 @@ const LIMITS = {
   streams: [512, 8_192], handshake_s: [5, 5], ping_after_s: [20, 20], dead_after_s: [60, 60],
   ping_interval_s: [1, 1], ping_burst: [8, 8], fault_burst: [200, 65_536], faults_per_s: [50, 65_536],
   frame_grace_s: [10, 60], frame_bytes_per_s: [65_536, 65_536], send_high_water_bytes: [262_144, 262_144],
-  send_stuck_s: [10, 10], send_hard_bytes: [4_194_304, 67_108_864],
+  send_pause_bytes: [2_097_152, 2_097_152], send_stuck_s: [10, 10], send_hard_bytes: [4_194_304, 67_108_864],
 };
 // Those whose default has a fraction in the table of the SPEC: they may be floats, all others may not.
 const FRACTIONAL = new Set([

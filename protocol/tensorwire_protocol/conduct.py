@@ -76,6 +76,10 @@ class Conduct:
         if self._num_started != decoder.num_started:
             self._num_started, self._began = decoder.num_started, now
 
+    def forgive_unfinished(self, now: float) -> None:
+        """Let the time of the frame that is not complete begin anew."""
+        self._began = now
+
     def check_unfinished(self, decoder: FrameDecoder, now: float) -> None:
         """Let time pass for the frame that is not complete.
 

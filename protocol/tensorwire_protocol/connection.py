@@ -648,6 +648,13 @@ class Connection:
 
     # -- time ---------------------------------------------------------------------------------
 
+    def forgive_silence(self, now: float) -> None:
+        """Blame the peer for nothing that has not come until `now`: this side did not read."""
+        self._heard = now
+        self._conduct.forgive_unfinished(now)
+        if self._transfers is not None:
+            self._transfers.forgive_unfinished()
+
     def on_timer(self, now: float) -> None:
         """Let time pass: handshake, frames that trickle, PING after silence, end after longer."""
         self._ticked = now

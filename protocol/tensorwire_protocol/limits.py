@@ -39,6 +39,7 @@ class Limits:
     frame_grace_s: float = 10.0  # for a frame that has begun, and besides
     frame_bytes_per_s: int = 64 * KIB  # at least
     send_high_water_bytes: int = 256 * KIB  # events merge above this
+    send_pause_bytes: int = 2 * MIB  # a server reads nothing more from its client above this
     send_stuck_s: float = 10.0  # bytes above it stay unsent so long: the connection is closed
     send_hard_bytes: int = 4 * MIB  # the connection is closed above this
 

@@ -327,6 +327,11 @@ class Transfers:
 
     # -- time ---------------------------------------------------------------------------------
 
+    def forgive_unfinished(self) -> None:
+        """Let the time of the bodies that are not complete begin anew."""
+        for body in self._incoming.values():
+            body.due_at = None
+
     def on_timer(self, now: float) -> None:
         """Look for bodies that take too long.
 

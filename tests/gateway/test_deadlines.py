@@ -80,6 +80,19 @@ def test_an_item_may_forget_and_add_while_it_is_told() -> None:
     assert told == ["busybody", "added"]
 
 
+def test_what_is_due_next_is_the_earliest_that_is_not_forgotten() -> None:
+    deadlines = Deadlines()
+    assert deadlines.next_due() is None
+    numbers = [deadlines.add(deadline, Item([])) for deadline in (2.0, 1.0, 3.0)]
+    assert deadlines.next_due() == 1.0
+    deadlines.forget(numbers[1])
+    assert deadlines.next_due() == 2.0
+    deadlines.expire(2.0)
+    assert deadlines.next_due() == 3.0
+    deadlines.forget(numbers[2])
+    assert deadlines.next_due() is None
+
+
 def test_what_has_ended_long_before_its_deadline_takes_no_memory() -> None:
     deadlines = Deadlines()
     for _ in range(10_000):

@@ -186,6 +186,20 @@ def send_high_water_bytes(more: int) -> bool:
     return asyncio.run(test())
 
 
+def send_pause_bytes(more: int) -> bool:
+    limit = 1024 * 1024
+
+    async def test() -> bool:
+        answer = wire(Result(stream=1))
+        transport = await _transport(Limits(send_pause_bytes=limit), limit - len(answer) + more)
+        transport.send(Result(stream=1))
+        transport.flush()
+        assert transport._transport is not None
+        return transport._transport.is_reading()
+
+    return asyncio.run(test())
+
+
 def send_hard_bytes(more: int) -> bool:
     limit = 1024 * 1024
 
@@ -204,7 +218,8 @@ CASES: dict[str, Callable[[int], bool]] = {
     for case in (
         preauth_out_bytes, meta_depth, tensor_dims, streams, handshake_s, ping_after_s,
         dead_after_s, ping_burst, ping_interval_s, fault_burst, faults_per_s, frame_grace_s,
-        frame_bytes_per_s, send_high_water_bytes, send_hard_bytes,
+        frame_bytes_per_s, send_high_water_bytes, send_pause_bytes,
+        send_hard_bytes,
     )
 }  # fmt: skip
 

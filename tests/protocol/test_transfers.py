@@ -427,6 +427,21 @@ def test_a_body_that_comes_too_slowly_costs_the_connection() -> None:
     assert server.error.code == ErrorCode.FLOOD
 
 
+def test_the_time_of_a_body_begins_anew_after_a_pause_in_which_nothing_was_read() -> None:
+    client, server = ends()
+    client.send(large())
+    server.feed(b"".join(client.take_output(1)), 0.0)
+    client.feed(b"".join(server.take_output()))
+    server.on_timer(1.0)
+    for now in (55.0, 110.0):  # each but a little less than all of its time
+        server.forgive_silence(now)
+        server.on_timer(now)
+        assert server.error is None
+    server.feed(wire(Ping()), 150.0)
+    server.on_timer(110.0 + 10.0 + (3 * MIB + 8000) / 65536)
+    assert server.error is not None
+
+
 def test_memory_is_awaited_for_half_a_minute() -> None:
     memory = FakeMemory()
     client, server = ends(bodies=memory)

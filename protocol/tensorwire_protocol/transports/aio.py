@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from tensorwire_protocol.errors import ConnectionLost, SlowConsumer, TensorwireError
 from tensorwire_protocol.frames import SCRATCH_BYTES
-from tensorwire_protocol.roles import OPENERS, State
+from tensorwire_protocol.roles import OPENERS, Role, State
 from tensorwire_protocol.transports.polling import AnswerWatch
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ _MAX_LINGERING = 256  # connections of a thread that were closed and whose peers
 # of a turn is smaller, so that 16 in flight are cut in two as well (measured: 1.3x).
 _FIRST_EARLY_BYTES = 1024
 _EARLY_BYTES = 4096
+# uvloop reads a socket up to 32 times in a row while more comes: 8 MiB and more, in which nobody
+# else is served. A client that sends as fast would have all its requests read before one answer.
+_TURN_BYTES = 512 * 1024
+_LARGE_READ_BYTES = 16 * 1024  # smaller ones are not counted: they do not come in a row
 _BEFORE_LOGIN = frozenset({State.PREFACE, State.HANDSHAKE, State.AUTHENTICATING})
 _thread = threading.local()
 
@@ -79,6 +83,10 @@ class AioTransport(asyncio.BufferedProtocol):
         self.connection = connection
         self.is_paused = False  # the peer does not read; unsent bytes are above the high water
         self.written_bytes = 0  # handed to the loop since the beginning
+        self._is_server = connection.role is Role.SERVER
+        self._is_deaf = False  # the peer has to take answers before it is heard again
+        self._turn_bytes = 0  # of large reads in this turn of the loop
+        self._is_reading = True
         connection.on_output = self._schedule_flush
         self._driver = driver
         self._loop = asyncio.get_running_loop()
@@ -136,14 +144,53 @@ class AioTransport(asyncio.BufferedProtocol):
         connection = self.connection
         if connection.pending_bytes or connection.has_bulk or connection.is_closed:
             self._schedule_flush()
+        if nbytes >= _LARGE_READ_BYTES and self._is_server:
+            self._note_large_read(nbytes)
+
+    def _note_large_read(self, num_bytes: int) -> None:
+        if not self._turn_bytes:
+            self._loop.call_soon(self._begin_turn)
+        self._turn_bytes += num_bytes
+        self._choose_reading()
+
+    def _begin_turn(self) -> None:
+        self._turn_bytes = 0
+        self._choose_reading()
+
+    def _choose_reading(self) -> None:
+        """Read from the peer, or leave to the kernel what it sends."""
+        may_read = self._lost or not (self._is_deaf or self._turn_bytes >= _TURN_BYTES)
+        transport = self._transport
+        if may_read is self._is_reading or transport is None or transport.is_closing():
+            return
+        self._is_reading = may_read
+        if may_read:
+            transport.resume_reading()
+        else:
+            transport.pause_reading()
+
+    def _check_unsent(self, unsent_bytes: int) -> None:
+        """Hear no more requests of a client that leaves the answers to others unread.
+
+        Only while writing is paused: or nobody would tell when it may be heard again.
+        """
+        is_much = unsent_bytes > self.connection.limits.send_pause_bytes
+        if is_much and self.is_paused and self._is_server and not self._is_deaf:
+            self._is_deaf = True
+            self._choose_reading()
 
     def pause_writing(self) -> None:
         """The loop holds more unsent bytes than the high-water mark."""
         self.is_paused = True
+        self._check_unsent(self.unsent_bytes)
 
     def resume_writing(self) -> None:
         """The loop's unsent bytes fell below the low-water mark."""
         self.is_paused = False
+        if self._is_deaf:
+            self._is_deaf = False
+            self.connection.forgive_silence(self._loop.time())
+            self._choose_reading()
         self._driver.on_writable()
         if self.connection.has_bulk:
             self._schedule_flush()
@@ -237,12 +284,16 @@ class AioTransport(asyncio.BufferedProtocol):
             self._transport.writelines(output)
         if self.connection.is_closed:
             self._close_socket(has_last_words=bool(output))
-        elif self.unsent_bytes > self.connection.limits.send_hard_bytes:
+            return
+        unsent_bytes = self.unsent_bytes
+        if unsent_bytes > self.connection.limits.send_hard_bytes:
             # close() would keep every unsent byte in memory until the peer reads; abort frees them.
             limit = self.connection.limits.send_hard_bytes
             self.connection.fail(SlowConsumer(f"the peer left more than {limit} bytes unread"))
             self._transport.abort()
-        elif self.connection.has_bulk and not self.is_paused:
+            return
+        self._check_unsent(unsent_bytes)
+        if self.connection.has_bulk and not self.is_paused:
             self._schedule_flush()
 
     def _room(self) -> int:
@@ -271,6 +322,7 @@ class AioTransport(asyncio.BufferedProtocol):
             self._transport.abort()
             return
         self._end(None)
+        self._choose_reading()
 
     def _linger(self) -> None:
         # Whoever makes and breaks connections faster than they are closed would use up descriptors.
@@ -300,6 +352,9 @@ class AioTransport(asyncio.BufferedProtocol):
 
     def on_timer(self) -> None:
         """Let time pass; the owner calls this about once a second."""
-        self.connection.on_timer(self._loop.time())
+        now = self._loop.time()
+        if self._is_deaf:
+            self.connection.forgive_silence(now)
+        self.connection.on_timer(now)
         if self.connection.pending_bytes or self.connection.is_closed:
             self._schedule_flush()

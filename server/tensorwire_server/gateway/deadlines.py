@@ -52,6 +52,12 @@ class Deadlines:
             if item is not None:
                 item.on_deadline()
 
+    def next_due(self) -> float | None:
+        """Return the earliest deadline that `expire` has to be called at; None: there is none."""
+        while self._heap and self._heap[0][1] not in self._items:
+            heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
     def check_invariants(self) -> None:
         """Every item has its number in the heap, and the heap is at most twice as long."""
         assert self._items.keys() <= {number for _, number in self._heap}

@@ -28,6 +28,7 @@ from tensorwire_protocol.tensors import pack_ids, unpack_ids
 
 from tensorwire_server.config import OutcomesConfig
 from tensorwire_server.gateway.admission import Admission
+from tensorwire_server.gateway.alarm import Alarm
 from tensorwire_server.gateway.auth import check_right
 from tensorwire_server.gateway.bounds import SharedBytes
 from tensorwire_server.gateway.deadlines import Deadlines
@@ -61,7 +62,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _END: Final = Kind.END  # see the protocol's `roles`
-_DEADLINE_STEP_S = 0.02  # how late a deadline may be noticed
 _TICK_S = 1.0
 _SESSION_ID_BYTES = 16
 _RECEIVE_SHARE = 4  # a quarter of the budget
@@ -116,6 +116,7 @@ class Gateway:
         self.admission = Admission(config)
         self.receive_memory = ReceiveMemory(config.memory_bytes // _RECEIVE_SHARE)
         self.deadlines = Deadlines()
+        self._alarm = Alarm(self.deadlines, self._loop, clock)
         self._live: dict[LiveRequest, None] = {}  # in the order of arrival
         # Where what a client asks for goes: found once, forgotten when a replica changes.
         self._routes: dict[tuple[str, str | None], ModelPool] = {}
@@ -274,6 +275,7 @@ class Gateway:
         self._live[live] = None
         if live.deadline is not None:
             live.deadline_number = self.deadlines.add(live.deadline, live)
+            self._alarm.set(live.deadline)
         if replica is None:
             self._waiting.setdefault(pool.name, {})[live] = None
         else:
@@ -385,21 +387,17 @@ class Gateway:
     # -- time and the end ---------------------------------------------------------------------
 
     async def run_timers(self) -> None:
-        """Let time pass for deadlines and connections, until cancelled."""
-        next_tick = self.now()
+        """Let time pass for connections and kept outcomes, until cancelled."""
         while True:
-            await asyncio.sleep(_DEADLINE_STEP_S)
+            await asyncio.sleep(_TICK_S)
             now = self.now()
-            self.deadlines.expire(now)
-            if now >= next_tick:
-                next_tick = now + _TICK_S
-                self.by_key.expire(now)
-                if self.bodies is not None:
-                    self.bodies.on_timer(now)
-                for session in tuple(self.sessions):
-                    session.on_timer(now)
-                for replica in self.replicas:
-                    replica.on_timer()
+            self.by_key.expire(now)
+            if self.bodies is not None:
+                self.bodies.on_timer(now)
+            for session in tuple(self.sessions):
+                session.on_timer(now)
+            for replica in self.replicas:
+                replica.on_timer()
 
     async def drain(self, grace_s: float, hurry: asyncio.Event) -> int:
         """Take nothing new, let what runs finish, close the sessions; return how many were cut.

@@ -318,6 +318,78 @@ def test_a_peer_that_reads_again_makes_the_driver_writable(run: Run) -> None:
     run(test)
 
 
+PAUSING = Limits(send_high_water_bytes=64 * 1024, send_pause_bytes=512 * 1024)
+
+
+async def fill(
+    transport: AioTransport, recorder: Recorder, sock: socket.socket, num_bytes: int = 1_000_000
+) -> None:
+    """Have a client ask twice, and leave an answer unread."""
+    await push(sock, GREETING + wire(request(1)) + wire(request(2)))
+    await recorder.until(lambda r: len(r.messages) == 3)
+    transport.send(Result(stream=1, outputs={"x": np.zeros(num_bytes, np.uint8)}))
+    transport.flush()
+    await asyncio.sleep(0)
+    assert transport.is_paused
+
+
+def test_a_client_that_leaves_answers_unread_is_heard_again_when_it_has_taken_them(
+    run: Run,
+) -> None:
+    async def test() -> None:
+        async with server_and_socket(PAUSING) as (transport, recorder, sock):
+            await fill(transport, recorder, sock)
+            await push(sock, wire(request(3)))
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert len(recorder.messages) == 3
+            await pull_messages(sock, 2)
+            await recorder.until(lambda r: len(r.messages) == 4)
+            assert plain(recorder.messages[3]) == plain(request(3))
+
+    run(test)
+
+
+@pytest.mark.parametrize("unread_bytes", [1_000_000, 400_000])
+def test_only_a_client_that_is_not_heard_is_not_blamed_for_its_silence(
+    run: Run, unread_bytes: int
+) -> None:
+    async def test() -> None:
+        async with server_and_socket(PAUSING) as (transport, recorder, sock):
+            await fill(transport, recorder, sock, unread_bytes)
+            long_ago = asyncio.get_running_loop().time() - 1000
+            transport.connection.feed(wire(request(3))[:-1], long_ago)
+            transport.on_timer()
+            assert transport.connection.is_closed is (unread_bytes < PAUSING.send_pause_bytes)
+
+    run(test)
+
+
+def test_a_client_that_leaves_little_unread_is_heard(run: Run) -> None:
+    async def test() -> None:
+        async with server_and_socket(Limits(send_high_water_bytes=64 * 1024)) as (
+            transport, recorder, sock,
+        ):  # fmt: skip
+            await fill(transport, recorder, sock)
+            await push(sock, wire(request(3)))
+            await recorder.until(lambda r: len(r.messages) == 4)
+
+    run(test)
+
+
+def test_a_client_that_is_not_heard_hears_of_the_end_although_it_still_sends(run: Run) -> None:
+    async def test() -> None:
+        async with server_and_socket(PAUSING) as (transport, recorder, sock):
+            await fill(transport, recorder, sock)
+            transport.fail(SlowConsumer("enough"))
+            assert isinstance(await recorder.until_lost(), SlowConsumer)
+            await push(sock, b"x" * 1_000_000)  # more than the kernel holds: it is thrown away
+            failure = decode(cut(await pull_all(sock))[-1], CLIENT_LINK)
+            assert isinstance(failure, Failure)
+
+    run(test)
+
+
 def test_a_violation_is_told_and_the_socket_closed(run: Run) -> None:
     async def test() -> None:
         async with server_and_socket() as (_, recorder, sock):
@@ -511,6 +583,50 @@ def test_a_driver_that_sends_does_not_hear_meanwhile_that_the_connection_is_lost
         assert len(recorder.lost) == 1
         assert isinstance(recorder.lost[0], Flood)
         assert b"".join(below.writes).count(b"x" * 5000) == 2
+
+    run(test)
+
+
+class Source(FakeTransport):
+    """Has always more to read, as a loop sees it that reads until it is told to stop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_read = True
+
+    def pause_reading(self) -> None:
+        self.is_read = False
+
+    def resume_reading(self) -> None:
+        self.is_read = True
+
+    def pour(self, transport: AioTransport, data: bytes) -> int:
+        """Give data to a transport while it reads; return how many bytes it took."""
+        at = 0
+        while self.is_read and at < len(data):
+            room = transport.get_buffer(-1)
+            part = data[at : at + len(room)]
+            room[: len(part)] = part
+            transport.buffer_updated(len(part))
+            at += len(part)
+        return at
+
+
+def test_what_a_client_sends_without_end_is_read_a_part_in_each_turn(run: Run) -> None:
+    async def test() -> None:
+        recorder, below = Recorder(), Source()
+        transport = AioTransport(Connection(Role.SERVER), recorder)
+        transport.connection_made(below)
+        array = np.zeros(300_000, np.uint8)
+        data = GREETING + b"".join(wire(request(i, inputs={"x": array})) for i in range(1, 11))
+        parts = [below.pour(transport, data)]
+        while sum(parts) < len(data):
+            assert not below.is_read
+            await asyncio.sleep(0)
+            parts.append(below.pour(transport, data[sum(parts) :]))
+        assert len(parts) > 3
+        assert all(512 * 1024 <= part < 1024 * 1024 for part in parts[:-1])
+        assert len(recorder.messages) == 11
 
     run(test)
 
