@@ -286,12 +286,12 @@ class Connection:
                 self.state = self._handshake.state
                 if self.state is _PREFACE:
                     return messages
-            next_frame, admit = self._decoder.next_frame, self._admit
-            while self.state is not _CLOSED and (frame := next_frame()) is not None:
-                message = admit(frame, now)
+            decoder = self._decoder
+            while self.state is not _CLOSED and (frame := decoder.next_frame()) is not None:
+                message = self._admit(frame, now)
                 if message is not None:
                     messages.append(message)
-            if self._decoder.is_mid_frame:
+            if decoder.is_mid_frame:
                 self._conduct.note_unfinished(self._decoder, now)
         except FrameTooLarge as error:
             self.fail(error if self._handshake is None else self._handshake.explain(error))

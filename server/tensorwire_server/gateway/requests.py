@@ -383,7 +383,7 @@ class LiveRequest:
 
     def _own_timings(self) -> dict[str, float]:
         stalled_s = self.stalled_s
-        if self.reader is not None:
+        if self.reader is not None and self.entry.has_begun:
             stalled_s += self.reader.settle(self.stream)
         total_s = self.keeper.now() - self.arrived_at
         return {
