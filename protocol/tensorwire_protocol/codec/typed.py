@@ -86,6 +86,8 @@ _read_other_packed_result: Final = read_other_packed_result
 _read_submit: Final = read_submit
 _write: Final = write
 _NAME_CHARS: Final = NAME_CHARS
+_NAME_BYTES: Final = NAME_BYTES
+_ITEMS: Final = ITEMS
 _REQ: Final = int(Kind.REQ)
 _SUBMIT: Final = int(Kind.SUBMIT)
 _RES: Final = int(Kind.RES)
@@ -149,12 +151,20 @@ def _result(frame: Frame, limits: Limits) -> Result:
     meta = frame.meta
     read: _Fields = _read_result(meta)
     _check_same(read, meta)
-    for values in read:
-        for name in values:
-            if len(name) > _NAME_CHARS:
-                raise _Extraordinary
+    outputs: dict[str, Any]
+    usage: dict[str, Any]
+    timings: dict[str, Any]
+    extra: dict[str, Any]
     outputs, usage, timings, extra = read
+    if not (
+        _has_short(outputs) and _has_short(usage) and _has_short(timings) and _has_short(extra)
+    ):
+        raise _Extraordinary
     return Result(frame.stream, _opened(outputs, frame, limits), usage, timings, extra)
+
+
+def _has_short(values: dict[str, Any]) -> bool:
+    return all(len(name) <= _NAME_CHARS for name in values)
 
 
 def _opened(values: dict[str, Any], frame: Frame, limits: Limits) -> dict[str, Any]:
@@ -382,7 +392,8 @@ _TEXT: Final = frozenset({str})
 def _is_plain(values: Mapping[str, Any]) -> bool:
     # Of anything else (dates, sets, data classes) msgspec knows more than the wire does. What a
     # gateway passes on came from the wire, and the plain codec cannot write what is unopened.
-    return not values or all(type(value) in _SCALARS for value in values.values())
+    known: dict[str, Any] = values if isinstance(values, dict) else {**values}
+    return all(type(value) in _SCALARS for value in known.values())
 
 
 def _writable(
@@ -392,14 +403,15 @@ def _writable(
     if isinstance(values, Packed):
         segments += values.segments
         return values.meta
+    known: dict[str, Any] = values if isinstance(values, dict) else {**values}
     arrays: dict[str, Ext] = {}
-    for name, value in values.items():
+    for name, value in known.items():
         kind = type(value)
         if kind is np.ndarray:
             arrays[name] = _array(value, segments, limits)
         elif kind not in _SCALARS and not (kind is list and _TEXT.issuperset(map(type, value))):
             return None
-    return {**values, **arrays} if arrays else values
+    return {**known, **arrays} if arrays else known
 
 
 def _array(value: Any, segments: list[memoryview], limits: Limits) -> Ext:
@@ -415,53 +427,73 @@ def _array(value: Any, segments: list[memoryview], limits: Limits) -> Ext:
 
 
 # -- the two codecs --------------------------------------------------------------------------------
-
-_DECODERS: Final[dict[int, Callable[[Frame, Limits], Message]]] = {
-    Kind.REQ: _request,
-    Kind.SUBMIT: _submit,
-    Kind.RES: _result,
-    Kind.EVT: _event,
-    Kind.EVB: _event_batch,
-    Kind.STEP: _step,
-    Kind.END: _end,
-}
-_PACKED_DECODERS: Final[dict[int, Callable[[Frame, Limits], Message]]] = {
-    Kind.REQ: _request_packed,
-    Kind.RES: _result_packed,
-}
-_ENCODERS: Final[dict[type, Callable[[Any, Limits], list[Any]]]] = {
-    Request: _write_request,
-    Submit: _write_submit,
-    Result: _write_result,
-    PackedResult: _write_packed_result,
-    Event: _write_event,
-    EventBatch: _write_event_batch,
-    Step: _write_step,
-    End: _write_end,
-    EncodedTerminal: lambda m, _: m.buffers,
-}
+# Chosen by comparisons, not from a table: compiled code calls what it knows by name at once.
 
 
-def _decode(frame: Frame, limits: Limits) -> Message:
-    decoder = _DECODERS.get(frame.kind)
-    is_usual = limits.key_bytes >= NAME_BYTES and limits.container_items >= ITEMS
-    if decoder is not None and is_usual:
-        try:
-            return decoder(frame, limits)
-        except Exception:  # whatever it is: the plain codec reads it, or says what is wrong
-            pass
-    return decode(frame, limits)
+def _decode(frame: Frame, limits: Limits) -> Message | None:
+    kind = frame.kind
+    if kind == _RES:
+        return _result(frame, limits)
+    if kind == _SUBMIT:
+        return _submit(frame, limits)
+    if kind == _REQ:
+        return _request(frame, limits)
+    if kind == _EVB:
+        return _event_batch(frame, limits)
+    if kind == _STEP:
+        return _step(frame, limits)
+    if kind == _EVT:
+        return _event(frame, limits)
+    if kind == _END:
+        return _end(frame, limits)
+    return None
 
 
-def _decode_packed(frame: Frame, limits: Limits) -> Message:
-    decoder = _PACKED_DECODERS.get(frame.kind)
-    return _decode(frame, limits) if decoder is None else decoder(frame, limits)
+class _Typed(Codec):
+    """Reads what is ordinary typed, the rest plainly."""
+
+    def decode(self, frame: Frame, limits: Limits) -> Message:
+        if limits.key_bytes >= _NAME_BYTES and limits.container_items >= _ITEMS:
+            try:
+                message = _decode(frame, limits)
+            except Exception:  # whatever it is: the plain codec reads it, or says what is wrong
+                message = None
+            if message is not None:
+                return message
+        return decode(frame, limits)
+
+    def encode(self, message: Message, limits: Limits) -> list[bytes | memoryview]:
+        if isinstance(message, EncodedTerminal):
+            return message.buffers
+        if isinstance(message, Submit):
+            return _write_submit(message, limits)
+        if isinstance(message, PackedResult):
+            return _write_packed_result(message, limits)
+        if isinstance(message, Request):
+            return _write_request(message, limits)
+        if isinstance(message, Result):
+            return _write_result(message, limits)
+        if isinstance(message, EventBatch):
+            return _write_event_batch(message, limits)
+        if isinstance(message, Step):
+            return _write_step(message, limits)
+        if isinstance(message, Event):
+            return _write_event(message, limits)
+        if isinstance(message, End):
+            return _write_end(message, limits)
+        return encode(message, limits)
 
 
-def _encode(message: Message, limits: Limits) -> list[bytes | memoryview]:
-    encoder = _ENCODERS.get(type(message))
-    return encode(message, limits) if encoder is None else encoder(message, limits)
+class _Packing(_Typed):
+    """Leaves the values of what passes through unopened."""
+
+    def decode(self, frame: Frame, limits: Limits) -> Message:
+        if frame.kind == _REQ:
+            return _request_packed(frame, limits)
+        if frame.kind == _RES:
+            return _result_packed(frame, limits)
+        return super().decode(frame, limits)
 
 
-TYPED = Codec(decode=_decode, encode=_encode)
-PACKING = Codec(decode=_decode_packed, encode=_encode)
+TYPED: Final = _Typed()
+PACKING: Final = _Packing()
