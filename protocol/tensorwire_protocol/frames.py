@@ -238,7 +238,9 @@ class FrameDecoder:
             if left:
                 self._stash(0)
             return None
-        start = self._in_chunk(at, HEADER_BYTES)
+        start = at - self._chunk_at
+        if start + HEADER_BYTES > len(self._chunk):
+            start = self._load_chunk(at, HEADER_BYTES)
         header: tuple[int, int, int, int, int, int] = unpack_header(self._chunk, start)
         body_bytes, kind, flags, aux, stream, meta_bytes = header
         if kind == _DATA and self.sinks is not None:
@@ -252,15 +254,13 @@ class FrameDecoder:
         self._at = at + total
         if flags or aux or meta_bytes != body_bytes or kind == _DATA:
             return self._cut(header, self._scratch[at : at + total], owned=False)
-        start = self._in_chunk(at, total)
+        if start + total > len(self._chunk):
+            start = self._load_chunk(at, total)
         meta = self._chunk[start + HEADER_BYTES : start + total]
         return Frame(kind, 0, 0, stream, meta, _NO_SEGMENTS)
 
-    def _in_chunk(self, at: int, num_bytes: int) -> int:
-        """Return where in the chunk so many bytes stand that were received at `at`."""
-        start = at - self._chunk_at
-        if start + num_bytes <= len(self._chunk):
-            return start
+    def _load_chunk(self, at: int, num_bytes: int) -> int:
+        """Copy at least so many received bytes; return where in the chunk is what came at `at`."""
         end = min(at + max(num_bytes, _CHUNK_BYTES), self._end)
         self._chunk, self._chunk_at = bytes(self._scratch[at:end]), at
         return 0

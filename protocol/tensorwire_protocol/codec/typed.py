@@ -156,15 +156,11 @@ def _result(frame: Frame, limits: Limits) -> Result:
     timings: dict[str, Any]
     extra: dict[str, Any]
     outputs, usage, timings, extra = read
-    if not (
-        _has_short(outputs) and _has_short(usage) and _has_short(timings) and _has_short(extra)
-    ):
-        raise _Extraordinary
+    for values in (outputs, usage, timings, extra):
+        for name in values:
+            if len(name) > _NAME_CHARS:
+                raise _Extraordinary
     return Result(frame.stream, _opened(outputs, frame, limits), usage, timings, extra)
-
-
-def _has_short(values: dict[str, Any]) -> bool:
-    return all(len(name) <= _NAME_CHARS for name in values)
 
 
 def _opened(values: dict[str, Any], frame: Frame, limits: Limits) -> dict[str, Any]:
@@ -430,56 +426,49 @@ def _array(value: Any, segments: list[memoryview], limits: Limits) -> Ext:
 # Chosen by comparisons, not from a table: compiled code calls what it knows by name at once.
 
 
-def _decode(frame: Frame, limits: Limits) -> Message | None:
-    kind = frame.kind
-    if kind == _RES:
-        return _result(frame, limits)
-    if kind == _SUBMIT:
-        return _submit(frame, limits)
-    if kind == _REQ:
-        return _request(frame, limits)
-    if kind == _EVB:
-        return _event_batch(frame, limits)
-    if kind == _STEP:
-        return _step(frame, limits)
-    if kind == _EVT:
-        return _event(frame, limits)
-    if kind == _END:
-        return _end(frame, limits)
-    return None
-
-
 class _Typed(Codec):
     """Reads what is ordinary typed, the rest plainly."""
 
     def decode(self, frame: Frame, limits: Limits) -> Message:
         if limits.key_bytes >= _NAME_BYTES and limits.container_items >= _ITEMS:
+            kind = frame.kind
             try:
-                message = _decode(frame, limits)
+                if kind == _RES:
+                    return _result(frame, limits)
+                if kind == _SUBMIT:
+                    return _submit(frame, limits)
+                if kind == _REQ:
+                    return _request(frame, limits)
+                if kind == _EVB:
+                    return _event_batch(frame, limits)
+                if kind == _STEP:
+                    return _step(frame, limits)
+                if kind == _EVT:
+                    return _event(frame, limits)
+                if kind == _END:
+                    return _end(frame, limits)
             except Exception:  # whatever it is: the plain codec reads it, or says what is wrong
-                message = None
-            if message is not None:
-                return message
+                pass
         return decode(frame, limits)
 
     def encode(self, message: Message, limits: Limits) -> list[bytes | memoryview]:
-        if isinstance(message, EncodedTerminal):
+        if type(message) is EncodedTerminal:
             return message.buffers
-        if isinstance(message, Submit):
+        if type(message) is Submit:
             return _write_submit(message, limits)
-        if isinstance(message, PackedResult):
+        if type(message) is PackedResult:
             return _write_packed_result(message, limits)
-        if isinstance(message, Request):
+        if type(message) is Request:
             return _write_request(message, limits)
-        if isinstance(message, Result):
+        if type(message) is Result:
             return _write_result(message, limits)
-        if isinstance(message, EventBatch):
+        if type(message) is EventBatch:
             return _write_event_batch(message, limits)
-        if isinstance(message, Step):
+        if type(message) is Step:
             return _write_step(message, limits)
-        if isinstance(message, Event):
+        if type(message) is Event:
             return _write_event(message, limits)
-        if isinstance(message, End):
+        if type(message) is End:
             return _write_end(message, limits)
         return encode(message, limits)
 
