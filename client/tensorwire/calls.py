@@ -250,7 +250,8 @@ def infer(
 
 
 def _read_outputs(result: Result) -> dict[str, Array]:
-    return dict(result.outputs)
+    outputs = result.outputs
+    return outputs if isinstance(outputs, dict) else dict(outputs)  # nobody else has it
 
 
 def _infer_input(name: str, value: Any) -> Any:

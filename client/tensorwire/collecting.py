@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tensorwire_protocol.errors import (
     DeadlineExceeded,
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from tensorwire_protocol.messages import End
 
+# Until something arrives: calls for one result have neither. Nobody changes these.
+_NO_TOKENS: Final[list[int]] = []
+_NO_TEXTS: Final[list[str]] = []
 GRACE_S = 1.0  # the server's own END for a deadline may take so long to arrive
 
 
@@ -34,14 +37,16 @@ class Collector:
     __slots__ = ("_is_streamed", "_texts", "num_chars", "prompt_tokens", "token_ids")
 
     def __init__(self, op: str) -> None:
-        self.token_ids: list[int] = []
+        self.token_ids: list[int] = _NO_TOKENS
         self.num_chars = 0
         self.prompt_tokens: int | None = None
         self._is_streamed = op in STREAMED
-        self._texts: list[str] = []
+        self._texts: list[str] = _NO_TEXTS
 
     def add(self, token_ids: Sequence[int], text: str) -> None:
         """Take what one event brought."""
+        if self.num_arrived == 0:
+            self.token_ids, self._texts = [], []
         self.token_ids += token_ids
         if text:
             self._texts.append(text)

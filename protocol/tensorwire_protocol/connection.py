@@ -76,7 +76,7 @@ from tensorwire_protocol.messages import (
 from tensorwire_protocol.outbox import Outbox
 from tensorwire_protocol.receive_memory import Holding
 from tensorwire_protocol.roles import (
-    ACCEPTS,
+    ACCEPTED,
     ENDINGS,
     NOT_BUILT,
     OF_BODIES,
@@ -119,7 +119,11 @@ _CREDIT: Final = int(Kind.CREDIT)
 _CANCEL: Final = int(Kind.CANCEL)
 _ERR: Final = int(Kind.ERR)
 _BODY: Final = int(Flag.BODY)  # an IntFlag's own `&` costs two microseconds
-_BOUNDARIES: Final = OPENINGS | ENDINGS
+_OPENINGS: Final = OPENINGS
+_ENDINGS: Final = ENDINGS
+_NOT_BUILT: Final = NOT_BUILT
+_OF_BODIES: Final = OF_BODIES
+_STREAMLESS: Final = STREAMLESS
 
 
 class Connection:
@@ -168,7 +172,7 @@ class Connection:
         self._is_opener = role in OPENERS
         self._codec = codec
         self._features = tuple(features)
-        self._accepts, self._may_send = ACCEPTS[role], ACCEPTS[PEER[role]]
+        self._accepts, self._may_send = ACCEPTED[role], ACCEPTED[PEER[role]]
         self._meta_bytes = self.limits.meta_bytes(is_from_opener=not self._is_opener)
         holding = None if memory is None else Holding(memory, self)
         self._holding = holding
@@ -286,12 +290,12 @@ class Connection:
                 self.state = self._handshake.state
                 if self.state is _PREFACE:
                     return messages
-            next_frame, admit = self._decoder.next_frame, self._admit
-            while self.state is not _CLOSED and (frame := next_frame()) is not None:
-                message = admit(frame, now)
+            decoder = self._decoder
+            while self.state is not _CLOSED and (frame := decoder.next_frame()) is not None:
+                message = self._admit(frame, now)
                 if message is not None:
                     messages.append(message)
-            if self._decoder.is_mid_frame:
+            if decoder.is_mid_frame:
                 self._conduct.note_unfinished(self._decoder, now)
         except FrameTooLarge as error:
             self.fail(error if self._handshake is None else self._handshake.explain(error))
@@ -314,26 +318,26 @@ class Connection:
     def _admit(self, frame: Frame, now: float) -> Message | None:
         """The gate for everything the peer sends."""
         kind = frame.kind
-        if kind not in self._accepts:
+        if not self._accepts[kind]:
             if kind >= FIRST_OPTIONAL_KIND and self.state is _OPEN:
                 return None
             raise UnknownKind(f"frames of kind {kind:#04x} are not accepted on this link (now)")
-        if frame.stream and kind in STREAMLESS:
+        if frame.stream and _STREAMLESS[kind]:
             raise BadFraming(f"{Kind(kind).name} came on stream {frame.stream}; it belongs on 0")
-        if self.state is _OPEN and kind in OPENINGS:
+        if self.state is _OPEN and _OPENINGS[kind]:
             return self._admit_opening(frame, now)
         if len(frame.meta) > self._meta_bytes:
             raise BadFraming(f"a meta has {len(frame.meta)} bytes, {self._meta_bytes} allowed")
         if self._handshake is not None:
             return self._admit_early(self._handshake, frame)
-        if kind in NOT_BUILT or (kind in OF_BODIES and not self._is_negotiated(kind)):
+        if _NOT_BUILT[kind] or (_OF_BODIES[kind] and not self._is_negotiated(kind)):
             raise UnknownKind(f"{Kind(kind).name} was not negotiated on this connection")
         if frame.flags:
             return self._admit_body(frame, now)
         if kind == _DATA:
             return None  # more is to come
         message = decode_sound(frame, self.limits, self._codec)
-        if kind in ENDINGS:
+        if _ENDINGS[kind]:
             return self._note_terminal(message)
         return self._note(message, now)
 
@@ -532,9 +536,9 @@ class Connection:
         """
         if self.state is _CLOSED:
             raise self.error or ConnectionLost("the connection is closed", executed=Executed.NO)
-        kind = message.KIND
-        if kind not in self._may_send:
-            raise AssertionError(f"{self.role.value} may not send {kind.name}")
+        kind: int = message.KIND
+        if not self._may_send[kind]:
+            raise AssertionError(f"{self.role.value} may not send {message.KIND.name}")
         buffers = self._codec.encode(message, self._fitting.limits)
         size = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
         body = None
@@ -544,7 +548,7 @@ class Connection:
             if body is not None:
                 size = len(buffers[0])
             self._fitting.check(message, buffers, body)
-        if kind in _BOUNDARIES:
+        if _OPENINGS[kind] or _ENDINGS[kind]:
             self._note_sent(message, kind)
         elif kind == _CREDIT and not self._is_opener:  # whose own must not pass its REQ
             self._outbox.add_urgent(buffers)
@@ -582,7 +586,7 @@ class Connection:
             self.fail(error)
 
     def _note_sent(self, message: Message, kind: int) -> None:
-        if kind in ENDINGS:
+        if _ENDINGS[kind]:
             assert isinstance(message, (Result, Failure, End, PackedResult, EncodedTerminal))
             if message.stream and self.streams.end(message.stream) is None:
                 raise AssertionError(f"stream {message.stream} ends, but it is not open")

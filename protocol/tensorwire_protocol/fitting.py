@@ -94,7 +94,7 @@ class Fitting:
         if aux > self.limits.segments:
             raise self._refusal(f"{aux} arrays in one message; the peer accepts", "segments")
         start = HEADER_BYTES + 8 * aux
-        meta = memoryview(buffers[0])[start : start + meta_bytes]
+        meta = bytes(buffers[0])[start : start + meta_bytes]
         if body is not None:
             segments = list(body.segments)
         elif len(buffers) > 1:

@@ -268,6 +268,4 @@ def decode_sound(frame: Frame, limits: Limits, codec: Codec = PLAIN) -> Message:
 
 def _whole(frame: Frame) -> bytes:
     """Return the bytes that a frame without segments came as."""
-    return build_frame(
-        frame.kind, frame.stream, bytes(frame.meta), flags=frame.flags, aux=frame.aux
-    )
+    return build_frame(frame.kind, frame.stream, frame.meta, flags=frame.flags, aux=frame.aux)

@@ -179,7 +179,7 @@ class Transfers:
             body.reservation, places = None, early_places(frame.lengths)
         if places is None:
             body.place(early_places(frame.lengths))
-            body.head = frame.with_meta(memoryview(bytes(frame.meta)))
+            body.head = frame
         else:
             self._receive(body, frame, places)
         return None

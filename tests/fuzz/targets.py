@@ -86,8 +86,7 @@ def _cut(
                 decoder.received(len(part))
                 piece = piece[len(part) :]
                 while (frame := decoder.next_frame()) is not None:
-                    # Small ones live in memory that is used again.
-                    frame.meta = memoryview(bytes(frame.meta))
+                    # Those of DATA live in memory that is used again.
                     frame.segments = [memoryview(bytearray(s)) for s in frame.segments]
                     frames.append(frame)
     except (BadFraming, FrameTooLarge) as error:
@@ -99,7 +98,7 @@ def _cut(
 
 def _plain(frame: Frame) -> tuple[Any, ...]:
     segments = [bytes(segment) for segment in frame.segments]
-    return frame.kind, frame.flags, frame.aux, frame.stream, bytes(frame.meta), segments
+    return frame.kind, frame.flags, frame.aux, frame.stream, frame.meta, segments
 
 
 def check_codecs(frame: Frame, limits: Limits, codecs: Mapping[str, Decode] = CODECS) -> None:

@@ -19,6 +19,17 @@ def test_tokens_that_follow_are_taken() -> None:
     assert subject.tokens == [5, 6, 7]
 
 
+def test_each_request_has_tokens_and_a_text_of_its_own() -> None:
+    one, other, empty = entry(), entry(), entry()
+    assert one.append(0, [1], "a")
+    assert one.append(1, [2], "b")
+    assert other.append(0, [], "c")
+    assert (one.tokens, one.text, other.tokens, other.text) == ([1, 2], "ab", [], "c")
+    assert (empty.tokens, empty.text, empty.has_begun) == ([], "", False)
+    assert one.has_begun
+    assert other.has_begun
+
+
 @pytest.mark.parametrize("first", [0, 1, 3, 4])
 def test_a_gap_or_a_repeat_is_refused_and_nothing_is_taken(first: int) -> None:
     subject = entry(5, 6)

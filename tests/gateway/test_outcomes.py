@@ -16,7 +16,7 @@ from tensorwire_server.gateway.outcomes import Outcome, Outcomes, fingerprint
 
 from .forwarding import encoded, packed_request
 
-NAME = ("", b"k")
+NAME = b"k"
 END = wire(End(stream=1, finish=Finish.STOP, count=0, checksum=0))
 
 
@@ -39,12 +39,12 @@ def test_whatever_happens_a_name_has_one_meaning_and_the_bounds_hold(
     one = size_of(Outcome(bytes(4), None, b"", "x", END))
     config = OutcomesConfig(seconds=10, keys=keys, bytes=records * one)
     table: Outcomes[object] = Outcomes(config)
-    live: dict[tuple[str, bytes], object] = {}
-    kept: list[tuple[float, tuple[str, bytes], Outcome]] = []
+    live: dict[bytes, object] = {}
+    kept: list[tuple[float, bytes, Outcome]] = []
     now = 0.0
     numbers = itertools.count()
     for what, number in steps:
-        name = ("", bytes([number]))
+        name = bytes([number])
         kept = [k for k in kept if k[0] > now]
         if what == "pass":
             now += number
@@ -62,7 +62,7 @@ def test_whatever_happens_a_name_has_one_meaning_and_the_bounds_hold(
         kept = kept[len(kept) - most :] if len(kept) > most else kept
         table.check_invariants()
         for n in range(6):
-            name = ("", bytes([n]))
+            name = bytes([n])
             found = table.find(name, now)
             if isinstance(found, Outcome):
                 assert [k[2].asked for k in kept if k[1] == name] == [found.asked]
@@ -74,7 +74,7 @@ def test_whatever_happens_a_name_has_one_meaning_and_the_bounds_hold(
 
 def test_what_was_forgotten_leaves_no_outcome_and_does_not_take_anothers_place() -> None:
     table: Outcomes[str] = Outcomes(OutcomesConfig())
-    name = ("", b"k")
+    name = b"k"
     table.begin(name, "first")
     table.forget(name, "first")
     table.begin(name, "second")
@@ -95,7 +95,8 @@ def test_the_bytes_of_texts_tokens_and_last_frames_count() -> None:
     plain = size_of(outcome())
     assert 1000 <= size_of(outcome("x" * 1000)) - plain <= 1100
     assert size_of(Outcome(b"f", None, pack_ids([1] * 10), "", END)) == plain + 40
-    assert size_of(Outcome(b"f", None, b"", "", END + bytes(300))) == plain + 300
+    longer = size_of(Outcome(b"f", None, b"", "", END + bytes(300)))
+    assert plain + 300 <= longer <= plain + 302  # and msgpack's longer word for the length
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,8 @@ class Life:
         self.live = LiveRequest(
             self.books.journal.open(Request(stream=5, **fields)),
             model="m",
-            name=("", bytes(16)),
+            name=bytes(16),
+            tenant="",
             reader=self.books,
             keeper=self.books,
             arrived_at=self.books.time,

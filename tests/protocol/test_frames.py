@@ -141,6 +141,14 @@ def test_random_frames_in_random_pieces_come_out_whole(frames: list[bytes], chan
     assert not decoder.is_mid_frame
 
 
+def test_frames_of_reads_larger_than_a_chunk_come_out_whole() -> None:
+    sizes = [0, 1, 16 * 1024 - 16, 100, 16 * 1024, 3, 40_000, 5000, 5000, 5000, 5000]
+    frames = [build_frame(Kind.EVT, i, bytes([i]) * sizes[i % 11]) for i in range(33)]
+    decoder = FrameDecoder(max_frame_bytes=MIB)
+    got = feed(decoder, b"".join(frames[:20])) + feed(decoder, b"".join(frames[20:]))
+    assert got == [flat(cut(frame))[0] for frame in frames]
+
+
 def test_a_frame_larger_than_the_scratch_buffer_comes_out_whole() -> None:
     segment = bytes(range(256)) * 4096
     decoder = FrameDecoder(max_frame_bytes=2 * MIB)

@@ -7,13 +7,11 @@ tail is skipped. Maps occur only in inputs, params and rare messages; duplicate 
 
 import msgpack
 
-from tensorwire_protocol.codec.choice import Codec
+from tensorwire_protocol.codec.choice import PLAIN, Codec
 from tensorwire_protocol.codec.decode import decode
 from tensorwire_protocol.codec.encode import encode
 
 __all__ = ["PLAIN", "Codec", "decode", "encode"]
-
-PLAIN = Codec(decode, encode)
 
 # Older ones crash or balloon on hostile input (CVE-2026-57585 and kin).
 if msgpack.version < (1, 2, 4):

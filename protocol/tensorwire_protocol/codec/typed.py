@@ -72,6 +72,8 @@ _FIXMAP_MASK: Final = 0xF0
 _FIXMAP_ITEMS: Final = 15
 _FIXMAPS: Final = [bytes((_FIXMAP | num_items,)) for num_items in range(_FIXMAP_ITEMS + 1)]
 
+_Fields = tuple[Any, ...]  # which compiled code takes apart faster than what it knows nothing of
+
 # Names of this module, which compiled code need not look up.
 _raw: Final = msgspec.Raw
 _EMPTY_MAP: Final = msgspec.Raw(_FIXMAPS[0])
@@ -84,6 +86,8 @@ _read_other_packed_result: Final = read_other_packed_result
 _read_submit: Final = read_submit
 _write: Final = write
 _NAME_CHARS: Final = NAME_CHARS
+_NAME_BYTES: Final = NAME_BYTES
+_ITEMS: Final = ITEMS
 _REQ: Final = int(Kind.REQ)
 _SUBMIT: Final = int(Kind.SUBMIT)
 _RES: Final = int(Kind.RES)
@@ -106,7 +110,7 @@ def _check_same(read: object, meta: bytes) -> None:
 
 
 def _request(frame: Frame, limits: Limits) -> Request:
-    meta = bytes(frame.meta)  # which is read and compared faster than a view
+    meta = frame.meta
     read = read_request(meta)
     _check_same(read, meta)
     return Request(
@@ -124,8 +128,8 @@ def _request(frame: Frame, limits: Limits) -> Request:
 
 
 def _submit(frame: Frame, limits: Limits) -> Submit:
-    meta = bytes(frame.meta)
-    read = _read_submit(meta)
+    meta = frame.meta
+    read: _Fields = _read_submit(meta)
     _check_same(read, meta)
     op, key, attempt, model, inputs, params, deadline_ms, priority, so_far, tenant = read
     return Submit(
@@ -144,14 +148,18 @@ def _submit(frame: Frame, limits: Limits) -> Submit:
 
 
 def _result(frame: Frame, limits: Limits) -> Result:
-    meta = bytes(frame.meta)
-    read = _read_result(meta)
+    meta = frame.meta
+    read: _Fields = _read_result(meta)
     _check_same(read, meta)
-    for values in read:
+    outputs: dict[str, Any]
+    usage: dict[str, Any]
+    timings: dict[str, Any]
+    extra: dict[str, Any]
+    outputs, usage, timings, extra = read
+    for values in (outputs, usage, timings, extra):
         for name in values:
             if len(name) > _NAME_CHARS:
                 raise _Extraordinary
-    outputs, usage, timings, extra = read
     return Result(frame.stream, _opened(outputs, frame, limits), usage, timings, extra)
 
 
@@ -204,7 +212,7 @@ def _step(frame: Frame, limits: Limits) -> Step:
 
 
 def _end(frame: Frame, _: Limits) -> End:
-    meta = bytes(frame.meta)
+    meta = frame.meta
     read = read_end(meta)
     _check_same(read, meta)
     return End(
@@ -230,7 +238,7 @@ def _check_items(limits: Limits, items: list[Any]) -> None:
 def _request_packed(frame: Frame, limits: Limits) -> Request:
     # A copy, and the values stay in it: the frame's memory is used again by the next read.
     op, key, model, inputs, params, deadline_ms, credit, priority, trace = _read(
-        _read_packed_request, _read_other_packed_request, bytes(frame.meta)
+        _read_packed_request, _read_other_packed_request, frame.meta
     )
     return Request(
         frame.stream,
@@ -250,12 +258,12 @@ def _request_packed(frame: Frame, limits: Limits) -> Request:
 
 def _result_packed(frame: Frame, limits: Limits) -> PackedResult:
     outputs, usage, timings, extra = _read(
-        _read_packed_result, _read_other_packed_result, bytes(frame.meta)
+        _read_packed_result, _read_other_packed_result, frame.meta
     )
     return PackedResult(frame.stream, Packed(outputs, frame.segments), usage, timings, extra)
 
 
-def _read(usual: Callable[[bytes], Any], other: Callable[[bytes], Any], meta: bytes) -> Any:
+def _read(usual: Callable[[bytes], _Fields], other: Callable[[bytes], Any], meta: bytes) -> _Fields:
     try:
         return usual(meta)
     except Exception:  # it has more or fewer fields, or is wrong
@@ -380,7 +388,8 @@ _TEXT: Final = frozenset({str})
 def _is_plain(values: Mapping[str, Any]) -> bool:
     # Of anything else (dates, sets, data classes) msgspec knows more than the wire does. What a
     # gateway passes on came from the wire, and the plain codec cannot write what is unopened.
-    return all(type(value) in _SCALARS for value in values.values())
+    known: dict[str, Any] = values if isinstance(values, dict) else {**values}
+    return all(type(value) in _SCALARS for value in known.values())
 
 
 def _writable(
@@ -390,14 +399,15 @@ def _writable(
     if isinstance(values, Packed):
         segments += values.segments
         return values.meta
+    known: dict[str, Any] = values if isinstance(values, dict) else {**values}
     arrays: dict[str, Ext] = {}
-    for name, value in values.items():
+    for name, value in known.items():
         kind = type(value)
         if kind is np.ndarray:
             arrays[name] = _array(value, segments, limits)
         elif kind not in _SCALARS and not (kind is list and _TEXT.issuperset(map(type, value))):
             return None
-    return {**values, **arrays} if arrays else values
+    return {**known, **arrays} if arrays else known
 
 
 def _array(value: Any, segments: list[memoryview], limits: Limits) -> Ext:
@@ -413,53 +423,66 @@ def _array(value: Any, segments: list[memoryview], limits: Limits) -> Ext:
 
 
 # -- the two codecs --------------------------------------------------------------------------------
-
-_DECODERS: Final[dict[int, Callable[[Frame, Limits], Message]]] = {
-    Kind.REQ: _request,
-    Kind.SUBMIT: _submit,
-    Kind.RES: _result,
-    Kind.EVT: _event,
-    Kind.EVB: _event_batch,
-    Kind.STEP: _step,
-    Kind.END: _end,
-}
-_PACKED_DECODERS: Final[dict[int, Callable[[Frame, Limits], Message]]] = {
-    Kind.REQ: _request_packed,
-    Kind.RES: _result_packed,
-}
-_ENCODERS: Final[dict[type, Callable[[Any, Limits], list[Any]]]] = {
-    Request: _write_request,
-    Submit: _write_submit,
-    Result: _write_result,
-    PackedResult: _write_packed_result,
-    Event: _write_event,
-    EventBatch: _write_event_batch,
-    Step: _write_step,
-    End: _write_end,
-    EncodedTerminal: lambda m, _: m.buffers,
-}
+# Chosen by comparisons, not from a table: compiled code calls what it knows by name at once.
 
 
-def _decode(frame: Frame, limits: Limits) -> Message:
-    decoder = _DECODERS.get(frame.kind)
-    is_usual = limits.key_bytes >= NAME_BYTES and limits.container_items >= ITEMS
-    if decoder is not None and is_usual:
-        try:
-            return decoder(frame, limits)
-        except Exception:  # whatever it is: the plain codec reads it, or says what is wrong
-            pass
-    return decode(frame, limits)
+class _Typed(Codec):
+    """Reads what is ordinary typed, the rest plainly."""
+
+    def decode(self, frame: Frame, limits: Limits) -> Message:
+        if limits.key_bytes >= _NAME_BYTES and limits.container_items >= _ITEMS:
+            kind = frame.kind
+            try:
+                if kind == _RES:
+                    return _result(frame, limits)
+                if kind == _SUBMIT:
+                    return _submit(frame, limits)
+                if kind == _REQ:
+                    return _request(frame, limits)
+                if kind == _EVB:
+                    return _event_batch(frame, limits)
+                if kind == _STEP:
+                    return _step(frame, limits)
+                if kind == _EVT:
+                    return _event(frame, limits)
+                if kind == _END:
+                    return _end(frame, limits)
+            except Exception:  # whatever it is: the plain codec reads it, or says what is wrong
+                pass
+        return decode(frame, limits)
+
+    def encode(self, message: Message, limits: Limits) -> list[bytes | memoryview]:
+        if type(message) is EncodedTerminal:
+            return message.buffers
+        if type(message) is Submit:
+            return _write_submit(message, limits)
+        if type(message) is PackedResult:
+            return _write_packed_result(message, limits)
+        if type(message) is Request:
+            return _write_request(message, limits)
+        if type(message) is Result:
+            return _write_result(message, limits)
+        if type(message) is EventBatch:
+            return _write_event_batch(message, limits)
+        if type(message) is Step:
+            return _write_step(message, limits)
+        if type(message) is Event:
+            return _write_event(message, limits)
+        if type(message) is End:
+            return _write_end(message, limits)
+        return encode(message, limits)
 
 
-def _decode_packed(frame: Frame, limits: Limits) -> Message:
-    decoder = _PACKED_DECODERS.get(frame.kind)
-    return _decode(frame, limits) if decoder is None else decoder(frame, limits)
+class _Packing(_Typed):
+    """Leaves the values of what passes through unopened."""
+
+    def decode(self, frame: Frame, limits: Limits) -> Message:
+        if frame.kind == _REQ:
+            return _request_packed(frame, limits)
+        if frame.kind == _RES:
+            return _result_packed(frame, limits)
+        return super().decode(frame, limits)
 
 
-def _encode(message: Message, limits: Limits) -> list[bytes | memoryview]:
-    encoder = _ENCODERS.get(type(message))
-    return encode(message, limits) if encoder is None else encoder(message, limits)
-
-
-TYPED = Codec(decode=_decode, encode=_encode)
-PACKING = Codec(decode=_decode_packed, encode=_encode)
+TYPED: Final = _Typed()
+PACKING: Final = _Packing()

@@ -23,9 +23,7 @@ _LONG_HEADER = re.compile(rb"[\xdc-\xdf]")
 _U16, _U32 = struct.Struct(">H"), struct.Struct(">I")
 
 
-def unpack(
-    meta: bytes | memoryview, limits: Limits, ext_hook: Callable[[int, bytes], Any] | None = None
-) -> Any:
+def unpack(meta: bytes, limits: Limits, ext_hook: Callable[[int, bytes], Any] | None = None) -> Any:
     """Return the one msgpack object in `meta`, its containers bounded, no key twice in a map.
 
     Raises:
@@ -35,7 +33,7 @@ def unpack(
     # No container has more items than the meta has bytes.
     items = min(limits.container_items, len(meta))
     if len(meta) > _HARMLESS_BYTES:
-        _check_promises(bytes(meta), items)
+        _check_promises(meta, items)
     try:
         return msgpack.unpackb(
             meta,

@@ -38,6 +38,7 @@ from tensorwire_server.gateway.outcomes import (
     Outcome,
     Outcomes,
     fingerprint,
+    name_of,
 )
 from tensorwire_server.gateway.reports import answer_report
 from tensorwire_server.gateway.requests import LiveRequest, tail
@@ -196,7 +197,8 @@ class Gateway:
         if not operation.needs_model:
             answer_report(self, session, request)
             return None
-        name = (session.principal_name, request.key)
+        tenant = session.principal_name
+        name = name_of(tenant, request.key)
         now = self.now()
         known = self.by_key.find(name, now)
         if known is not None:
@@ -212,6 +214,7 @@ class Gateway:
             self.journal.open(request),
             model=pool.name,
             name=name,
+            tenant=tenant,
             reader=session,
             keeper=self,
             arrived_at=now,
@@ -235,7 +238,7 @@ class Gateway:
             UnknownKey: it was never here, or is forgotten.
             BadMeta: the client cannot have as much as it says.
         """
-        known = self.by_key.find((session.principal_name, message.key), self.now())
+        known = self.by_key.find(name_of(session.principal_name, message.key), self.now())
         if known is None:
             raise UnknownKey("no request is known under this key (any more)")
         return self._hand_over(

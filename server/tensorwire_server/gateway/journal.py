@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tensorwire_protocol.tensors import ids_checksum
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 
 _TOKEN_BYTES = 40  # of memory: an int, and its place in a list
+# Until there are any: most requests have none. Nobody changes these.
+_NO_TOKENS: Final[list[int]] = []
+_NO_TEXTS: Final[list[str]] = []
 
 
 def kept_bytes(tokens: Sequence[int], text: str) -> int:
@@ -29,8 +32,8 @@ class Entry:
         self.request = request
         self.attempt = 0  # the number of the current attempt; 0: none yet
         self.prompt_ids: Sequence[int] = ()
-        self.tokens: list[int] = []
-        self.texts: list[str] = []  # in pieces; not in step with the tokens
+        self.tokens: list[int] = _NO_TOKENS
+        self.texts: list[str] = _NO_TEXTS  # in pieces; not in step with the tokens
 
     @property
     def text(self) -> str:
@@ -38,6 +41,11 @@ class Entry:
         if len(self.texts) > 1:
             self.texts = ["".join(self.texts)]
         return self.texts[0] if self.texts else ""
+
+    @property
+    def has_begun(self) -> bool:
+        """Say if tokens or text have come."""
+        return bool(self.tokens or self.texts)
 
     @property
     def num_bytes(self) -> int:
@@ -53,9 +61,14 @@ class Entry:
         """Take tokens if they follow what is here; say False of a gap or a repeat."""
         if first_index != len(self.tokens):
             return False
-        self.tokens += tokens
-        if text:
+        if self.tokens:
+            self.tokens += tokens
+        else:
+            self.tokens = [*tokens]
+        if text and self.texts:
             self.texts.append(text)
+        elif text:
+            self.texts = [text]
         return True
 
     def agrees(self, count: int, checksum: int) -> bool:

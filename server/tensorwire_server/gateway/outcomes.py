@@ -12,10 +12,9 @@ again), and requests that were stopped because nobody came back for them.
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import msgspec
 
@@ -25,10 +24,17 @@ if TYPE_CHECKING:
     from tensorwire_server.config import OutcomesConfig
 
 L = TypeVar("L")
-Name = tuple[str, bytes]  # principal and request key
+Name = bytes  # of a request: see `name_of`
 
 MAX_RESULT_BYTES: Final = 64 * 1024  # of a larger result only the fact is kept
-_RECORD_BYTES: Final = 512  # measured: what a record without tokens, text and terminal takes
+_RECORD_BYTES: Final = 320  # measured: what a record takes beside its own bytes
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder().decode
+
+
+def name_of(principal: str, key: bytes) -> Name:
+    """Return what a principal's request is known by; keys are all equally long."""
+    return key + principal.encode() if principal else key
 
 
 class Outcome:
@@ -48,41 +54,39 @@ class Outcome:
         self.text: Final = text
         self.terminal: Final = terminal
 
-    @property
-    def num_bytes(self) -> int:
-        """About what it takes in memory."""
-        text = sys.getsizeof(self.text) if self.text else 0
-        terminal = 0 if self.terminal is None else len(self.terminal)
-        return _RECORD_BYTES + len(self.asked) + len(self.tokens) + text + terminal
-
-
-# Expiry, size, and the fields of the outcome. A plain tuple of plain values: the garbage collector
-# stops looking into those, while a hundred thousand objects made each request a third dearer
-# (measured). Not typed field by field: compiled code would check each of them at every look.
-_Record = tuple[Any, ...]
+    def packed(self, expires_at: float) -> bytes:
+        """Return a record of it."""
+        return _encode(
+            (expires_at, self.asked, self.prompt_tokens, self.tokens, self.text, self.terminal)
+        )
 
 
 class Outcomes(Generic[L]):
-    """One name has at most one live request or one outcome, never both."""
+    """One name has at most one live request or one outcome, never both.
+
+    An outcome is kept as one string of bytes. Nobody looks at most of them again, and what was not
+    looked at for long is no longer in the processor's caches: each object that a record had cost as
+    much at its end as a hundred instructions, and the garbage collector went through them all
+    (measured: a hundred thousand records of objects made each request a third dearer).
+    """
 
     def __init__(self, config: OutcomesConfig) -> None:
         self._seconds = config.seconds
         self._most_keys = config.keys
         self._most_bytes = config.bytes
-        self._live: dict[Name, L] = {}
-        self._kept: dict[Name, _Record] = {}
+        self._known: dict[Name, L | bytes] = {}  # bytes: the record of an outcome
         self._order: deque[Name] = deque()  # of the kept, the oldest first: all live equally long
         self._num_bytes = 0
 
     @property
     def num_live(self) -> int:
         """Live requests that can be found by name."""
-        return len(self._live)
+        return len(self._known) - len(self._order)
 
     @property
     def num_kept(self) -> int:
         """Outcomes in memory."""
-        return len(self._kept)
+        return len(self._order)
 
     @property
     def num_bytes(self) -> int:
@@ -91,72 +95,69 @@ class Outcomes(Generic[L]):
 
     def find(self, name: Name, now: float) -> L | Outcome | None:
         """Return what is known under a name."""
-        live = self._live.get(name)
-        if live is not None:
-            return live
-        record = self._kept.get(name)
-        if record is None:
-            return None
-        if record[0] <= now:
+        known = self._known.get(name)
+        if not isinstance(known, bytes):
+            return known
+        expires_at, *fields = _decode(known)
+        if expires_at <= now:
             self.expire(now)
             return None
-        return Outcome(*record[2:])
+        return Outcome(*fields)
 
     def begin(self, name: Name, live: L) -> None:
         """Take in a request whose name is unknown."""
-        self._live[name] = live
+        self._known[name] = live
 
     def forget(self, name: Name, live: L) -> None:
         """Let a live request go; its name may be used again at once."""
-        if self._live.get(name) is live:
-            del self._live[name]
+        if self._known.get(name) is live:
+            del self._known[name]
 
     def holds(self, name: Name, live: L) -> bool:
         """Say if this very request is the one that is found under the name."""
-        return self._live.get(name) is live
+        return self._known.get(name) is live
 
     def keep(self, name: Name, live: L, outcome: Outcome, now: float) -> None:
         """Put a request's outcome in its place, as long as the bounds allow."""
-        if self._live.get(name) is not live:  # it was forgotten before its end
+        if self._known.get(name) is not live:  # it was forgotten before its end
             return
-        del self._live[name]
-        size = outcome.num_bytes
-        self._kept[name] = (
-            now + self._seconds,
-            size,
-            outcome.asked,
-            outcome.prompt_tokens,
-            outcome.tokens,
-            outcome.text,
-            outcome.terminal,
-        )
+        record = outcome.packed(now + self._seconds)
+        self._known[name] = record
         self._order.append(name)
-        self._num_bytes += size
-        while len(self._kept) > self._most_keys or self._num_bytes > self._most_bytes:
+        self._num_bytes += _RECORD_BYTES + len(record)
+        while len(self._order) > self._most_keys or self._num_bytes > self._most_bytes:
             self._drop_oldest()
 
     def expire(self, now: float) -> None:
         """Drop the outcomes whose time is over."""
-        while self._order and self._kept[self._order[0]][0] <= now:
+        while self._order and _expiry(self._known[self._order[0]]) <= now:
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:
-        self._num_bytes -= self._kept.pop(self._order.popleft())[1]
+        record = self._known.pop(self._order.popleft())
+        assert isinstance(record, bytes)
+        self._num_bytes -= _RECORD_BYTES + len(record)
 
     def check_invariants(self) -> None:
-        """The order is that of the kept, the bounds hold, nothing is both live and kept."""
-        assert list(self._kept) == list(self._order)
-        assert not self._live.keys() & self._kept.keys()
-        assert self._num_bytes == sum(record[1] for record in self._kept.values())
-        assert len(self._kept) <= self._most_keys
+        """The order is that of the kept, the bounds hold."""
+        records = {name: known for name, known in self._known.items() if isinstance(known, bytes)}
+        assert len(self._order) == len(records)
+        assert {*self._order} == records.keys()
+        assert self._num_bytes == sum(_RECORD_BYTES + len(record) for record in records.values())
+        assert len(records) <= self._most_keys
         assert self._num_bytes <= self._most_bytes
-        ages = [self._kept[name][0] for name in self._order]
+        ages = [_expiry(records[name]) for name in self._order]
         assert ages == sorted(ages)
+
+
+def _expiry(record: object) -> float:
+    assert isinstance(record, bytes)
+    expires_at: float = _decode(record)[0]
+    return expires_at
 
 
 # -- what was asked, in a few bytes ----------------------------------------------------------------
 
-_encode: Final = msgspec.msgpack.Encoder().encode
 # A whole megabyte would take a millisecond, as long as all the rest of its way. Of large arrays
 # these many bytes are looked at, spread evenly: what is caught are programs that use a key twice.
 _LOOKED_AT_BYTES: Final = 64 * 1024

@@ -146,6 +146,7 @@ class LiveRequest:
         "stalled_s",
         "stop_reason",
         "stream",
+        "tenant",
         "worker_stream",
     )
 
@@ -155,6 +156,7 @@ class LiveRequest:
         *,
         model: str,
         name: Name,
+        tenant: str,
         reader: Reader,
         keeper: Keeper,
         arrived_at: float,
@@ -163,6 +165,7 @@ class LiveRequest:
         self.entry = entry
         self.model = model
         self.name = name  # under which it is found by its key
+        self.tenant = tenant  # who asked
         self.stream = request.stream
         self.reader: Reader | None = reader
         self.keeper = keeper
@@ -219,7 +222,7 @@ class LiveRequest:
             self._remaining_ms(),
             request.priority,
             entry.tokens,
-            self.name[0],
+            self.tenant,
         )
 
     def _remaining_ms(self) -> int | None:
@@ -380,7 +383,7 @@ class LiveRequest:
 
     def _own_timings(self) -> dict[str, float]:
         stalled_s = self.stalled_s
-        if self.reader is not None:
+        if self.reader is not None and self.entry.has_begun:
             stalled_s += self.reader.settle(self.stream)
         total_s = self.keeper.now() - self.arrived_at
         return {

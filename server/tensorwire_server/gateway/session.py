@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from tensorwire_protocol.bodies import FEATURE_BODY
 from tensorwire_protocol.codec.typed import PACKING
@@ -45,29 +45,11 @@ if TYPE_CHECKING:
     from tensorwire_protocol.receive_memory import ReceiveMemory
     from tensorwire_protocol.transports.polling import BusyPoll
 
+    from tensorwire_server.gateway.gateway import Gateway
     from tensorwire_server.gateway.requests import LiveRequest
 
 log = logging.getLogger(__name__)
 _CLOSED: Final = State.CLOSED  # see `roles`
-
-
-class Handler(Protocol):
-    """Who decides about requests: the gateway."""
-
-    def accept(self, session: Session, request: Request) -> LiveRequest | None:
-        """Take a request; None if it was answered at once."""
-
-    def resume(self, session: Session, message: Resume) -> LiveRequest | None:
-        """Go on with a request; None if it was answered at once."""
-
-    def on_session_closed(self, session: Session) -> None:
-        """The connection is gone, its requests were told."""
-
-    def on_merged(self, session: Session, num_bytes: int) -> None:
-        """What waits merged for a session has grown, or (below 0) shrunk."""
-
-    def now(self) -> float:
-        """Return monotonic seconds."""
 
 
 class Session:
@@ -75,7 +57,7 @@ class Session:
 
     def __init__(
         self,
-        handler: Handler,
+        gateway: Gateway,
         loop: asyncio.AbstractEventLoop,
         *,
         limits: Limits,
@@ -102,7 +84,7 @@ class Session:
         )
         self.transport = AioTransport(connection, self, poll)
         self._connection = connection
-        self._handler = handler
+        self._gateway = gateway
         self._loop = loop
         self._live: dict[int, LiveRequest] = {}
         self._leaving = Columns()  # at the end of this turn
@@ -153,9 +135,9 @@ class Session:
             self._credits.open(request.stream, request.credit)
         try:
             if isinstance(request, Request):
-                live = self._handler.accept(self, request)
+                live = self._gateway.accept(self, request)
             else:
-                live = self._handler.resume(self, request)
+                live = self._gateway.resume(self, request)
         except TensorwireError as error:
             self.send_terminal(Failure.of(request.stream, error))
         except Exception as error:
@@ -174,7 +156,7 @@ class Session:
         """The client is gone."""
         if error is not None:
             log.debug("session_lost peer=%s reason=%s", self.transport.peername, error)
-        now = self._handler.now()
+        now = self._gateway.now()
         for stream, delta in self._deltas.items():
             self._note_stall(stream, now - delta.waits_since)
         live, self._live = self._live, {}
@@ -186,7 +168,7 @@ class Session:
         for stream, request in live.items():
             request.stalled_s += stalls_s.get(stream, 0.0)
             request.lose_reader(may_come_back=self._connection.can_resume)
-        self._handler.on_session_closed(self)
+        self._gateway.on_session_closed(self)
 
     # -- the requests' reader -----------------------------------------------------------------
 
@@ -239,7 +221,7 @@ class Session:
         delta = self._deltas.pop(stream, None)
         if delta is not None:
             self._merged_bytes -= delta.num_bytes
-            self._handler.on_merged(self, -delta.num_bytes)
+            self._gateway.on_merged(self, -delta.num_bytes)
         self._stalls_s.pop(stream, None)
         self.send_terminal(Failure.of(stream, error))
 
@@ -271,10 +253,10 @@ class Session:
             return
         delta = self._deltas.get(stream)
         if delta is None:
-            delta = self._deltas[stream] = Delta(first_index, self._handler.now())
+            delta = self._deltas[stream] = Delta(first_index, self._gateway.now())
         num_bytes = delta.add(tokens, text)
         self._merged_bytes += num_bytes
-        self._handler.on_merged(self, num_bytes)
+        self._gateway.on_merged(self, num_bytes)
         hard_bytes = self._connection.limits.send_hard_bytes
         if self._merged_bytes + self.transport.unsent_bytes > hard_bytes:
             self.give_up(f"more than {hard_bytes} bytes wait for the client")
@@ -288,10 +270,10 @@ class Session:
             leaving.add(stream, *delta.take(room))
         taken_bytes = before_bytes - delta.num_bytes
         self._merged_bytes -= taken_bytes
-        self._handler.on_merged(self, -taken_bytes)
+        self._gateway.on_merged(self, -taken_bytes)
         if not delta:
             del self._deltas[stream]
-            self._note_stall(stream, self._handler.now() - delta.waits_since)
+            self._note_stall(stream, self._gateway.now() - delta.waits_since)
 
     def _note_stall(self, stream: int, waited_s: float) -> None:
         self._stalls_s[stream] = self._stalls_s.get(stream, 0.0) + waited_s

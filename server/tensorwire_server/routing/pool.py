@@ -41,6 +41,8 @@ class ModelPool:
 
     def pick(self) -> Replica | None:
         """Return the replica for the next request, None if none is ready."""
+        if len(self.replicas) == 1:
+            return self.replicas[0] if self.replicas[0].is_ready else None
         return pick(self.replicas, next(self._turn))
 
     def describe(self) -> dict[str, Any]:

@@ -26,8 +26,6 @@ def pick(replicas: Sequence[R], turn: int) -> R | None:
 
     A fixed order of ties would send every burst to the same replica.
     """
-    if len(replicas) == 1:
-        return replicas[0] if replicas[0].is_ready else None
     ready = [replica for replica in replicas if replica.is_ready]
     if not ready:
         return None

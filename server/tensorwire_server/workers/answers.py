@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from tensorwire_protocol.messages import Finish
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 
 # Text of one frame: with a prompt that is echoed to each of many streams it could grow too large.
-_MOST_CHARS = 64 * 1024
+_MOST_CHARS: Final = 64 * 1024
+_ARRAY: Final = np.ndarray
 
 
 class Answers:
@@ -151,7 +152,7 @@ class Answers:
 
     def _answer(self, stream: ArrayStream) -> None:
         try:
-            if isinstance(stream.outcomes[0], np.ndarray):
+            if isinstance(stream.outcomes[0], _ARRAY):
                 outputs = {"embeddings": np.stack(stream.outcomes)}
             else:
                 outputs = stream.outcomes[0]

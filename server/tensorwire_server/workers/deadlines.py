@@ -1,52 +1,55 @@
-"""When which request is out of time: a heap that forgets the finished ones."""
+"""When which request is out of time."""
 
 from __future__ import annotations
 
-import heapq
-from typing import TYPE_CHECKING, Final
+from math import inf
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Mapping
 
-_push: Final = heapq.heappush  # a name that compiled code need not look up
-_SLACK: Final = 64
+_NEVER: Final = inf
+
+
+class Expiring(Protocol):
+    """What may have a deadline."""
+
+    deadline: float  # monotonic s; infinite without one
 
 
 class Deadlines:
-    """Deadlines of open requests by id.
+    """Deadlines of open requests, which keep them themselves. Pure: `now` is an argument.
 
-    Nearly all requests finish long before their time, so finishing costs nothing here: `open_ids`
-    is asked when an entry surfaces, and when the heap has outgrown the living.
+    Nearly all requests finish long before their time, so none costs more here than a comparison:
+    all are looked through when the first that was noted would be due, a few thousand at most. By
+    then it has finished, most likely, and the next time is that of another.
     """
 
-    def __init__(self, open_ids: Container[int]) -> None:
-        self._open_ids = open_ids
-        self._heap: list[tuple[float, int]] = []
-        self._compact_at = _SLACK
+    def __init__(self, streams: Mapping[int, Expiring]) -> None:
+        self._streams = streams  # the open ones by id
+        self._look_at = _NEVER  # not after any open deadline
 
-    def __len__(self) -> int:
-        return len(self._heap)
-
-    def add(self, at: float, request_id: int) -> bool:
-        """Note a deadline (monotonic s); says whether it is the earliest."""
-        _push(self._heap, (at, request_id))
-        if len(self._heap) > self._compact_at:
-            self._heap = [entry for entry in self._heap if entry[1] in self._open_ids]
-            heapq.heapify(self._heap)
-            self._compact_at = 2 * len(self._heap) + _SLACK
-        return bool(self._heap) and self._heap[0][1] == request_id
+    def note(self, deadline: float) -> bool:
+        """Take note of an open request's deadline; says if `next_due` is earlier now."""
+        if deadline >= self._look_at:
+            return False
+        self._look_at = deadline
+        return True
 
     def take_due(self, now: float) -> list[int]:
-        """Return the open requests whose time is over."""
-        due = []
-        while self._heap and self._heap[0][0] <= now:
-            _, request_id = heapq.heappop(self._heap)
-            if request_id in self._open_ids:
-                due.append(request_id)
-        return due
+        """Return the open requests whose time is over, the earliest first: close them."""
+        if now < self._look_at:
+            return []
+        due: list[tuple[float, int]] = []
+        self._look_at = _NEVER
+        for id, stream in self._streams.items():
+            deadline = stream.deadline
+            if deadline <= now:
+                due.append((deadline, id))
+            elif deadline < self._look_at:
+                self._look_at = deadline
+        return [id for _, id in sorted(due)]
 
     def next_due(self) -> float | None:
-        """Return the earliest deadline of an open request."""
-        while self._heap and self._heap[0][1] not in self._open_ids:
-            heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else None
+        """Return when `take_due` has to be called, None if no open request has a deadline."""
+        return None if self._look_at == _NEVER else self._look_at

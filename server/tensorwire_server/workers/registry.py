@@ -67,9 +67,9 @@ class Registry:
         """Open a stream."""
         self.streams[stream.id] = stream.link.streams[stream.number] = stream
         if deadline_ms is not None:
-            at = stream.arrived_at + deadline_ms / 1000
-            if self._deadlines.add(at, stream.id):
-                self._arm_timer(at)
+            stream.deadline = stream.arrived_at + deadline_ms / 1000
+            if self._deadlines.note(stream.deadline):
+                self._arm_timer(stream.deadline)
 
     def add_items(self, stream: ArrayStream, num_items: int) -> None:
         """Set how many items make the answer to a stream.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from tensorwire_protocol.messages import End, Finish, Result, Step
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from tensorwire_server.workers.text import StopMatcher
     from tensorwire_server.workers.waiting import Job
 
-_monotonic: Final = time.monotonic  # a name that compiled code need not look up
+_monotonic: Final = time.monotonic  # names that compiled code need not look up
+_NEVER: Final = inf
 
 
 class Stream:
@@ -28,8 +30,8 @@ class Stream:
     """
 
     __slots__ = (
-        "arrived_at", "attempt", "cached_tokens", "id", "job", "largest_batch", "link", "num_items",
-        "number", "prompt_tokens", "started_at",
+        "arrived_at", "attempt", "cached_tokens", "deadline", "id", "job", "largest_batch", "link",
+        "num_items", "number", "prompt_tokens", "started_at",
     )  # fmt: skip
 
     def __init__(self, link: Link, number: int, attempt: int, id: int, arrived_at: float) -> None:
@@ -38,6 +40,7 @@ class Stream:
         self.attempt = attempt
         self.id = id
         self.arrived_at = arrived_at  # monotonic s, as all times here
+        self.deadline = _NEVER
         self.started_at: float | None = None
         self.prompt_tokens = 0
         self.job: Job[Any] | None = None  # its text, while that waits for a thread
