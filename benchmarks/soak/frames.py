@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import tensorwire
-import tensorwire_protocol
 from soak.ground import MIB, PATIENCE_S, Ground, allow_descriptors, ground
 from tensorwire_protocol.codec import encode
 from tensorwire_protocol.connection import FEATURE_RESUME, Connection
@@ -35,7 +34,7 @@ from tensorwire_protocol.roles import Role
 from tensorwire_server.workers.oracle import oracle_tokens
 
 MOST_GROWTH_BYTES = 5 * MIB
-_VECTORS = Path(tensorwire_protocol.__file__).parents[1] / "vectors" / "frames.jsonl"
+_VECTORS = Path(__file__).parents[2] / "protocol" / "vectors" / "frames.jsonl"
 _MOST_BYTES = 64 * 1024  # of one vector; the largest ones would be most of the traffic
 _KEY = bytes(range(16))
 _QUESTION, _ANSWER = (
