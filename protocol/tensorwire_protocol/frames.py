@@ -307,6 +307,7 @@ class FrameDecoder:
 
     def _next_from_sink(self) -> Frame | None:
         if self._sink_bytes:
+            self._chunk = b""  # the next frame may be long in coming
             return None
         frame, self._sink, self._data, self._data_bytes = self._data, None, None, 0
         return frame

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,22 @@ END = wire(End(stream=1, finish=Finish.STOP, count=0, checksum=0))
 
 def outcome(text: str = "") -> Outcome:
     return Outcome(b"f", None, b"", text, END)
+
+
+@pytest.mark.parametrize("num_bytes", [100, 3000, 20_000])
+def test_a_record_takes_no_more_memory_than_is_counted(num_bytes: int) -> None:
+    table: Outcomes[object] = Outcomes(OutcomesConfig())
+    terminals = [bytes([i]) * num_bytes for i in range(200)]
+    live = object()
+    tracemalloc.start()
+    try:
+        for i, terminal in enumerate(terminals):
+            table.begin(bytes([i]) * 16, live)
+            table.keep(bytes([i]) * 16, live, Outcome(bytes(16), 1, b"", "", terminal), 0.0)
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 200 * num_bytes < taken <= 1.02 * table.num_bytes
 
 
 STEP = st.one_of(

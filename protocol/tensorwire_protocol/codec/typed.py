@@ -236,7 +236,6 @@ def _check_items(limits: Limits, items: list[Any]) -> None:
 
 
 def _request_packed(frame: Frame, limits: Limits) -> Request:
-    # A copy, and the values stay in it: the frame's memory is used again by the next read.
     op, key, model, inputs, params, deadline_ms, credit, priority, trace = _read(
         _read_packed_request, _read_other_packed_request, frame.meta
     )

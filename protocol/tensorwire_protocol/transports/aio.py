@@ -179,6 +179,12 @@ class AioTransport(asyncio.BufferedProtocol):
             self._is_deaf = True
             self._choose_reading()
 
+    def _hear(self) -> None:
+        """Read from the client again; what it did not say until now is forgiven."""
+        self._is_deaf = False
+        self.connection.forgive_silence(self._loop.time())
+        self._choose_reading()
+
     def pause_writing(self) -> None:
         """The loop holds more unsent bytes than the high-water mark."""
         self.is_paused = True
@@ -188,9 +194,7 @@ class AioTransport(asyncio.BufferedProtocol):
         """The loop's unsent bytes fell below the low-water mark."""
         self.is_paused = False
         if self._is_deaf:
-            self._is_deaf = False
-            self.connection.forgive_silence(self._loop.time())
-            self._choose_reading()
+            self._hear()
         self._driver.on_writable()
         if self.connection.has_bulk:
             self._schedule_flush()
@@ -355,6 +359,9 @@ class AioTransport(asyncio.BufferedProtocol):
         now = self._loop.time()
         if self._is_deaf:
             self.connection.forgive_silence(now)
+            # Nothing would end a client that takes no more from here on (see `is_stuck`'s mark).
+            if self.unsent_bytes <= self.connection.limits.send_high_water_bytes:
+                self._hear()
         self.connection.on_timer(now)
         if self.connection.pending_bytes or self.connection.is_closed:
             self._schedule_flush()

@@ -56,9 +56,11 @@ class Outcome:
 
     def packed(self, expires_at: float) -> bytes:
         """Return a record of it."""
-        return _encode(
+        made = _encode(
             (expires_at, self.asked, self.prompt_tokens, self.tokens, self.text, self.terminal)
         )
+        # The encoder's own bytes keep all of the buffer that it grew: up to half as much again.
+        return bytes(memoryview(made))
 
 
 class Outcomes(Generic[L]):

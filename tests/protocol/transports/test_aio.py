@@ -631,6 +631,38 @@ def test_what_a_client_sends_without_end_is_read_a_part_in_each_turn(run: Run) -
     run(test)
 
 
+class Drained(Source):
+    """Holds as many unsent bytes as a test says."""
+
+    unsent = 0
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+
+def test_a_client_that_stops_reading_when_little_is_left_is_heard_and_blamed_again() -> None:
+    async def test() -> None:
+        below = Drained()
+        transport = AioTransport(Connection(Role.SERVER, limits=PAUSING), Recorder())
+        transport.connection_made(below)
+        below.pour(transport, GREETING)
+        transport.flush()
+        below.unsent = PAUSING.send_pause_bytes + 1
+        transport.pause_writing()
+        below.unsent = PAUSING.send_high_water_bytes + 1
+        transport.on_timer()
+        assert not below.is_read
+        below.unsent -= 1  # while the loop tells only of a quarter of this
+        transport.on_timer()
+        assert below.is_read
+        long_ago = asyncio.get_running_loop().time() - 1000
+        transport.connection.feed(wire(request(1))[:-1], long_ago)
+        transport.on_timer()
+        assert transport.connection.is_closed
+
+    asyncio.run(test())
+
+
 def test_the_patience_for_last_words_ends_with_the_socket(run: Run) -> None:
     async def test() -> None:
         transport, below = AioTransport(Connection(Role.CLIENT), Recorder()), FakeTransport()
