@@ -156,6 +156,17 @@ def test_where_requests_come_in_bursts_an_idle_engine_lets_the_rest_of_one_come(
     driven.close()
 
 
+def test_the_rest_of_a_burst_is_waited_for_before_anything_is_known_of_who_asks() -> None:
+    driven = Driven(gathering_s=0.5)
+    driven.loop._first_step_s = 6000.0
+    driven.join(1, b"the first of a burst")
+    while not driven.loop._commands.empty():  # until it was taken
+        pass
+    driven.join(2, b"the rest of it")
+    assert driven.next().started == (1, 2)
+    driven.close()
+
+
 def test_a_burst_that_came_whole_is_one_too() -> None:
     driven = Driven(gathering_s=0.001)
     driven.loop._gatherings_left = 1
