@@ -149,6 +149,35 @@ def test_frames_of_reads_larger_than_a_chunk_come_out_whole() -> None:
     assert got == [flat(cut(frame))[0] for frame in frames]
 
 
+class Discards:
+    """Where all DATA is thrown away."""
+
+    def open_sink(self, stream: int, segment: int, num_bytes: int, *, is_last: bool) -> Discards:
+        return self
+
+    def room(self, num_bytes: int) -> None:
+        """There is none."""
+
+    def took(self, num_bytes: int) -> None:
+        """It is gone."""
+
+
+def test_while_data_is_to_come_nothing_is_kept_of_what_came_before_it() -> None:
+    before = build_frame(Kind.EVT, 1, bytes(15_000))
+    header = HEADER.pack(MIB, Kind.DATA, 0, 0, 1, 0)
+    decoders = [FrameDecoder(max_frame_bytes=2 * MIB) for _ in range(50)]
+    for decoder in decoders:
+        decoder.sinks = Discards()
+    tracemalloc.start()
+    try:
+        for decoder in decoders:
+            assert len(feed(decoder, before + header)) == 1
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 50 * 2000
+
+
 def test_a_frame_larger_than_the_scratch_buffer_comes_out_whole() -> None:
     segment = bytes(range(256)) * 4096
     decoder = FrameDecoder(max_frame_bytes=2 * MIB)
